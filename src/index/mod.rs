@@ -1,0 +1,245 @@
+//! The index: which worker holds which blocks, in which tier and cache group, how many times.
+//!
+//! An index knows blocks, workers and tiers, nothing of engines and nothing of tokens. Content
+//! reaches it as [`Digest`]s, engine hashes as [`Name`]s; what it needs of a prompt it asks through
+//! [`BlockSource`]. [`Index`] is the contract that every backend keeps;
+//! `conformance` (feature) runs it as a test.
+//!
+//! # The model
+//!
+//! Every (space, [`Shape`]) is a tree: a child is found by the digest of its content, so a path
+//! from the root is a prompt prefix. A block is **placed** when its path is known. A name means a
+//! block within one (space, vocabulary); several placed blocks may carry the same 64-bit name, and
+//! a removal then hits the one that the worker holds.
+//!
+//! - A *placed* block stays in the tree as long as some worker holds it or something below it.
+//! - A block whose parent is not placed (an orphan), or that is known by name only, is
+//!   **unplaced**. It can be removed and it can be matched by name, but it never matches by
+//!   content. An orphan is placed as soon as its parent is; a name-only block as soon as some worker
+//!   of its vocabulary stores the same name with its content.
+//! - Residency counts physical copies per (worker, group, tier): a block that was stored twice is
+//!   resident until it was removed twice.
+
+mod memory;
+
+use std::future::Future;
+
+pub use memory::MemoryIndex;
+
+use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
+use crate::error::Error;
+
+/// One block of a [`Store`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// What the engine calls the block.
+    pub name: Name,
+    /// Its content, or `None` when only the name is known.
+    pub digest: Option<Digest>,
+}
+
+/// What comes before the first block of a [`Store`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parent {
+    /// Nothing: the block starts a prompt.
+    Root,
+    /// The block with this name.
+    Block(Name),
+    /// The event does not say; blocks with a content cannot be placed.
+    Unknown,
+}
+
+/// Blocks of one chain that became resident, each after its predecessor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Store<'a> {
+    /// How the prompt was cut.
+    pub shape: Shape,
+    /// Cache group.
+    pub group: Group,
+    /// Where the copies lie.
+    pub tier: Tier,
+    /// What comes before `blocks[0]`.
+    pub parent: Parent,
+    /// The blocks, in prompt order.
+    pub blocks: &'a [Block],
+}
+
+/// One change of one worker's residency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// One more copy of each block.
+    Store(Store<'a>),
+    /// One copy less of each block.
+    Remove {
+        /// Cache group.
+        group: Group,
+        /// Where the copies lay.
+        tier: Tier,
+        /// The blocks.
+        names: &'a [Name],
+    },
+    /// All copies of the worker are gone.
+    Clear {
+        /// In this tier only, or in all.
+        tier: Option<Tier>,
+    },
+}
+
+/// What [`Index::apply`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Copies added.
+    pub stored: u64,
+    /// Copies taken away by [`Change::Remove`].
+    pub removed: u64,
+    /// Names in a [`Change::Remove`] of which the worker held no copy.
+    pub unknown_removals: u64,
+    /// Copies added to unplaced blocks.
+    pub unplaced: u64,
+    /// Copies not added because the worker's share of unplaced blocks was full.
+    pub refused: u64,
+}
+
+/// Where a worker's blocks belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// The worker's (tenant, model).
+    pub space: SpaceId,
+    /// The contract of its names.
+    pub vocabulary: VocabularyId,
+}
+
+/// A prompt's blocks, produced one after the other while a lookup walks.
+///
+/// An index asks for block 0 first and for block `n + 1` only after block `n`; it stops asking as
+/// soon as no worker can match. Implementations compute lazily.
+pub trait BlockSource {
+    /// How many full blocks the prompt has.
+    fn len(&self) -> usize;
+
+    /// Whether the prompt has no full block.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The content of a block; `None` when the prompt is known by names only.
+    fn digest(&mut self, block: usize) -> Option<Digest>;
+
+    /// What an engine of this vocabulary would call the block; `None` when that cannot be computed.
+    fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name>;
+}
+
+/// What a lookup is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// The (tenant, model) asked for.
+    pub space: SpaceId,
+    /// How the prompt was cut.
+    pub shape: Shape,
+    /// Only these workers, ascending; `None` means every worker of the space.
+    pub candidates: Option<&'a [WorkerId]>,
+    /// Whether [`Matches::spans`] is wanted (workers with sliding-window groups exist). It costs
+    /// walking on where nobody holds a leading block any more.
+    pub spans: bool,
+}
+
+/// How far one worker holds a prompt in one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The cache group.
+    pub group: Group,
+    /// `leading[t]` is the number of leading blocks that are each resident in one of the tiers
+    /// `Tier::KNOWN[..=t]`.
+    pub leading: [u32; 4],
+    /// Of the `leading[3]` blocks, how many have `Tier::KNOWN[t]` as their fastest tier.
+    pub fastest: [u32; 4],
+}
+
+/// A maximal stretch of a prompt's blocks that a worker holds in one group on [`Tier::Gpu`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The cache group.
+    pub group: Group,
+    /// First block of the stretch.
+    pub start: u32,
+    /// One past its last block.
+    pub end: u32,
+}
+
+/// The answer of a lookup, owned by the caller and reused.
+#[derive(Clone, Debug, Default)]
+pub struct Matches {
+    /// Ascending by worker and group; (worker, group) pairs that hold neither a leading block nor a
+    /// span are left out.
+    pub matches: Vec<Match>,
+    /// Ascending by worker, group and start; empty unless [`Query::spans`] was set.
+    pub spans: Vec<Span>,
+}
+
+impl Matches {
+    /// Forgets the answer, keeps the memory.
+    pub fn clear(&mut self) {
+        self.matches.clear();
+        self.spans.clear();
+    }
+}
+
+/// Sizes of an index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Placed blocks.
+    pub blocks: u64,
+    /// Unplaced blocks.
+    pub unplaced: u64,
+    /// (block, worker, group, tier) entries.
+    pub entries: u64,
+}
+
+/// The contract of a backend.
+///
+/// Calls for one worker are made in order, by one caller at a time; calls for different workers and
+/// lookups run beside them. `apply` is **not** idempotent, since a second copy counts: the caller
+/// makes each batch apply once.
+pub trait Index: Send + Sync {
+    /// Gives a worker its home, before its first [`Change`].
+    ///
+    /// Called again with another vocabulary, the worker's names move there with everything they
+    /// mean; the space of a worker that holds blocks never changes.
+    fn assign(
+        &self,
+        worker: WorkerId,
+        home: Home,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Applies changes in order.
+    ///
+    /// # Errors
+    ///
+    /// A worker without a home is an error of kind
+    /// [`UnknownWorker`](crate::ErrorKind::UnknownWorker); nothing was applied.
+    fn apply(
+        &self,
+        worker: WorkerId,
+        changes: &[Change<'_>],
+    ) -> impl Future<Output = Result<Applied, Error>> + Send;
+
+    /// Writes into `matches` how far each worker holds the prompt.
+    ///
+    /// An unknown space or shape gives an empty answer.
+    fn lookup(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut (impl BlockSource + Send),
+        matches: &mut Matches,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Forgets a worker: its copies and its home. Forgetting an unknown worker does nothing.
+    fn remove(&self, worker: WorkerId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Sizes, for metrics.
+    fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send;
+}
