@@ -1,6 +1,8 @@
 //! KV-cache block index for LLM routers.
 
 pub mod block;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 pub mod event;
 pub mod hash;

@@ -24,7 +24,7 @@ mod memory;
 
 use std::future::Future;
 
-pub use memory::MemoryIndex;
+pub use memory::{MemoryIndex, MemoryOptions};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::Error;
@@ -171,7 +171,7 @@ pub struct Span {
 }
 
 /// The answer of a lookup, owned by the caller and reused.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Matches {
     /// Ascending by worker and group; (worker, group) pairs that hold neither a leading block nor a
     /// span are left out.

@@ -1,0 +1,378 @@
+//! The model of [`crate::index`], written down as literally as it is stated there.
+//!
+//! A placed block is its path from the root; nothing is shared, nothing is incremental. Slow on
+//! purpose: this is what every backend is compared with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
+use crate::index::{
+    Applied, BlockSource, Change, Home, Match, Matches, MemoryOptions, Parent, Query, Span, Stats,
+    Store,
+};
+
+/// The literal reference index.
+#[derive(Debug, Default)]
+pub struct Reference {
+    options: MemoryOptions,
+    homes: BTreeMap<WorkerId, Home>,
+    copies: BTreeMap<Spot, Copies>,
+    /// In the order in which the bindings were made.
+    meanings: BTreeMap<Meaning, Vec<Path>>,
+    links: BTreeMap<Meaning, Link>,
+}
+
+type Copies = BTreeMap<(WorkerId, Group, Tier), u32>;
+type Meaning = (SpaceId, VocabularyId, Name);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Spot {
+    Placed(Path),
+    Unplaced(Meaning),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Path {
+    space: SpaceId,
+    shape: Shape,
+    digests: Vec<Digest>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    shape: Shape,
+    parent: Name,
+    digest: Digest,
+}
+
+impl Reference {
+    /// An empty reference with these limits.
+    pub fn new(options: MemoryOptions) -> Reference {
+        Reference { options, ..Reference::default() }
+    }
+
+    /// See [`crate::index::Index::assign`]; `false` where that is an error.
+    pub fn assign(&mut self, worker: WorkerId, home: Home) -> bool {
+        if let Some(&old) = self.homes.get(&worker)
+            && old != home
+            && self.copies.values().any(|c| c.keys().any(|k| k.0 == worker))
+        {
+            let shared = self.homes.iter().any(|(&w, &h)| w != worker && h == old);
+            if old.space != home.space || shared {
+                return false;
+            }
+            let moved = |m: &Meaning| (home.space, home.vocabulary, m.2);
+            let is_old = |m: &Meaning| (m.0, m.1) == (old.space, old.vocabulary);
+            for (meaning, paths) in self.meanings.clone().into_iter().filter(|(m, _)| is_old(m)) {
+                self.meanings.remove(&meaning);
+                for path in paths {
+                    self.bind(moved(&meaning), path);
+                }
+            }
+            for (spot, copies) in self.copies.clone() {
+                if let Spot::Unplaced(meaning) = &spot
+                    && is_old(meaning)
+                {
+                    self.copies.remove(&spot);
+                    if let Some(link) = self.links.remove(meaning) {
+                        self.links.entry(moved(meaning)).or_insert(link);
+                    }
+                    for (key, n) in copies {
+                        self.add(Spot::Unplaced(moved(meaning)), key, n);
+                    }
+                }
+            }
+        }
+        self.homes.insert(worker, home);
+        self.settle();
+        true
+    }
+
+    /// See [`crate::index::Index::apply`]; `None` where that is an error.
+    pub fn apply(&mut self, worker: WorkerId, changes: &[Change<'_>]) -> Option<Applied> {
+        let home = *self.homes.get(&worker)?;
+        let mut applied = Applied::default();
+        for change in changes {
+            match change {
+                Change::Store(store) => self.store(worker, home, store, &mut applied),
+                Change::Remove { group, tier, names } => {
+                    for &name in *names {
+                        if self.take(home, name, (worker, *group, *tier)) {
+                            applied.removed += 1;
+                        } else {
+                            applied.unknown_removals += 1;
+                        }
+                    }
+                }
+                Change::Clear { tier } => {
+                    for copies in self.copies.values_mut() {
+                        copies.retain(|k, _| k.0 != worker || tier.is_some_and(|t| k.2 != t));
+                    }
+                    self.settle();
+                }
+            }
+        }
+        Some(applied)
+    }
+
+    /// See [`crate::index::Index::remove`].
+    pub fn remove(&mut self, worker: WorkerId) {
+        self.apply(worker, &[Change::Clear { tier: None }]);
+        self.homes.remove(&worker);
+    }
+
+    fn store(
+        &mut self,
+        worker: WorkerId,
+        home: Home,
+        store: &Store<'_>,
+        applied: &mut Applied,
+    ) {
+        let Home { space, vocabulary } = home;
+        let key = (worker, store.group, store.tier);
+        let root = Path { space, shape: store.shape, digests: Vec::new() };
+        let (mut above, mut above_name) = match store.parent {
+            Parent::Root => (Some(root), None),
+            Parent::Block(name) => {
+                let of_shape = |p: &Path| p.shape == store.shape;
+                (self.meaning(worker, (space, vocabulary, name), of_shape), Some(name))
+            }
+            Parent::Unknown => (None, None),
+        };
+        for block in store.blocks {
+            let meaning = (space, vocabulary, block.name);
+            let mut link = None;
+            let path = match (block.digest, &above) {
+                (Some(digest), Some(parent)) => {
+                    let mut path = parent.clone();
+                    path.digests.push(digest);
+                    Some(path)
+                }
+                (Some(digest), None) => {
+                    link = above_name.map(|parent| Link { shape: store.shape, parent, digest });
+                    self.meaning(worker, meaning, |p| fits(p, link))
+                }
+                (None, _) => self.meaning(worker, meaning, |_| true),
+            };
+            match &path {
+                Some(path) => {
+                    self.add(Spot::Placed(path.clone()), key, 1);
+                    if block.digest.is_some() && above.is_some() {
+                        self.bind(meaning, path.clone());
+                    }
+                    applied.stored += 1;
+                }
+                None => {
+                    let spot = Spot::Unplaced(meaning);
+                    let held = |c: &Copies| c.keys().any(|k| k.0 == worker);
+                    let is_unplaced = |s: &Spot| matches!(s, Spot::Unplaced(_));
+                    let mine = self.copies.iter().filter(|(s, c)| is_unplaced(s) && held(c));
+                    let full = mine.count() >= self.options.unplaced_per_worker;
+                    if full && !self.copies.get(&spot).is_some_and(held) {
+                        applied.refused += 1;
+                    } else {
+                        self.add(spot, key, 1);
+                        if let Some(link) = link {
+                            self.links.entry(meaning).or_insert(link);
+                        }
+                        applied.stored += 1;
+                        applied.unplaced += 1;
+                    }
+                }
+            }
+            self.settle();
+            above = path;
+            above_name = Some(block.name);
+        }
+    }
+
+    fn take(&mut self, home: Home, name: Name, key: (WorkerId, Group, Tier)) -> bool {
+        let meaning = (home.space, home.vocabulary, name);
+        let paths = self.meanings.get(&meaning).cloned().unwrap_or_default();
+        let spots = paths.into_iter().map(Spot::Placed).chain([Spot::Unplaced(meaning)]);
+        for spot in spots {
+            if let Some(copies) = self.copies.get_mut(&spot)
+                && let Some(n) = copies.get_mut(&key)
+            {
+                *n -= 1;
+                if *n == 0 {
+                    copies.remove(&key);
+                }
+                self.settle();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What a name means to a worker: the block that it holds, else the first one bound.
+    fn meaning(
+        &self,
+        worker: WorkerId,
+        meaning: Meaning,
+        fits: impl Fn(&Path) -> bool,
+    ) -> Option<Path> {
+        let paths = self.meanings.get(&meaning)?;
+        let held = |p: &&Path| {
+            let copies = self.copies.get(&Spot::Placed((*p).clone()));
+            copies.is_some_and(|c| c.keys().any(|k| k.0 == worker))
+        };
+        let fitting = || paths.iter().filter(|p| fits(p));
+        fitting().find(held).or_else(|| fitting().next()).cloned()
+    }
+
+    fn add(&mut self, spot: Spot, key: (WorkerId, Group, Tier), n: u32) {
+        *self.copies.entry(spot).or_default().entry(key).or_default() += n;
+    }
+
+    fn bind(&mut self, meaning: Meaning, path: Path) {
+        let paths = self.meanings.entry(meaning).or_default();
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+
+    /// Forgets what nobody holds, then places what can be placed, until nothing changes.
+    fn settle(&mut self) {
+        loop {
+            self.copies.retain(|_, copies| !copies.is_empty());
+            let mut placed: BTreeSet<Path> = BTreeSet::new();
+            for spot in self.copies.keys() {
+                if let Spot::Placed(path) = spot {
+                    for n in 1..=path.digests.len() {
+                        placed.insert(Path { digests: path.digests[..n].to_vec(), ..path.clone() });
+                    }
+                }
+            }
+            for paths in self.meanings.values_mut() {
+                paths.retain(|p| placed.contains(p));
+            }
+            self.meanings.retain(|_, paths| !paths.is_empty());
+            self.links.retain(|m, _| self.copies.contains_key(&Spot::Unplaced(*m)));
+            let Some((meaning, path)) = self.placeable() else { return };
+            for (key, n) in self.copies.remove(&Spot::Unplaced(meaning)).unwrap_or_default() {
+                self.add(Spot::Placed(path.clone()), key, n);
+            }
+            self.links.remove(&meaning);
+            self.bind(meaning, path);
+        }
+    }
+
+    /// An unplaced block whose name, or whose parent's name, means a placed block.
+    fn placeable(&self) -> Option<(Meaning, Path)> {
+        self.copies.keys().find_map(|spot| {
+            let Spot::Unplaced(meaning) = spot else { return None };
+            let link = self.links.get(meaning).copied();
+            let paths = self.meanings.get(meaning).map_or(&[][..], Vec::as_slice);
+            if let Some(path) = paths.iter().find(|p| fits(p, link)) {
+                return Some((*meaning, path.clone()));
+            }
+            let link = link?;
+            let parents = self.meanings.get(&(meaning.0, meaning.1, link.parent))?;
+            let mut path = parents.iter().find(|p| p.shape == link.shape)?.clone();
+            path.digests.push(link.digest);
+            Some((*meaning, path))
+        })
+    }
+
+    /// See [`crate::index::Index::lookup`].
+    pub fn lookup(&self, query: &Query<'_>, blocks: &mut impl BlockSource) -> Matches {
+        let mut held: Vec<BTreeMap<(WorkerId, Group), BTreeSet<Tier>>> = Vec::new();
+        let mut path = Path { space: query.space, shape: query.shape, digests: Vec::new() };
+        let mut named: BTreeSet<Path> = [path.clone()].into();
+        for at in 0..blocks.len() {
+            let mut here: BTreeMap<(WorkerId, Group), BTreeSet<Tier>> = BTreeMap::new();
+            let mut take = |spot: &Spot, vocabulary: Option<VocabularyId>| {
+                for &(worker, group, tier) in self.copies.get(spot).into_iter().flatten().map(|c| c.0)
+                {
+                    let asked = query.candidates.is_none_or(|ids| ids.contains(&worker));
+                    let speaks = vocabulary.is_none_or(|v| self.homes[&worker].vocabulary == v);
+                    if asked && speaks && tier != Tier::Unknown {
+                        here.entry((worker, group)).or_default().insert(tier);
+                    }
+                }
+            };
+            let digest = blocks.digest(at);
+            if let Some(digest) = digest {
+                path.digests.push(digest);
+                take(&Spot::Placed(path.clone()), None);
+            }
+            let mut next_named = BTreeSet::new();
+            let vocabularies: BTreeSet<VocabularyId> = self
+                .homes
+                .values()
+                .filter(|home| home.space == query.space)
+                .map(|home| home.vocabulary)
+                .collect();
+            for vocabulary in vocabularies {
+                let Some(name) = blocks.name(vocabulary, at) else { continue };
+                let meaning = (query.space, vocabulary, name);
+                take(&Spot::Unplaced(meaning), None);
+                for path in self.meanings.get(&meaning).into_iter().flatten() {
+                    let parent =
+                        Path { digests: path.digests[..at.min(path.digests.len() - 1)].to_vec(), ..path.clone() };
+                    if digest.is_none() && path.digests.len() == at + 1 && named.contains(&parent) {
+                        take(&Spot::Placed(path.clone()), Some(vocabulary));
+                        next_named.insert(path.clone());
+                    }
+                }
+            }
+            named = next_named;
+            held.push(here);
+        }
+        let keys: BTreeSet<_> = held.iter().flat_map(|h| h.keys().copied()).collect();
+        let mut matches = Matches::default();
+        for (worker, group) in keys {
+            let tiers = |at: usize| held[at].get(&(worker, group));
+            let leading = [0, 1, 2, 3].map(|rank| {
+                let within = |at: &usize| {
+                    tiers(*at).is_some_and(|t| t.iter().any(|t| t.rank() <= Some(rank)))
+                };
+                (0..held.len()).take_while(within).count() as u32
+            });
+            let mut fastest = [0; 4];
+            for at in 0..leading[3] as usize {
+                if let Some(rank) = tiers(at).and_then(|t| t.first()?.rank()) {
+                    fastest[rank] += 1;
+                }
+            }
+            if leading[3] > 0 {
+                matches.matches.push(Match { worker, group, leading, fastest });
+            }
+            let mut at = 0;
+            while query.spans && at < held.len() {
+                let on_gpu = |at: &usize| tiers(*at).is_some_and(|t| t.contains(&Tier::Gpu));
+                let end = at + (at..held.len()).take_while(on_gpu).count();
+                if end > at {
+                    let (start, stop) = (at as u32, end as u32);
+                    matches.spans.push(Span { worker, group, start, end: stop });
+                }
+                at = end + 1;
+            }
+        }
+        matches
+    }
+
+    /// See [`crate::index::Index::stats`].
+    pub fn stats(&self) -> Stats {
+        let mut blocks = BTreeSet::new();
+        let mut stats = Stats::default();
+        for (spot, copies) in &self.copies {
+            stats.entries += copies.len() as u64;
+            match spot {
+                Spot::Placed(path) => {
+                    for n in 1..=path.digests.len() {
+                        blocks.insert((path.space, path.shape, path.digests[..n].to_vec()));
+                    }
+                }
+                Spot::Unplaced(_) => stats.unplaced += 1,
+            }
+        }
+        stats.blocks = blocks.len() as u64;
+        stats
+    }
+}
+
+fn fits(path: &Path, link: Option<Link>) -> bool {
+    link.is_none_or(|l| path.shape == l.shape && path.digests.last() == Some(&l.digest))
+}

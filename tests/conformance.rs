@@ -1,0 +1,76 @@
+//! The memory index keeps the contract of an index.
+#![cfg(feature = "conformance")]
+
+use kvscout::block::{Group, SpaceId, Tier, VocabularyId, WorkerId};
+use kvscout::conformance::{self, Step};
+use kvscout::index::{Home, MemoryIndex, MemoryOptions};
+use proptest::prelude::*;
+
+#[test]
+fn the_memory_index_keeps_the_contract() {
+    conformance::check(MemoryIndex::default);
+}
+
+fn worker() -> impl Strategy<Value = WorkerId> {
+    (0u32..5).prop_map(WorkerId)
+}
+
+fn path() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(0u8..3, 1..6)
+}
+
+fn tier() -> impl Strategy<Value = Tier> {
+    prop_oneof![
+        4 => Just(Tier::Gpu),
+        2 => Just(Tier::Cpu),
+        1 => Just(Tier::Disk),
+        1 => Just(Tier::Remote),
+        1 => Just(Tier::Unknown),
+    ]
+}
+
+fn group() -> impl Strategy<Value = Group> {
+    (0u32..2).prop_map(Group)
+}
+
+fn home() -> impl Strategy<Value = Home> {
+    (0u32..2, 0u32..3)
+        .prop_map(|(s, v)| Home { space: SpaceId(s), vocabulary: VocabularyId(v) })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (worker(), home()).prop_map(|(w, h)| Step::Assign(w, h)),
+        9 => (worker(), path(), any::<prop::sample::Index>(), tier(), group(), prop::bool::weighted(0.8))
+            .prop_map(|(worker, path, from, tier, group, content)| {
+                let from = from.index(path.len() + 1).saturating_sub(1);
+                Step::Store { worker, path, from, tier, group, content }
+            }),
+        5 => (worker(), path(), tier(), group())
+            .prop_map(|(worker, path, tier, group)| Step::Remove { worker, path, tier, group }),
+        1 => (worker(), prop::option::of(tier())).prop_map(|(w, t)| Step::Clear(w, t)),
+        1 => worker().prop_map(Step::Forget),
+        4 => ((0u32..2).prop_map(SpaceId), path())
+            .prop_map(|(space, path)| Step::Lookup { space, path }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn any_history_gives_what_the_reference_gives(
+        first in prop::collection::vec(home(), 5),
+        steps in prop::collection::vec(step(), 1..60),
+        unplaced_per_worker in prop_oneof![Just(2usize), Just(65_536)],
+    ) {
+        let assigns = first.into_iter().enumerate();
+        let mut history: Vec<Step> =
+            assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home)).collect();
+        history.extend(steps);
+        let options = MemoryOptions { unplaced_per_worker };
+        if let Err(difference) = conformance::run(&MemoryIndex::new(options), options, &history) {
+            prop_assert!(false, "{}", difference);
+        }
+    }
+}
