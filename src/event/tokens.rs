@@ -1,0 +1,210 @@
+//! The token ids of an event.
+
+use std::fmt;
+
+use super::error::{DecodeError, DecodeErrorKind, Field};
+use super::msgpack::{Reader, Value};
+use crate::block::TokenId;
+
+/// Token ids, still in the payload. That they are unsigned integers was checked when the event was
+/// decoded: iterating cannot fail.
+///
+/// There may be more of them than the event's hashes account for (vLLM skips blocks that a
+/// sliding window or Mamba has dropped), fewer, or none (offloaded blocks).
+#[derive(Clone, Copy)]
+pub struct Tokens<'a> {
+    list: Reader<'a>,
+    len: usize,
+}
+
+impl<'a> Tokens<'a> {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The values as they were sent. SGLang can send more than 32 bits.
+    pub fn iter(&self) -> TokenIter<'a> {
+        TokenIter { reader: self.list, left: self.len }
+    }
+
+    /// Appends the token ids to `out`.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeErrorKind::TokenTooLarge`] at the first one that is no [`TokenId`]; `out` is then
+    /// as it was.
+    pub fn read_into(&self, out: &mut Vec<TokenId>) -> Result<(), DecodeError> {
+        let before = out.len();
+        out.reserve(self.len);
+        let mut tokens = self.iter();
+        loop {
+            let at = tokens.reader.at();
+            match tokens.next().map(TokenId::try_from) {
+                Some(Ok(token)) => out.push(token),
+                Some(Err(_)) => {
+                    out.truncate(before);
+                    return Err(DecodeError { at, kind: DecodeErrorKind::TokenTooLarge });
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    pub(super) fn none(at: &Reader<'a>) -> Tokens<'a> {
+        Tokens { list: *at, len: 0 }
+    }
+
+    pub(super) fn read(reader: &mut Reader<'a>, field: Field) -> Result<Tokens<'a>, DecodeError> {
+        let len = reader.array_of(field)?;
+        let list = *reader;
+        for _ in 0..len {
+            reader.unsigned(field)?;
+        }
+        Ok(Tokens { list, len })
+    }
+}
+
+impl<'a> IntoIterator for Tokens<'a> {
+    type Item = u64;
+    type IntoIter = TokenIter<'a>;
+
+    fn into_iter(self) -> TokenIter<'a> {
+        self.iter()
+    }
+}
+
+/// Shows how many, never which.
+impl fmt::Debug for Tokens<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// Iterator over [`Tokens`].
+#[derive(Clone, Debug)]
+pub struct TokenIter<'a> {
+    reader: Reader<'a>,
+    left: usize,
+}
+
+impl Iterator for TokenIter<'_> {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        self.left = self.left.checked_sub(1)?;
+        match self.reader.value() {
+            Ok(Value::Unsigned(token)) => Some(token),
+            _ => None,
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for TokenIter<'_> {}
+
+/// The tokens after each block that are part of the block's identity (`lookahead_token_ids`, vLLM
+/// 0.33 with EAGLE-like drafters): normally one list for each hash.
+#[derive(Clone, Copy)]
+pub struct Lookahead<'a> {
+    lists: Reader<'a>,
+    len: usize,
+}
+
+impl<'a> Lookahead<'a> {
+    /// How many lists there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The lists, in the order of the hashes; nil counts as an empty one.
+    pub fn iter(&self) -> impl Iterator<Item = Tokens<'a>> + Clone + use<'a> {
+        let mut reader = self.lists;
+        (0..self.len).map_while(move |_| Self::list(&mut reader).ok())
+    }
+
+    /// How many tokens every list has, or `None` when they differ or there are no lists. Together
+    /// with the block size this is the [`Shape`](crate::block::Shape) of the blocks.
+    pub fn depth(&self) -> Option<u32> {
+        let mut lists = self.iter();
+        let depth = lists.next()?.len();
+        if lists.all(|list| list.len() == depth) { u32::try_from(depth).ok() } else { None }
+    }
+
+    pub(super) fn read(reader: &mut Reader<'a>) -> Result<Lookahead<'a>, DecodeError> {
+        let len = reader.array_of(Field::LookaheadTokenIds)?;
+        let lists = *reader;
+        for _ in 0..len {
+            Self::list(reader)?;
+        }
+        Ok(Lookahead { lists, len })
+    }
+
+    fn list(reader: &mut Reader<'a>) -> Result<Tokens<'a>, DecodeError> {
+        if reader.nil() {
+            return Ok(Tokens::none(reader));
+        }
+        Tokens::read(reader, Field::LookaheadTokenIds)
+    }
+}
+
+/// Shows how many, never which.
+impl fmt::Debug for Lookahead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookahead").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(bytes: &[u8]) -> Result<Tokens<'_>, DecodeError> {
+        Tokens::read(&mut Reader::new(bytes), Field::TokenIds)
+    }
+
+    #[test]
+    fn a_token_beyond_32_bits_is_told_apart_only_when_ids_are_wanted() {
+        let payload = [0x93, 1, 0xce, 0xff, 0xff, 0xff, 0xff, 0xcf, 0, 0, 0, 1, 0, 0, 0, 0];
+        let list = tokens(&payload).unwrap();
+        assert_eq!(list.iter().collect::<Vec<_>>(), [1, u32::MAX.into(), 1 << 32]);
+
+        let mut ids = vec![9];
+        let error = list.read_into(&mut ids).unwrap_err();
+        assert_eq!(error, DecodeError { at: 7, kind: DecodeErrorKind::TokenTooLarge });
+        assert_eq!(ids, [9]);
+        tokens(&[0x92, 3, 4]).unwrap().read_into(&mut ids).unwrap();
+        assert_eq!(ids, [9, 3, 4]);
+    }
+
+    #[test]
+    fn tokens_are_unsigned_integers() {
+        for (payload, at) in [(&[0x92, 0, 0xff][..], 2), (&[0x91, 0xc0], 1), (&[0x91, 0x90], 1)] {
+            let error = tokens(payload).unwrap_err();
+            assert_eq!(error.at, at);
+            assert!(matches!(error.kind, DecodeErrorKind::WrongType { .. }));
+        }
+    }
+
+    #[test]
+    fn the_depth_of_a_look_ahead_is_known_when_all_blocks_agree() {
+        let read = |bytes| Lookahead::read(&mut Reader::new(bytes)).unwrap().depth();
+        assert_eq!(read(&[0x92, 0x91, 9, 0x91, 8]), Some(1));
+        assert_eq!(read(&[0x92, 0x91, 9, 0xc0]), None);
+        assert_eq!(read(&[0x90]), None);
+    }
+}
