@@ -7,5 +7,8 @@ mod error;
 pub mod event;
 pub mod hash;
 pub mod index;
+pub mod ingest;
+pub mod score;
+pub mod scout;
 
 pub use error::{Error, ErrorKind};

@@ -34,8 +34,7 @@ fn group() -> impl Strategy<Value = Group> {
 }
 
 fn home() -> impl Strategy<Value = Home> {
-    (0u32..2, 0u32..3)
-        .prop_map(|(s, v)| Home { space: SpaceId(s), vocabulary: VocabularyId(v) })
+    (0u32..2, 0u32..3).prop_map(|(s, v)| Home { space: SpaceId(s), vocabulary: VocabularyId(v) })
 }
 
 fn step() -> impl Strategy<Value = Step> {

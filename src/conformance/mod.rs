@@ -22,9 +22,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 pub use self::reference::Reference;
-use crate::block::{
-    BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
-};
+use crate::block::{BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::index::{
     Applied, Block, BlockSource, Change, Home, Index, Matches, MemoryOptions, Parent, Query, Store,
 };

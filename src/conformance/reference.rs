@@ -121,13 +121,7 @@ impl Reference {
         self.homes.remove(&worker);
     }
 
-    fn store(
-        &mut self,
-        worker: WorkerId,
-        home: Home,
-        store: &Store<'_>,
-        applied: &mut Applied,
-    ) {
+    fn store(&mut self, worker: WorkerId, home: Home, store: &Store<'_>, applied: &mut Applied) {
         let Home { space, vocabulary } = home;
         let key = (worker, store.group, store.tier);
         let root = Path { space, shape: store.shape, digests: Vec::new() };
@@ -283,7 +277,8 @@ impl Reference {
         for at in 0..blocks.len() {
             let mut here: BTreeMap<(WorkerId, Group), BTreeSet<Tier>> = BTreeMap::new();
             let mut take = |spot: &Spot, vocabulary: Option<VocabularyId>| {
-                for &(worker, group, tier) in self.copies.get(spot).into_iter().flatten().map(|c| c.0)
+                for &(worker, group, tier) in
+                    self.copies.get(spot).into_iter().flatten().map(|c| c.0)
                 {
                     let asked = query.candidates.is_none_or(|ids| ids.contains(&worker));
                     let speaks = vocabulary.is_none_or(|v| self.homes[&worker].vocabulary == v);
@@ -309,8 +304,10 @@ impl Reference {
                 let meaning = (query.space, vocabulary, name);
                 take(&Spot::Unplaced(meaning), None);
                 for path in self.meanings.get(&meaning).into_iter().flatten() {
-                    let parent =
-                        Path { digests: path.digests[..at.min(path.digests.len() - 1)].to_vec(), ..path.clone() };
+                    let parent = Path {
+                        digests: path.digests[..at.min(path.digests.len() - 1)].to_vec(),
+                        ..path.clone()
+                    };
                     if digest.is_none() && path.digests.len() == at + 1 && named.contains(&parent) {
                         take(&Spot::Placed(path.clone()), Some(vocabulary));
                         next_named.insert(path.clone());

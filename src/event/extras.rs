@@ -258,7 +258,7 @@ fn key<'a>(entry: &mut Reader<'a>) -> Option<ExtraKey<'a>> {
     let text = |bytes| str::from_utf8(bytes).ok();
     match entry.value().ok()? {
         Value::Str(salt) => text(salt).map(ExtraKey::Salt),
-        Value::Bin(digest) => Some(ExtraKey::Embeds(digest)),
+        Value::Bin(digest) => digest.try_into().ok().map(ExtraKey::Embeds),
         Value::Array(2) => {
             let Value::Str(identifier) = entry.value().ok()? else { return None };
             let offset = match entry.value().ok()? {

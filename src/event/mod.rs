@@ -55,6 +55,8 @@ use crate::block::{Group, Tier};
 
 /// One change that an engine announces.
 #[derive(Clone, Copy, Debug)]
+// Events are read one at a time and borrow; a box would be an allocation for each.
+#[allow(clippy::large_enum_variant)]
 pub enum Event<'a> {
     /// Blocks became resident.
     Stored(Stored<'a>),

@@ -236,7 +236,7 @@ fn key(key: ExtraKey<'_>) -> Value {
         ExtraKey::Lora(name) => json!({"lora": name}),
         ExtraKey::Item { identifier, offset } => json!({"item": [identifier, offset]}),
         ExtraKey::Salt(salt) => json!({"salt": salt}),
-        ExtraKey::Embeds(digest) => json!({"embeds": lower_hex(digest)}),
+        ExtraKey::Embeds(digest) => json!({"embeds": lower_hex(&digest)}),
     }
 }
 

@@ -73,7 +73,8 @@ impl State {
             named = next_named;
             let alive = step(&mut rows, query, at as u32, &here);
             let reachable = path.is_some() || !named.is_empty() || unplaced;
-            if !alive && !(query.spans && reachable) {
+            let goes_on = alive || (query.spans && reachable);
+            if !goes_on {
                 break;
             }
         }
@@ -91,9 +92,10 @@ impl State {
 
     /// The vocabularies of the workers that may answer.
     fn vocabularies_of(&self, query: &Query<'_>) -> Vec<VocabularyId> {
-        let asked = self.workers.iter().filter(|(id, worker)| {
-            worker.home.space == query.space && is_candidate(query, **id)
-        });
+        let asked = self
+            .workers
+            .iter()
+            .filter(|(id, worker)| worker.home.space == query.space && is_candidate(query, **id));
         let mut all: Vec<VocabularyId> = asked.map(|(_, w)| w.home.vocabulary).collect();
         all.sort_unstable();
         all.dedup();

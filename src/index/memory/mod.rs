@@ -95,12 +95,7 @@ impl MemoryIndex {
     }
 
     /// See [`Index::lookup`].
-    pub fn lookup(
-        &self,
-        query: &Query<'_>,
-        blocks: &mut impl BlockSource,
-        matches: &mut Matches,
-    ) {
+    pub fn lookup(&self, query: &Query<'_>, blocks: &mut impl BlockSource, matches: &mut Matches) {
         self.state.read().lookup(query, blocks, matches);
     }
 

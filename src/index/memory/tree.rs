@@ -21,8 +21,7 @@ pub(super) struct Holder {
 
 /// Adds a holder's copies to those of the same worker, group and tier.
 pub(super) fn add_copies(holders: &mut Vec<Holder>, new: Holder) {
-    let same =
-        |h: &&mut Holder| (h.worker, h.group, h.tier) == (new.worker, new.group, new.tier);
+    let same = |h: &&mut Holder| (h.worker, h.group, h.tier) == (new.worker, new.group, new.tier);
     match holders.iter_mut().find(same) {
         Some(holder) => holder.copies = holder.copies.saturating_add(new.copies),
         None => holders.push(new),
@@ -122,11 +121,7 @@ impl Tree {
     }
 
     /// Takes one copy of the first holder that fits; returns how many of its copies are left.
-    pub(super) fn drop_copy(
-        &mut self,
-        id: NodeId,
-        fits: impl Fn(&Holder) -> bool,
-    ) -> Option<u32> {
+    pub(super) fn drop_copy(&mut self, id: NodeId, fits: impl Fn(&Holder) -> bool) -> Option<u32> {
         let holders = &mut self.node_mut(id).holders;
         let at = holders.iter().position(fits)?;
         holders[at].copies -= 1;

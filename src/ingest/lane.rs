@@ -1,0 +1,230 @@
+//! The order of one worker's batches.
+
+use std::collections::VecDeque;
+
+use super::Reason;
+
+/// How many applied batches a lane remembers, to tell a repeated batch from a restart.
+///
+/// A publisher's replay socket repeats at most its buffer (10,000 batches by default); the newest
+/// thousand is enough to recognise an overlap with live batches, at 16 bytes each.
+const REMEMBERED: usize = 1024;
+
+/// What to do with a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Apply it: it follows the last one, or it is the first.
+    Next,
+    /// Apply it, but `missing` batches before it were not seen.
+    Gap {
+        /// How many numbers were skipped.
+        missing: u64,
+    },
+    /// Drop it: this very batch was applied.
+    Duplicate,
+    /// Drop it: it is older than what was applied, and was not applied in its turn.
+    Late,
+    /// Forget everything the worker held, then apply it: its publisher started anew.
+    Restart,
+}
+
+/// The sequence state of one worker's stream, fed with every batch in order of arrival.
+///
+/// Numbers start at 0 with each life of a publisher and grow by 1 (vLLM's `ZmqEventPublisher`);
+/// there is no epoch in the stream, so a restart is recognised by the number going back: either the
+/// batch differs from the one that was applied under its number, or its timestamp is newer than the
+/// last one's.
+#[derive(Clone, Debug, Default)]
+pub struct Lane {
+    last: Option<Applied>,
+    recent: VecDeque<(u64, u64)>,
+    unsound: Option<Reason>,
+    counters: Counters,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Applied {
+    seq: u64,
+    timestamp: f64,
+}
+
+/// What happened on a lane since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Batches to apply.
+    pub batches: u64,
+    /// Gaps.
+    pub gaps: u64,
+    /// Batches that the gaps and a missed start left out.
+    pub missing: u64,
+    /// Batches dropped as repeated.
+    pub duplicates: u64,
+    /// Batches dropped as late.
+    pub late: u64,
+    /// Restarts.
+    pub restarts: u64,
+}
+
+impl Lane {
+    /// Judges a batch by its number, its own timestamp and a digest of its bytes, and records the
+    /// outcome.
+    pub fn judge(&mut self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
+        let verdict = self.verdict(seq, timestamp, digest);
+        match verdict {
+            Verdict::Duplicate => self.counters.duplicates += 1,
+            Verdict::Late => self.counters.late += 1,
+            Verdict::Next | Verdict::Gap { .. } => self.record(seq, timestamp, digest),
+            Verdict::Restart => {
+                let restarts = self.counters.restarts + 1;
+                *self =
+                    Lane { counters: Counters { restarts, ..self.counters }, ..Lane::default() };
+                self.record(seq, timestamp, digest);
+            }
+        }
+        if let Verdict::Gap { missing } = verdict {
+            self.counters.gaps += 1;
+            self.counters.missing += missing;
+            self.degrade(Reason::Gap);
+        }
+        verdict
+    }
+
+    fn verdict(&self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
+        let Some(last) = self.last else { return Verdict::Next };
+        if seq > last.seq {
+            return match seq - last.seq - 1 {
+                0 => Verdict::Next,
+                missing => Verdict::Gap { missing },
+            };
+        }
+        match self.recent.iter().find(|&&(applied, _)| applied == seq) {
+            Some(&(_, applied)) if applied == digest => Verdict::Duplicate,
+            Some(_) => Verdict::Restart,
+            None if timestamp > last.timestamp => Verdict::Restart,
+            None => Verdict::Late,
+        }
+    }
+
+    fn record(&mut self, seq: u64, timestamp: f64, digest: u64) {
+        if self.last.is_none() && seq > 0 {
+            self.counters.missing += seq;
+            self.degrade(Reason::MissedStart);
+        }
+        self.last = Some(Applied { seq, timestamp });
+        if self.recent.len() == REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((seq, digest));
+        self.counters.batches += 1;
+    }
+
+    /// Says that the residency no longer equals the effect of the batches; the first reason stays.
+    pub fn degrade(&mut self, reason: Reason) {
+        self.unsound.get_or_insert(reason);
+    }
+
+    /// Says that everything the worker held is gone by its own word, and with it whatever was
+    /// unclear about it.
+    pub fn cleared(&mut self) {
+        self.unsound = None;
+    }
+
+    /// Why the residency differs from the effect of all batches, if it may.
+    pub fn unsound(&self) -> Option<Reason> {
+        self.unsound
+    }
+
+    /// The number of the last batch that was applied.
+    pub fn as_of(&self) -> Option<u64> {
+        self.last.map(|last| last.seq)
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds (seq, timestamp); the digest is the pair itself.
+    fn feed(lane: &mut Lane, batches: &[(u64, f64)]) -> Vec<Verdict> {
+        let digest = |&(seq, ts): &(u64, f64)| seq ^ ts.to_bits();
+        batches.iter().map(|b| lane.judge(b.0, b.1, digest(b))).collect()
+    }
+
+    #[test]
+    fn consecutive_batches_from_zero_are_sound() {
+        let mut lane = Lane::default();
+        assert_eq!(feed(&mut lane, &[(0, 1.0), (1, 2.0)]), [Verdict::Next; 2]);
+        assert_eq!((lane.unsound(), lane.as_of()), (None, Some(1)));
+    }
+
+    #[test]
+    fn a_first_number_above_zero_means_a_missed_start() {
+        let mut lane = Lane::default();
+        feed(&mut lane, &[(3, 1.0)]);
+        assert_eq!(lane.unsound(), Some(Reason::MissedStart));
+        assert_eq!(lane.counters().missing, 3);
+    }
+
+    #[test]
+    fn a_gap_degrades_until_the_worker_clears_itself() {
+        let mut lane = Lane::default();
+        let verdicts = feed(&mut lane, &[(0, 1.0), (4, 2.0)]);
+        assert_eq!(verdicts[1], Verdict::Gap { missing: 3 });
+        assert_eq!(lane.unsound(), Some(Reason::Gap));
+        lane.cleared();
+        assert_eq!(lane.unsound(), None);
+    }
+
+    #[test]
+    fn a_repeated_batch_is_dropped() {
+        let mut lane = Lane::default();
+        let verdicts = feed(&mut lane, &[(0, 1.0), (1, 2.0), (0, 1.0), (1, 2.0)]);
+        assert_eq!(verdicts[2..], [Verdict::Duplicate; 2]);
+    }
+
+    #[test]
+    fn batches_in_falling_order_are_late_and_not_a_restart() {
+        let mut lane = Lane::default();
+        let verdicts = feed(&mut lane, &[(3, 3.0), (2, 2.0), (1, 1.0)]);
+        assert_eq!(verdicts[1..], [Verdict::Late; 2]);
+    }
+
+    #[test]
+    fn another_batch_under_an_applied_number_is_a_restart() {
+        let mut lane = Lane::default();
+        let verdicts = feed(&mut lane, &[(0, 1.0), (1, 2.0), (2, 3.0), (0, 9.0), (1, 9.5)]);
+        assert_eq!(verdicts[3..], [Verdict::Restart, Verdict::Next]);
+        assert_eq!((lane.unsound(), lane.counters().restarts), (None, 1));
+    }
+
+    #[test]
+    fn a_lower_number_with_a_newer_clock_is_a_restart_that_missed_its_start() {
+        let mut lane = Lane::default();
+        let verdicts = feed(&mut lane, &[(0, 1.0), (900, 2.0), (500, 9.0)]);
+        assert_eq!(verdicts[2], Verdict::Restart);
+        assert_eq!(lane.unsound(), Some(Reason::MissedStart));
+    }
+
+    #[test]
+    fn the_largest_number_is_data_and_does_not_overflow() {
+        let mut lane = Lane::default();
+        let verdicts = feed(&mut lane, &[(u64::MAX - 1, 1.0), (u64::MAX, 2.0), (0, 3.0)]);
+        assert_eq!(verdicts, [Verdict::Next, Verdict::Next, Verdict::Restart]);
+    }
+
+    #[test]
+    fn what_a_lane_remembers_is_bounded() {
+        let mut lane = Lane::default();
+        for seq in 0..5000 {
+            lane.judge(seq, seq as f64, seq);
+        }
+        assert_eq!(lane.recent.len(), REMEMBERED);
+        assert_eq!(lane.judge(0, 0.0, 0), Verdict::Late, "too old to compare, clock not newer");
+    }
+}

@@ -1,0 +1,76 @@
+//! From a worker's numbered batches to changes of the index, with a record of how far they can be
+//! trusted.
+//!
+//! [`Lane`] is the state machine of one worker's stream: no socket, no clock, no index. [`verify`]
+//! finds out which hash contract a worker follows; [`translate`] turns decoded events into index
+//! changes.
+
+mod lane;
+pub mod translate;
+pub mod verify;
+
+pub use lane::{Counters, Lane, Verdict};
+
+/// How far a worker's residency can be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Trust {
+    /// It equals the effect of batches `0..=as_of` of this incarnation.
+    Exact,
+    /// Batches are known to be outstanding and are being waited for.
+    Syncing,
+    /// Something is missing or unclear, for this reason.
+    Degraded(Reason),
+    /// Nothing has been heard for too long.
+    Silent,
+}
+
+impl Trust {
+    /// A stable label, as it appears in answers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Trust::Exact => "exact",
+            Trust::Syncing => "syncing",
+            Trust::Degraded(_) => "degraded",
+            Trust::Silent => "silent",
+        }
+    }
+
+    /// Why a worker is degraded.
+    pub const fn reason(self) -> Option<Reason> {
+        match self {
+            Trust::Degraded(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+/// Why a worker is [`Trust::Degraded`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The first batch had a number above 0: earlier ones were missed.
+    MissedStart,
+    /// Batches between two that were received are missing.
+    Gap,
+    /// A batch or an event could not be decoded or made no sense; its effect is missing.
+    Undecodable,
+    /// The worker's share of blocks known by name only was full; further ones were refused.
+    Overflow,
+    /// The engine's events leave extra keys out (vLLM before 0.17) and its hash contract is not
+    /// known, so that salted and multimodal blocks look like plain text.
+    ExtrasHidden,
+}
+
+impl Reason {
+    /// A stable label, as it appears in answers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::MissedStart => "missed_start",
+            Reason::Gap => "gap",
+            Reason::Undecodable => "undecodable",
+            Reason::Overflow => "overflow",
+            Reason::ExtrasHidden => "extras_hidden",
+        }
+    }
+}

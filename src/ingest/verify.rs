@@ -1,0 +1,413 @@
+//! Which hash contract a worker follows: detected from its own events, never assumed.
+//!
+//! The first blocks of prompts are recomputed under every contract that the form of the event
+//! allows; the one that gives the announced name is the worker's. A name has 64 bits, so one match
+//! is proof enough. Where the engine's events hide extra keys (vLLM before 0.17, old SGLang), the
+//! contract is needed before a block may be matched by content at all: only if the name of a block
+//! is that of its plain tokens has the block no extra keys.
+
+use std::collections::HashMap;
+
+use crate::block::{Name, Prompt, Shape, TokenId};
+use crate::error::Error;
+use crate::event::{BlockExtras, ExtraKeys, Form, Stored};
+use crate::hash::sglang::PageHash;
+use crate::hash::vllm::{self, Algorithm, BlockHash, Chain, Root, Version};
+
+/// How many first blocks may fit no contract before a worker is taken to be
+/// [`Status::Private`]. A salted prompt fits none either; eight in a row from an engine that can be
+/// recomputed means that a gateway salts everything.
+const PATIENCE: usize = 8;
+
+/// Seeds that are always tried: what guides and charts of vLLM deployments set.
+const COMMON_SEEDS: [&str; 2] = ["0", "42"];
+
+/// A hash contract that can be recomputed here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Contract {
+    /// vLLM's block hashes.
+    Vllm(vllm::Contract),
+    /// SGLang's page hashes (0.5.6 and later).
+    Sglang,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum FullHash {
+    Vllm(BlockHash),
+    Sglang(PageHash),
+}
+
+impl FullHash {
+    fn name(&self) -> Name {
+        match self {
+            FullHash::Vllm(hash) => hash.name(),
+            FullHash::Sglang(hash) => hash.name(),
+        }
+    }
+}
+
+impl Contract {
+    /// The hash of a block without extra keys; `parent` is `None` for the first block of a prompt.
+    fn plain(
+        &self,
+        parent: Option<&FullHash>,
+        tokens: &[TokenId],
+        lookahead: &[TokenId],
+    ) -> Option<FullHash> {
+        match (self, parent) {
+            (Contract::Vllm(contract), Some(FullHash::Vllm(parent))) => {
+                contract.child(parent, tokens, lookahead, [], None).ok().map(FullHash::Vllm)
+            }
+            (Contract::Vllm(contract), None) => {
+                let root = contract.root();
+                contract.child(&root, tokens, lookahead, [], None).ok().map(FullHash::Vllm)
+            }
+            (Contract::Sglang, Some(FullHash::Sglang(parent))) if lookahead.is_empty() => {
+                Some(FullHash::Sglang(PageHash::of(Some(parent), tokens)))
+            }
+            (Contract::Sglang, None) if lookahead.is_empty() => {
+                Some(FullHash::Sglang(PageHash::of(None, tokens)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The names of a prompt's blocks, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// A fact that the contract needs is missing from the prompt.
+    pub fn names<'p>(&self, shape: Shape, prompt: &Prompt<'p>) -> Result<Names<'p>, Error> {
+        Ok(match self {
+            Contract::Vllm(contract) => {
+                Names(Source::Vllm(contract.chain(shape, prompt)?, prompt.token_ids))
+            }
+            Contract::Sglang => {
+                if prompt.lora.is_some() || !prompt.items.is_empty() || prompt.embeds.is_some() {
+                    return Err(Error::missing(
+                        "sglang's hash of a prompt with an adapter, items or embeddings cannot be \
+                         recomputed",
+                    ));
+                }
+                let salt = prompt.cache_salt.filter(|salt| !salt.is_empty());
+                let size = shape.size.tokens();
+                Names(Source::Sglang {
+                    pages: prompt.token_ids.chunks_exact(size),
+                    parent: salt.map(PageHash::salted_root),
+                })
+            }
+        })
+    }
+
+    /// Engine, version whose rules apply, algorithm and root hash, for humans.
+    pub fn describe(&self) -> String {
+        match self {
+            Contract::Vllm(contract) => format!(
+                "vllm {} {} root {}",
+                contract.version(),
+                contract.algorithm().as_str(),
+                contract.root()
+            ),
+            Contract::Sglang => "sglang 0.5.6".to_owned(),
+        }
+    }
+}
+
+/// Iterator over the names of a prompt's blocks; see [`Contract::names`].
+#[derive(Debug)]
+pub struct Names<'p>(Source<'p>);
+
+#[derive(Debug)]
+// One lives on a lookup's stack; a box would be an allocation for each.
+#[allow(clippy::large_enum_variant)]
+enum Source<'p> {
+    Vllm(Chain<'p>, &'p [TokenId]),
+    Sglang { pages: std::slice::ChunksExact<'p, TokenId>, parent: Option<PageHash> },
+}
+
+impl Iterator for Names<'_> {
+    type Item = Name;
+
+    fn next(&mut self) -> Option<Name> {
+        match &mut self.0 {
+            Source::Vllm(chain, tokens) => Some(chain.advance(tokens)?.name()),
+            Source::Sglang { pages, parent } => {
+                let hash = PageHash::of(parent.as_ref(), pages.next()?);
+                *parent = Some(hash);
+                Some(hash.name())
+            }
+        }
+    }
+}
+
+/// Every contract that is tried, by the form of the events that it can come with.
+#[derive(Clone, Debug)]
+pub struct Candidates {
+    seeds: Vec<String>,
+    by_form: Vec<(Form, Vec<Contract>)>,
+}
+
+impl Candidates {
+    /// The unset default, the seeds that deployments commonly set, and these.
+    pub fn new(seeds: &[String]) -> Candidates {
+        let mut all: Vec<String> = COMMON_SEEDS.map(str::to_owned).to_vec();
+        for seed in seeds {
+            if !all.contains(seed) {
+                all.push(seed.clone());
+            }
+        }
+        let forms = [6, 7, 8, 9, 10, 12].map(Form::Array).into_iter().chain([Form::Map]);
+        let by_form = forms
+            .map(|form| {
+                let mut contracts = Vec::new();
+                for &version in versions(form) {
+                    contracts.extend(of_version(version, &all));
+                }
+                if matches!(form, Form::Array(..=7) | Form::Map) {
+                    contracts.push(Contract::Sglang);
+                }
+                (form, contracts)
+            })
+            .collect();
+        Candidates { seeds: all, by_form }
+    }
+
+    /// What an engine with this form of events can follow; only the rules of `version` if it is
+    /// known.
+    fn of(&self, form: Form, version: Option<Version>) -> Vec<Contract> {
+        if let Some(version) = version {
+            return of_version(version, &self.seeds);
+        }
+        let known = self.by_form.iter().rev().find(|(f, _)| match (f, form) {
+            (Form::Array(least), Form::Array(fields)) => *least <= fields,
+            (f, form) => *f == form,
+        });
+        known.map_or_else(Vec::new, |(_, contracts)| contracts.clone())
+    }
+}
+
+/// The versions whose rules stand for all that write this form. Plain blocks are hashed alike
+/// within each; where extra keys tell them apart, the newest speaks for the others until the
+/// registration names the version.
+fn versions(form: Form) -> &'static [Version] {
+    const SIX: [Version; 2] = [Version::new(0, 9, 2), Version::new(0, 10, 1)];
+    const SEVEN: [Version; 1] = [Version::new(0, 13, 0)];
+    const EIGHT: [Version; 1] = [Version::new(0, 16, 0)];
+    const NINE: [Version; 1] = [Version::new(0, 19, 0)];
+    const TEN: [Version; 1] = [Version::new(0, 21, 0)];
+    const TWELVE: [Version; 1] = [Version::new(0, 23, 0)];
+    const MAP: [Version; 1] = [Version::new(0, 33, 0)];
+    match form {
+        Form::Array(..=6) => &SIX,
+        Form::Array(7) => &SEVEN,
+        Form::Array(8) => &EIGHT,
+        Form::Array(9) => &NINE,
+        Form::Array(10 | 11) => &TEN,
+        Form::Array(12..) => &TWELVE,
+        Form::Map => &MAP,
+    }
+}
+
+fn of_version(version: Version, seeds: &[String]) -> Vec<Contract> {
+    let roots = || [Root::Unset].into_iter().chain(seeds.iter().map(|seed| Root::Seed(seed)));
+    let mut contracts = Vec::new();
+    for algorithm in Algorithm::ALL {
+        for root in roots() {
+            // An algorithm that the version lacks, or a default root that is random, is no
+            // candidate.
+            if let Ok(contract) = vllm::Contract::new(version, algorithm, root) {
+                let contract = Contract::Vllm(contract);
+                if !contracts.contains(&contract) {
+                    contracts.push(contract);
+                }
+            }
+        }
+    }
+    contracts
+}
+
+/// What is known of a worker's contract.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// No first block of plain text has been seen yet.
+    Undecided,
+    /// Names can be recomputed.
+    Verified(Contract),
+    /// No known contract fits: a random seed, most likely.
+    Private,
+}
+
+/// The contract check of one incarnation of a worker.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    status: Status,
+    /// First blocks that fitted no contract, for [`Verifier::settle`].
+    roots: Vec<(Form, Shape, Name)>,
+    /// Whether events with tokens left extra keys out.
+    hides_extras: bool,
+    /// Full hashes of plain blocks, kept only where events hide extra keys.
+    full: HashMap<Name, FullHash>,
+}
+
+impl Default for Verifier {
+    fn default() -> Verifier {
+        Verifier {
+            status: Status::Undecided,
+            roots: Vec::new(),
+            hides_extras: false,
+            full: HashMap::new(),
+        }
+    }
+}
+
+/// What a block with hidden extra keys turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Plain tokens.
+    Plain,
+    /// Something else; only its name counts.
+    Opaque,
+}
+
+impl Verifier {
+    /// What is known.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// Whether the worker's batches must wait until the contract is known, because their blocks
+    /// could be plain or not.
+    pub fn must_wait(&self) -> bool {
+        self.hides_extras && self.status == Status::Undecided
+    }
+
+    /// Whether the worker hides extra keys and its contract cannot be recomputed, so that salted
+    /// blocks are taken for plain ones.
+    pub fn is_blind(&self) -> bool {
+        self.hides_extras && self.status == Status::Private
+    }
+
+    /// Looks at a stored event whose tokens are `tokens`, before it is translated.
+    pub fn observe(
+        &mut self,
+        stored: &Stored<'_>,
+        shape: Shape,
+        tokens: &[TokenId],
+        candidates: &Candidates,
+        version: Option<Version>,
+    ) {
+        let (extras, plain) = match stored.extra_keys {
+            ExtraKeys::Hidden => (true, true),
+            ExtraKeys::Listed(listed) => {
+                (false, matches!(listed.iter().next(), Some(BlockExtras::Plain)))
+            }
+        };
+        self.hides_extras |= extras;
+        if matches!(self.status, Status::Verified(_)) || self.roots.len() >= 8 * PATIENCE {
+            return;
+        }
+        let starts_prompt = stored.parent.is_none() && tokens.len() >= shape.size.tokens();
+        let no_adapter = stored.lora_name.is_none() && stored.lora_id.is_none_or(|id| id == 0);
+        let Some(name) = stored.names.names().next() else { return };
+        if !starts_prompt || !plain || !no_adapter {
+            return;
+        }
+        let block = &tokens[..shape.size.tokens()];
+        let lookahead = stored.lookahead.and_then(|l| l.iter().next());
+        let mut after = Vec::new();
+        if let Some(list) = lookahead
+            && list.read_into(&mut after).is_err()
+        {
+            return;
+        }
+        let found = candidates.of(stored.form, version).into_iter().find(|contract| {
+            contract.plain(None, block, &after).is_some_and(|hash| hash.name() == name)
+        });
+        match found {
+            Some(contract) => self.status = Status::Verified(contract),
+            None => {
+                if !self.roots.iter().any(|&(_, _, root)| root == name) {
+                    self.roots.push((stored.form, shape, name));
+                }
+                if self.roots.len() >= PATIENCE {
+                    self.status = Status::Private;
+                }
+            }
+        }
+    }
+
+    /// Says that waiting any longer costs too much.
+    pub fn give_up(&mut self) {
+        if self.status == Status::Undecided {
+            self.status = Status::Private;
+        }
+    }
+
+    /// Tries a query's prompt, extra keys and all, on first blocks that fitted no contract as plain
+    /// text: a prompt whose first name is one of theirs proves the contract.
+    ///
+    /// Returns whether it did.
+    pub fn settle(
+        &mut self,
+        prompt: &Prompt<'_>,
+        candidates: &Candidates,
+        version: Option<Version>,
+    ) -> bool {
+        if self.status != Status::Undecided {
+            return false;
+        }
+        for &(form, shape, root) in &self.roots {
+            let fits = |contract: &Contract| {
+                contract.names(shape, prompt).is_ok_and(|mut names| names.next() == Some(root))
+            };
+            if let Some(contract) = candidates.of(form, version).into_iter().find(fits) {
+                self.status = Status::Verified(contract);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What a block with hidden extra keys is, by its name; `parent` is the announced hash before
+    /// it, `None` for the first block of a prompt.
+    pub fn content(
+        &mut self,
+        parent: Option<Name>,
+        parent_bytes: Option<&[u8]>,
+        name: Name,
+        tokens: &[TokenId],
+        lookahead: &[TokenId],
+    ) -> Content {
+        let Status::Verified(contract) = &self.status else { return Content::Plain };
+        let before = match parent {
+            None => None,
+            Some(parent) => {
+                let full = self.full.get(&parent).copied().or_else(|| {
+                    // An event in the form of bytes carries the whole hash.
+                    parent_bytes.and_then(BlockHash::from_bytes).map(FullHash::Vllm)
+                });
+                match full {
+                    Some(full) => Some(full),
+                    None => return Content::Opaque,
+                }
+            }
+        };
+        match contract.plain(before.as_ref(), tokens, lookahead) {
+            Some(hash) if hash.name() == name => {
+                self.full.insert(name, hash);
+                Content::Plain
+            }
+            _ => Content::Opaque,
+        }
+    }
+
+    /// Says that the worker announced a removal of this block.
+    pub fn removed(&mut self, name: Name) {
+        self.full.remove(&name);
+    }
+
+    /// Says that all blocks of the worker are gone.
+    pub fn cleared(&mut self) {
+        self.full.clear();
+    }
+}

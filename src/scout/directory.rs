@@ -1,0 +1,192 @@
+//! Who is registered: workers by identity, models and tenants as spaces, adapters, vocabularies.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::stream::Stream;
+use super::{Adapter, EventCounters, Registration, WorkerStatus};
+use crate::block::{SpaceId, VocabularyId, WorkerId};
+use crate::ingest::Trust;
+use crate::ingest::verify::Contract;
+use crate::score::GroupFacts;
+
+/// One registered worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    pub(super) pod: Arc<str>,
+    pub(super) registration: Registration,
+    pub(super) space: SpaceId,
+    pub(super) stream: Mutex<Stream>,
+    /// What queries read of the stream, published after each batch.
+    pub(super) standing: RwLock<Standing>,
+}
+
+/// What a query needs to know of a worker's stream.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub(super) trust: Trust,
+    pub(super) as_of: Option<u64>,
+    pub(super) groups: Vec<GroupFacts>,
+}
+
+impl Default for Standing {
+    fn default() -> Standing {
+        // Nothing was published yet, and nothing is known: that is exact.
+        Standing { trust: Trust::Exact, as_of: None, groups: Vec::new() }
+    }
+}
+
+impl Worker {
+    pub(super) fn status(&self) -> WorkerStatus {
+        let stream = self.stream.lock();
+        let standing = self.standing.read().clone();
+        WorkerStatus {
+            worker: self.id,
+            registration: self.registration.clone(),
+            trust: standing.trust,
+            as_of: standing.as_of,
+            counters: stream.counters(),
+            events: EventCounters { ..stream.events() },
+            groups: standing.groups,
+            contract: stream.contract().clone(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    workers: BTreeMap<WorkerId, Arc<Worker>>,
+    by_identity: BTreeMap<(String, String, u32), WorkerId>,
+    spaces: HashMap<(String, Option<String>), SpaceId>,
+    adapters: HashMap<(String, String), Adapter>,
+    next_worker: u32,
+}
+
+impl Directory {
+    pub(super) fn add(&mut self, registration: Registration) -> Arc<Worker> {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        let next = SpaceId(self.spaces.len() as u32);
+        let key = (registration.tenant.clone(), registration.model.clone());
+        let space = *self.spaces.entry(key).or_insert(next);
+        let identity = (registration.tenant.clone(), registration.pod.clone(), registration.rank);
+        let worker = Arc::new(Worker {
+            id,
+            pod: registration.pod.as_str().into(),
+            stream: Mutex::default(),
+            standing: RwLock::default(),
+            registration,
+            space,
+        });
+        self.by_identity.insert(identity, id);
+        self.workers.insert(id, worker.clone());
+        worker
+    }
+
+    pub(super) fn remove(&mut self, id: WorkerId) -> Option<Arc<Worker>> {
+        let worker = self.workers.remove(&id)?;
+        let Registration { tenant, pod, rank, .. } = &worker.registration;
+        self.by_identity.remove(&(tenant.clone(), pod.clone(), *rank));
+        Some(worker)
+    }
+
+    pub(super) fn get(&self, id: WorkerId) -> Option<&Arc<Worker>> {
+        self.workers.get(&id)
+    }
+
+    pub(super) fn find(&self, tenant: &str, pod: &str, rank: u32) -> Option<&Arc<Worker>> {
+        let id = self.by_identity.get(&(tenant.to_owned(), pod.to_owned(), rank))?;
+        self.workers.get(id)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        self.by_identity.values().filter_map(|id| self.workers.get(id))
+    }
+
+    /// The workers that answer for a model, ascending; all of the tenant's for `None`.
+    pub(super) fn serving(
+        &self,
+        tenant: &str,
+        model: Option<&str>,
+    ) -> impl Iterator<Item = &Arc<Worker>> {
+        self.workers.values().filter(move |worker| {
+            worker.registration.tenant == tenant
+                && is_asked(worker.registration.model.as_deref(), model)
+        })
+    }
+
+    /// The spaces of those workers.
+    pub(super) fn spaces(
+        &self,
+        tenant: &str,
+        model: Option<&str>,
+    ) -> impl Iterator<Item = SpaceId> {
+        let asked = self
+            .spaces
+            .iter()
+            .filter(move |((t, served), _)| t == tenant && is_asked(served.as_deref(), model));
+        asked.map(|(_, &space)| space)
+    }
+
+    pub(super) fn add_adapter(&mut self, tenant: &str, name: &str, adapter: Adapter) {
+        self.adapters.insert((tenant.to_owned(), name.to_owned()), adapter);
+    }
+
+    pub(super) fn adapter(&self, tenant: &str, name: &str) -> Option<&Adapter> {
+        self.adapters.get(&(tenant.to_owned(), name.to_owned()))
+    }
+
+    /// The model that a request's model name means: its own, or the one its adapter belongs to.
+    pub(super) fn resolve<'a>(
+        &'a self,
+        tenant: &str,
+        model: Option<&'a str>,
+    ) -> (Option<&'a str>, Option<&'a Adapter>) {
+        match model.and_then(|name| self.adapter(tenant, name)) {
+            Some(adapter) => (Some(&adapter.model), Some(adapter)),
+            None => (model, None),
+        }
+    }
+}
+
+fn is_asked(served: Option<&str>, asked: Option<&str>) -> bool {
+    match (served, asked) {
+        (Some(served), Some(asked)) => served == asked,
+        _ => true,
+    }
+}
+
+/// The vocabularies in use; a verified contract has one for each space.
+#[derive(Debug, Default)]
+pub(super) struct Vocabularies {
+    shared: HashMap<(SpaceId, Contract), VocabularyId>,
+    contracts: HashMap<VocabularyId, Contract>,
+    next: u32,
+}
+
+impl Vocabularies {
+    /// A new vocabulary for one worker's names.
+    pub(super) fn private(&mut self) -> VocabularyId {
+        self.next += 1;
+        VocabularyId(self.next)
+    }
+
+    /// The vocabulary of everyone in a space who follows a contract.
+    pub(super) fn shared(&mut self, space: SpaceId, contract: &Contract) -> VocabularyId {
+        if let Some(&id) = self.shared.get(&(space, contract.clone())) {
+            return id;
+        }
+        let id = self.private();
+        self.shared.insert((space, contract.clone()), id);
+        self.contracts.insert(id, contract.clone());
+        id
+    }
+
+    /// The contract of a vocabulary, unless it is private.
+    pub(super) fn contract(&self, id: VocabularyId) -> Option<&Contract> {
+        self.contracts.get(&id)
+    }
+}

@@ -1,0 +1,364 @@
+//! One worker's stream: order, contract, translation, application.
+//!
+//! Batches whose blocks cannot be read yet (extra keys hidden, contract not known) wait here, whole
+//! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
+//! much.
+
+use parking_lot::RwLock;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::directory::{Standing, Vocabularies, Worker};
+use super::{EventCounters, Ingested};
+use crate::block::{Group, Name, Prompt, Shape, Tier, TokenId, WorkerId};
+use crate::error::Error;
+use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
+use crate::hash::content::DigestKey;
+use crate::index::{Applied, Block, Change, Home, MemoryIndex, Store};
+use crate::ingest::translate;
+use crate::ingest::verify::{Candidates, Status, Verifier};
+use crate::ingest::{Counters, Lane, Reason, Trust, Verdict};
+use crate::score::{GroupFacts, GroupRule};
+
+/// How many bytes of payloads may wait for a worker's contract: minutes of an engine's traffic, and
+/// far more than the first prompts of plain text take to come.
+const MAX_WAITING: usize = 4 << 20;
+
+/// What all streams use.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) key: DigestKey,
+    pub(super) limits: Limits,
+    pub(super) candidates: Candidates,
+    pub(super) index: MemoryIndex,
+    pub(super) vocabularies: RwLock<Vocabularies>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    lane: Lane,
+    verifier: Verifier,
+    groups: Vec<GroupFacts>,
+    events: EventCounters,
+    waiting: Vec<Box<[u8]>>,
+    waiting_bytes: usize,
+    applied_to: Option<u64>,
+    retired: bool,
+    scratch: Scratch,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    tokens: Vec<TokenId>,
+    blocks: Vec<Block>,
+    names: Vec<Name>,
+}
+
+impl Stream {
+    pub(super) fn apply(
+        &mut self,
+        shared: &Shared,
+        worker: &Worker,
+        seq: u64,
+        payload: &[u8],
+    ) -> Result<Ingested, Error> {
+        if self.retired {
+            return Err(super::unknown_worker(worker.id));
+        }
+        let batch = Batch::parse(payload, &shared.limits);
+        let timestamp = batch.as_ref().map_or(f64::NAN, Batch::timestamp);
+        let verdict = self.lane.judge(seq, timestamp, xxh3_64(payload));
+        let mut ingested =
+            Ingested { verdict, applied: Applied::default(), rejected: 0, error: None };
+        match verdict {
+            Verdict::Duplicate | Verdict::Late => return Ok(ingested),
+            Verdict::Restart => self.start_over(shared, worker)?,
+            Verdict::Next | Verdict::Gap { .. } => {}
+        }
+        match batch {
+            Err(error) => {
+                ingested.error = Some(error);
+                ingested.rejected += 1;
+                self.reject();
+            }
+            Ok(batch) => {
+                self.observe(shared, worker, &batch)?;
+                if self.verifier.must_wait() {
+                    if self.waiting_bytes + payload.len() <= MAX_WAITING {
+                        self.waiting_bytes += payload.len();
+                        self.waiting.push(payload.into());
+                        self.publish(worker);
+                        return Ok(ingested);
+                    }
+                    self.verifier.give_up();
+                }
+                self.apply_waiting(shared, worker, &mut ingested)?;
+                self.apply_batch(shared, worker, &batch, &mut ingested)?;
+            }
+        }
+        if self.waiting.is_empty() {
+            self.applied_to = self.lane.as_of();
+        }
+        self.publish(worker);
+        Ok(ingested)
+    }
+
+    /// Forgets what the last incarnation held.
+    fn start_over(&mut self, shared: &Shared, worker: &Worker) -> Result<(), Error> {
+        shared.index.remove(worker.id);
+        let vocabulary = shared.vocabularies.write().private();
+        shared.index.assign(worker.id, Home { space: worker.space, vocabulary })?;
+        self.verifier = Verifier::default();
+        self.groups.clear();
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.applied_to = None;
+        Ok(())
+    }
+
+    /// Feeds a batch's first blocks to the contract check, as long as that is open.
+    fn observe(
+        &mut self,
+        shared: &Shared,
+        worker: &Worker,
+        batch: &Batch<'_>,
+    ) -> Result<(), Error> {
+        if matches!(self.verifier.status(), Status::Verified(_)) {
+            return Ok(());
+        }
+        for event in batch.events() {
+            let Ok(Event::Stored(stored)) = event else { continue };
+            let tokens = &mut self.scratch.tokens;
+            let Ok(outline) = translate::outline(&stored, tokens) else { continue };
+            if outline.dense {
+                let (candidates, version) = (&shared.candidates, worker.registration.vllm);
+                self.verifier.observe(&stored, outline.shape, tokens, candidates, version);
+            }
+        }
+        self.adopt(shared, worker)
+    }
+
+    /// Moves the worker's names to the vocabulary of its contract once that is known.
+    fn adopt(&mut self, shared: &Shared, worker: &Worker) -> Result<(), Error> {
+        let Status::Verified(contract) = self.verifier.status() else { return Ok(()) };
+        let vocabulary = shared.vocabularies.write().shared(worker.space, contract);
+        shared.index.assign(worker.id, Home { space: worker.space, vocabulary })
+    }
+
+    /// Lets a prompt prove the contract, and applies what waited for it.
+    pub(super) fn settle(&mut self, shared: &Shared, worker: &Worker, prompt: &Prompt<'_>) {
+        if self.verifier.settle(prompt, &shared.candidates, worker.registration.vllm) {
+            let mut ingested = Ingested {
+                verdict: Verdict::Next,
+                applied: Applied::default(),
+                rejected: 0,
+                error: None,
+            };
+            let moved = self.adopt(shared, worker);
+            if moved.and_then(|()| self.apply_waiting(shared, worker, &mut ingested)).is_err() {
+                self.lane.degrade(Reason::Undecodable);
+            }
+            self.applied_to = self.lane.as_of();
+            self.publish(worker);
+        }
+    }
+
+    fn apply_waiting(
+        &mut self,
+        shared: &Shared,
+        worker: &Worker,
+        ingested: &mut Ingested,
+    ) -> Result<(), Error> {
+        self.waiting_bytes = 0;
+        for payload in std::mem::take(&mut self.waiting) {
+            // It was parsed once already, when it came.
+            if let Ok(batch) = Batch::parse(&payload, &shared.limits) {
+                self.apply_batch(shared, worker, &batch, ingested)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_batch(
+        &mut self,
+        shared: &Shared,
+        worker: &Worker,
+        batch: &Batch<'_>,
+        ingested: &mut Ingested,
+    ) -> Result<(), Error> {
+        for event in batch.events() {
+            let applied = match event {
+                Ok(Event::Stored(stored)) => self.stored(shared, worker.id, &stored, ingested)?,
+                Ok(Event::Removed(removed)) => self.removed(shared, worker.id, &removed)?,
+                Ok(Event::Cleared(cleared)) => {
+                    self.events.cleared += 1;
+                    if cleared.tier.is_none() {
+                        self.lane.cleared();
+                        self.verifier.cleared();
+                    }
+                    shared.index.apply(worker.id, &[Change::Clear { tier: cleared.tier }])?
+                }
+                Err(error) => {
+                    ingested.error.get_or_insert(error);
+                    ingested.rejected += 1;
+                    self.reject();
+                    continue;
+                }
+            };
+            self.count(applied, &mut ingested.applied);
+        }
+        Ok(())
+    }
+
+    fn stored(
+        &mut self,
+        shared: &Shared,
+        worker: WorkerId,
+        stored: &Stored<'_>,
+        ingested: &mut Ingested,
+    ) -> Result<Applied, Error> {
+        let nothing = Ok(Applied::default());
+        let Scratch { tokens, blocks, .. } = &mut self.scratch;
+        let outline = match translate::outline(stored, tokens) {
+            Ok(outline) => outline,
+            Err(_) => {
+                ingested.rejected += 1;
+                self.reject();
+                return nothing;
+            }
+        };
+        if !outline.dense && !tokens.is_empty() {
+            self.events.sparse += 1;
+        }
+        if !tokens.is_empty() && !learn_group(&mut self.groups, stored, outline.shape) {
+            self.events.other_unit += 1;
+            return nothing;
+        }
+        let verifier = &mut self.verifier;
+        let parent = match translate::blocks(stored, outline, tokens, &shared.key, verifier, blocks)
+        {
+            Ok(parent) => parent,
+            Err(_) => {
+                ingested.rejected += 1;
+                self.reject();
+                return nothing;
+            }
+        };
+        let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
+        let store = Store { shape, group, tier, parent, blocks };
+        shared.index.apply(worker, &[Change::Store(store)])
+    }
+
+    fn removed(
+        &mut self,
+        shared: &Shared,
+        worker: WorkerId,
+        removed: &Removed<'_>,
+    ) -> Result<Applied, Error> {
+        let names = &mut self.scratch.names;
+        names.clear();
+        names.extend(removed.names.names());
+        for &name in names.iter() {
+            self.verifier.removed(name);
+        }
+        let (group, tier) = (removed.group, removed.tier);
+        shared.index.apply(worker, &[Change::Remove { group, tier, names }])
+    }
+
+    fn reject(&mut self) {
+        self.events.rejected += 1;
+        self.lane.degrade(Reason::Undecodable);
+    }
+
+    fn count(&mut self, applied: Applied, total: &mut Applied) {
+        self.events.stored += applied.stored;
+        self.events.removed += applied.removed;
+        self.events.unknown_removals += applied.unknown_removals;
+        self.events.refused += applied.refused;
+        if applied.refused > 0 {
+            self.lane.degrade(Reason::Overflow);
+        }
+        total.stored += applied.stored;
+        total.removed += applied.removed;
+        total.unknown_removals += applied.unknown_removals;
+        total.unplaced += applied.unplaced;
+        total.refused += applied.refused;
+    }
+
+    fn publish(&self, worker: &Worker) {
+        let mut standing = worker.standing.write();
+        *standing =
+            Standing { trust: self.trust(), as_of: self.applied_to, groups: self.groups.clone() };
+    }
+
+    fn trust(&self) -> Trust {
+        match self.lane.unsound() {
+            Some(reason) => Trust::Degraded(reason),
+            None if !self.waiting.is_empty() => Trust::Syncing,
+            None if self.verifier.is_blind() => Trust::Degraded(Reason::ExtrasHidden),
+            None => Trust::Exact,
+        }
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Says that the worker is unregistered: a batch that was on its way changes nothing.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.lane.counters()
+    }
+
+    pub(super) fn events(&self) -> EventCounters {
+        self.events
+    }
+
+    pub(super) fn contract(&self) -> &Status {
+        self.verifier.status()
+    }
+}
+
+/// Records what an event says about its group; whether its blocks are the group's unit.
+///
+/// The unit of a group is the largest block that it stores on the GPU: chunks of offload tiers
+/// (LMCache, offloading with `block_size` of its own) and partial blocks (Mamba's aligned states,
+/// SGLang's last pages) come in other sizes.
+fn learn_group(groups: &mut Vec<GroupFacts>, stored: &Stored<'_>, shape: Shape) -> bool {
+    let Group(_) = stored.group;
+    let on_gpu = stored.tier == Tier::Gpu;
+    let rule = rule(stored.kind, stored.window);
+    match groups.iter_mut().find(|facts| facts.group == stored.group) {
+        Some(facts) => {
+            if on_gpu && shape.size > facts.shape.size {
+                facts.shape = shape;
+            }
+            if facts.rule == GroupRule::Unannounced {
+                facts.rule = rule;
+            }
+            facts.shape == shape
+        }
+        None => {
+            let at = groups.partition_point(|facts| facts.group < stored.group);
+            groups.insert(at, GroupFacts { group: stored.group, rule, shape });
+            true
+        }
+    }
+}
+
+/// How an engine answers from a group of this kind (vLLM's `kv_cache_spec_kind`).
+fn rule(kind: Option<SpecKind>, window: Option<u32>) -> GroupRule {
+    match (kind, window) {
+        (None, _) => GroupRule::Unannounced,
+        (
+            Some(SpecKind::FullAttention | SpecKind::MlaAttention | SpecKind::SinkFullAttention),
+            _,
+        ) => GroupRule::Full,
+        (Some(SpecKind::SlidingWindow | SpecKind::SlidingWindowMla), Some(tokens)) => {
+            GroupRule::Window { tokens }
+        }
+        _ => GroupRule::NoRule,
+    }
+}
