@@ -5,5 +5,6 @@ mod error;
 pub mod event;
 pub mod hash;
 pub mod index;
+pub mod ingest;
 
 pub use error::{Error, ErrorKind};
