@@ -2,12 +2,14 @@
 //! trusted.
 //!
 //! [`Lane`] is the state machine of one worker's stream: no socket, no clock, no index. [`verify`]
-//! finds out which hash contract a worker follows; [`translate`] turns decoded events into index
-//! changes.
+//! finds out which hash contract a worker follows; [`translate`] turns decoded events into index changes;
+//! [`zmq`] (feature) moves the bytes.
 
 mod lane;
 pub mod translate;
 pub mod verify;
+#[cfg(feature = "zmq")]
+pub mod zmq;
 
 pub use lane::{Counters, Lane, Verdict};
 
