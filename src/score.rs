@@ -209,6 +209,16 @@ fn expected(
     Ok(hit.saturating_mul(size))
 }
 
+/// A router's easy way to weigh cache against load: the part of the prompt that is held, less
+/// `load_weight` for each unit of load.
+///
+/// With `load` as a worker's requests in flight divided by what it serves well at once, and a weight
+/// of 0.5, a full hit outweighs two full queues. Routers with a model of their own use
+/// [`Score::ratio`] and [`Score::expected_cached_tokens`] instead.
+pub fn combine(ratio: f64, load: f64, load_weight: f64) -> f64 {
+    ratio - load_weight * load
+}
+
 /// Tokens per tier as the answers name them, fastest first.
 pub fn named_tiers(score: &Score) -> impl Iterator<Item = (Tier, u32)> {
     Tier::KNOWN.into_iter().zip(score.tier_tokens)
