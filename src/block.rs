@@ -201,8 +201,8 @@ pub enum ExtraKey<'a> {
     },
     /// The request's cache salt; on its first block only.
     Salt(&'a str),
-    /// SHA-256 of the block's rows of prompt embeddings.
-    Embeds(&'a [u8]),
+    /// SHA-256 of the rows of prompt embeddings of the block and its look-ahead.
+    Embeds([u8; 32]),
 }
 
 /// A LoRA adapter as a request names it.
@@ -238,7 +238,8 @@ pub enum Embeds<'a> {
         /// Bytes of one row.
         row: usize,
     },
-    /// SHA-256 of each block's rows, in block order (vLLM 0.17 and later).
+    /// SHA-256 of each block's rows, those of its look-ahead included, in block order (vLLM 0.17
+    /// and later).
     Digests(&'a [[u8; 32]]),
 }
 

@@ -1,0 +1,115 @@
+//! Canonical CBOR (RFC 8949, section 4.2) of a block, as Python's `cbor2` writes it.
+//!
+//! Only what blocks hold: arrays of definite length, integers in their shortest form, byte and text
+//! strings, null. cbor2 5.4.6, 5.6.5 and 6.2.1 give the same bytes.
+
+use super::block_hash::Int;
+use super::writer::{Tag, Writer};
+use crate::block::TokenId;
+
+/// CBOR in the making; its memory is reused.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cbor {
+    bytes: Vec<u8>,
+}
+
+/// Major types (RFC 8949, section 3.1), already in their place in the first byte.
+mod major {
+    pub(super) const UNSIGNED: u8 = 0 << 5;
+    pub(super) const NEGATIVE: u8 = 1 << 5;
+    pub(super) const BYTES: u8 = 2 << 5;
+    pub(super) const TEXT: u8 = 3 << 5;
+    pub(super) const ARRAY: u8 = 4 << 5;
+}
+
+impl Cbor {
+    /// Starts over.
+    pub(super) fn start(&mut self) {
+        self.bytes.clear();
+    }
+
+    /// The bytes written since [`start`](Cbor::start).
+    pub(super) fn finish(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn head(&mut self, major: u8, n: u64) {
+        let (word, length) = head_word(major, n);
+        if length == 9 {
+            self.bytes.push(major | 27);
+            return self.bytes.extend_from_slice(&n.to_be_bytes());
+        }
+        self.bytes.extend_from_slice(&word.to_be_bytes()[..length]);
+    }
+}
+
+impl Writer for Cbor {
+    fn none(&mut self) {
+        self.bytes.push(0xf6);
+    }
+
+    fn int(&mut self, n: i64) {
+        match u64::try_from(n) {
+            Ok(n) => self.head(major::UNSIGNED, n),
+            // -1 - n, which is what a negative integer stores, is its complement.
+            Err(_) => self.head(major::NEGATIVE, !n as u64),
+        }
+    }
+
+    fn unsigned(&mut self, n: &Int) {
+        let used = n.iter().position(|&byte| byte != 0).map_or(0, |first| n.len() - first);
+        if used <= 8 {
+            let word = n[24..].iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+            return self.head(major::UNSIGNED, word);
+        }
+        // Tag 2, a bignum (RFC 8949, section 3.4.3).
+        self.bytes.push(0xc2);
+        self.bytes(&n[32 - used..]);
+    }
+
+    fn tokens(&mut self, tokens: &[TokenId]) {
+        // Each token is one word of which the first bytes count, and the next one overwrites the
+        // rest.
+        let mut at = self.bytes.len();
+        self.bytes.resize(at + tokens.len() * 5 + 8, 0);
+        for &token in tokens {
+            let (word, length) = head_word(major::UNSIGNED, u64::from(token));
+            self.bytes[at..at + 8].copy_from_slice(&word.to_be_bytes());
+            at += length;
+        }
+        self.bytes.truncate(at);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.head(major::BYTES, bytes.len() as u64);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.head(major::TEXT, text.len() as u64);
+        self.bytes.extend_from_slice(text.as_bytes());
+    }
+
+    fn tag(&mut self, tag: Tag) {
+        self.text(tag.as_str());
+    }
+
+    fn open(&mut self, len: usize) {
+        self.head(major::ARRAY, len as u64);
+    }
+
+    fn close(&mut self, _len: usize) {}
+}
+
+/// The head of a data item with argument `n` as a big-endian word, and how many of its bytes count;
+/// 9 for an argument beyond 32 bits, which does not fit the word.
+fn head_word(major: u8, n: u64) -> (u64, usize) {
+    let first = |low: u8| u64::from(major | low) << 56;
+    match n {
+        0..24 => (first(n as u8), 1),
+        24..0x100 => (first(24) | n << 48, 2),
+        0x100..0x1_0000 => (first(25) | n << 40, 3),
+        0x1_0000..0x1_0000_0000 => (first(26) | n << 24, 5),
+        0x1_0000_0000.. => (0, 9),
+    }
+}
