@@ -29,8 +29,10 @@ pub(crate) struct Block {
 
 /// Panics unless the crate hashes the block as the recursive writers do.
 pub(crate) fn check(block: &Block) {
-    let Some((found, expected)) = compare(block) else { return };
-    assert_eq!(found.to_string(), expected, "{block:?}");
+    if block.algorithm.exists_in(block.version) {
+        let (found, expected) = compare(block).unwrap();
+        assert_eq!(found.to_string(), expected, "{block:?}");
+    }
 }
 
 fn compare(block: &Block) -> Option<(BlockHash, String)> {
