@@ -12,3 +12,8 @@
 pub mod content;
 pub mod sglang;
 pub mod vllm;
+
+/// Runs the example of the guide as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/hashing.md")]
+mod guide {}

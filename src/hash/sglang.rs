@@ -3,7 +3,7 @@
 //! SGLang's block is a *page* (`page_size` tokens; the last page of a sequence may be shorter). Its
 //! hash is SHA-256(hash of the page before ‖ each token as 4 bytes, little-endian); the first page
 //! has nothing before it. Events carry the first 8 bytes, big-endian, as a signed integer.
-//! `SGLang 0.5.3` and earlier did not chain pages; their hashes are not offered.
+//! SGLang 0.5.3 and earlier did not chain pages; their hashes are not offered.
 //!
 //! Token ids beyond 32 bits, which recent versions write as 8 bytes, do not exist as
 //! [`TokenId`].
@@ -41,7 +41,7 @@ impl PageHash {
     }
 
     /// What takes the place of the first page's parent for requests with a cache salt:
-    /// SHA-256(`"sglang-cache-salt-v1\0"` ‖ salt), in 0.5.20 and later.
+    /// SHA-256(`"sglang-cache-salt-v1\0"` ‖ salt), as 0.5.23 does it.
     pub fn salted_root(salt: &str) -> PageHash {
         let seed = Sha256::new_with_prefix(b"sglang-cache-salt-v1\0").chain_update(salt);
         PageHash(seed.finalize().into())

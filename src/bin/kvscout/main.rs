@@ -1,6 +1,24 @@
-//! stub
+//! The `kvscout` command.
+
+mod hash;
 mod replay;
-fn main() {
-    let ok = replay::run(std::io::stdin().lock(), std::io::stdout().lock(), vec![]).unwrap();
-    std::process::exit(i32::from(!ok));
+
+use std::io;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let (input, output) = (io::stdin().lock(), io::stdout().lock());
+    let done = match std::env::args().nth(1).as_deref() {
+        Some("hash") => hash::run(input, output),
+        Some("replay") => replay::run(input, output, Vec::new()),
+        _ => return ExitCode::from(2),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("kvscout: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -235,10 +235,14 @@ fn unhex(text: &str) -> Result<Vec<u8>, String> {
     let digit = |byte: u8| (byte as char).to_digit(16);
     let pairs = text.as_bytes().chunks(2).enumerate();
     pairs
-        .map(|(at, pair)| match *pair {
-            [high, low] => digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low) as u8),
-            _ => None,
-        }
-        .ok_or_else(|| format!("payload is not hex at character {}", at * 2)))
+        .map(|(at, pair)| {
+            match *pair {
+                [high, low] => {
+                    digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low) as u8)
+                }
+                _ => None,
+            }
+            .ok_or_else(|| format!("payload is not hex at character {}", at * 2))
+        })
         .collect()
 }

@@ -187,6 +187,19 @@ mod tests {
     }
 
     #[test]
+    fn strings_hash_as_in_cpython_whatever_their_width() {
+        for (text, seed, expected) in [
+            ("abc", "0", -4_594_863_902_769_663_758),
+            ("abc", "4294967295", -6_122_489_556_238_538_401),
+            ("\u{e9}", "0", 6_047_309_291_227_476_195),
+            ("\u{43b}\u{430}\u{43c}a", "42", -4_876_170_921_956_296_011),
+            ("\u{1f600}a", "42", 6_939_127_490_655_956_730),
+        ] {
+            assert_eq!(hash(text, seed), Some(expected), "{text} {seed}");
+        }
+    }
+
+    #[test]
     fn a_seed_that_is_no_decimal_number_leaves_strings_unknown() {
         for seed in ["", "random", "-1", "+1", " 1", "0x1", "4294967296"] {
             assert_eq!(hash("a", seed), None, "{seed:?}");
