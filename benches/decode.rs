@@ -7,8 +7,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kvscout::event::{Batch, Event, ExtraKeys, Limits};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 const STORES: u64 = 32;
 const BLOCK_SIZE: u64 = 16;
@@ -65,47 +64,62 @@ fn hash(n: u64) -> u64 {
     n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 << 63
 }
 
-fn stored(n: u64) -> Value {
-    let tokens: Vec<u64> = (0..BLOCK_SIZE).map(|t| hash(n * BLOCK_SIZE + t) % 128_000).collect();
-    json!({
-        "type": "BlockStored", "block_hashes": [hash(n)], "parent_block_hash": hash(n + 1000),
-        "token_ids": tokens, "block_size": BLOCK_SIZE, "lora_id": null, "medium": "GPU",
-        "lora_name": null, "extra_keys": [null], "group_idx": 0,
-        "kv_cache_spec_kind": "full_attention",
-    })
+/// The fields of vLLM 0.22 to 0.25 in their order.
+#[derive(Serialize)]
+struct Stored {
+    r#type: &'static str,
+    block_hashes: [u64; 1],
+    parent_block_hash: Option<u64>,
+    token_ids: Vec<u64>,
+    block_size: u64,
+    lora_id: Option<u64>,
+    medium: &'static str,
+    lora_name: Option<&'static str>,
+    extra_keys: [Option<[&'static str; 1]>; 1],
+    group_idx: u32,
+    kv_cache_spec_kind: &'static str,
 }
 
-fn removed(n: u64) -> Value {
-    json!({"type": "BlockRemoved", "block_hashes": [hash(n + 500)], "medium": "GPU", "group_idx": 0})
+#[derive(Serialize)]
+struct Removed {
+    r#type: &'static str,
+    block_hashes: [u64; 1],
+    medium: &'static str,
+    group_idx: u32,
 }
 
-/// The map form of vLLM 0.24 and later.
-fn maps() -> Vec<u8> {
-    let events: Vec<Value> = (0..STORES).flat_map(|n| [stored(n), removed(n)]).collect();
-    rmp_serde::to_vec(&json!([1_700_000_000.25, events, 0])).unwrap()
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Sent {
+    Stored(Stored),
+    Removed(Removed),
 }
 
-/// The array form of vLLM 0.22 and 0.23.
-fn arrays() -> Vec<u8> {
-    let of = |map: &Value, names: &[&str]| names.iter().map(|n| map[n].clone()).collect::<Value>();
-    let stores = [
-        "type",
-        "block_hashes",
-        "parent_block_hash",
-        "token_ids",
-        "block_size",
-        "lora_id",
-        "medium",
-        "lora_name",
-        "extra_keys",
-        "group_idx",
-        "kv_cache_spec_kind",
-        "kv_cache_spec_sliding_window",
-    ];
-    let removals = ["type", "block_hashes", "medium", "group_idx"];
-    let events: Vec<Value> =
-        (0..STORES).flat_map(|n| [of(&stored(n), &stores), of(&removed(n), &removals)]).collect();
-    rmp_serde::to_vec(&json!([1_700_000_000.25, events, 0])).unwrap()
+fn batch() -> (f64, Vec<Sent>, u32) {
+    let stored = |n| {
+        Sent::Stored(Stored {
+            r#type: "BlockStored",
+            block_hashes: [hash(n)],
+            parent_block_hash: Some(hash(n + 1000)),
+            token_ids: (0..BLOCK_SIZE).map(|t| hash(n * BLOCK_SIZE + t) % 128_000).collect(),
+            block_size: BLOCK_SIZE,
+            lora_id: None,
+            medium: "GPU",
+            lora_name: None,
+            extra_keys: [None],
+            group_idx: 0,
+            kv_cache_spec_kind: "full_attention",
+        })
+    };
+    let removed = |n| {
+        Sent::Removed(Removed {
+            r#type: "BlockRemoved",
+            block_hashes: [hash(n + 500)],
+            medium: "GPU",
+            group_idx: 0,
+        })
+    };
+    (1_700_000_000.25, (0..STORES).flat_map(|n| [stored(n), removed(n)]).collect(), 0)
 }
 
 fn borrowed(payload: &[u8], out: &mut Out) {
@@ -164,7 +178,9 @@ fn owned(payload: &[u8], out: &mut Out) {
 }
 
 fn decode(c: &mut Criterion) {
-    let (maps, arrays) = (maps(), arrays());
+    // vLLM 0.24 and later send maps, earlier versions arrays.
+    let maps = rmp_serde::to_vec_named(&batch()).unwrap();
+    let arrays = rmp_serde::to_vec(&batch()).unwrap();
     let (mut ours, mut theirs) = (Out::default(), Out::default());
     owned(&maps, &mut theirs);
     assert_eq!(theirs.events.len() as u64, 2 * STORES);

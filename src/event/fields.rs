@@ -5,7 +5,11 @@ use super::msgpack::{Reader, Value};
 
 impl<'a> Reader<'a> {
     /// The number of elements of the array whose elements come next.
+    #[inline]
     pub(super) fn array_of(&mut self, field: Field) -> Result<usize, DecodeError> {
+        if let Some(len) = self.short_array() {
+            return Ok(len);
+        }
         let at = self.at();
         match self.value()? {
             Value::Array(len) => Ok(len),
@@ -15,6 +19,14 @@ impl<'a> Reader<'a> {
 
     #[inline]
     pub(super) fn unsigned(&mut self, field: Field) -> Result<u64, DecodeError> {
+        match self.short_unsigned() {
+            Some(n) => Ok(n),
+            None => self.any_unsigned(field),
+        }
+    }
+
+    #[cold]
+    fn any_unsigned(&mut self, field: Field) -> Result<u64, DecodeError> {
         let at = self.at();
         match self.value()? {
             Value::Unsigned(n) => Ok(n),
@@ -42,13 +54,22 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn text(&mut self, field: Field) -> Result<&'a str, DecodeError> {
+    #[inline]
+    pub(super) fn string(&mut self, field: Field) -> Result<&'a [u8], DecodeError> {
+        if let Some(string) = self.short_str() {
+            return Ok(string);
+        }
         let at = self.at();
         match self.value()? {
-            Value::Str(bytes) => str::from_utf8(bytes)
-                .map_err(|_| DecodeError { at, kind: DecodeErrorKind::NotUtf8 { field } }),
+            Value::Str(string) => Ok(string),
             other => Err(wrong_type(at, field, other)),
         }
+    }
+
+    pub(super) fn text(&mut self, field: Field) -> Result<&'a str, DecodeError> {
+        let at = self.at();
+        str::from_utf8(self.string(field)?)
+            .map_err(|_| DecodeError { at, kind: DecodeErrorKind::NotUtf8 { field } })
     }
 
     /// `None` for nil, otherwise what `read` makes of the value.

@@ -43,6 +43,9 @@ impl<'a> Hash<'a> {
     /// since the last 8 characters of a hexadecimal rendering are no name.
     #[inline]
     pub(super) fn read(reader: &mut Reader<'a>, field: Field) -> Result<Hash<'a>, DecodeError> {
+        if let Some(n) = reader.short_unsigned() {
+            return Ok(Hash::Int(n));
+        }
         let at = reader.at();
         let kind = match reader.value()? {
             Value::Unsigned(n) => return Ok(Hash::Int(n)),

@@ -8,30 +8,30 @@ use crate::block::Tier;
 /// 0.5.6 knew no other. `locality` (vLLM 0.26 and later) is `LOCAL` or `REMOTE`. Case does not
 /// matter. What is not known is [`Tier::Unknown`]: a wrong guess would credit a worker with blocks
 /// that it cannot use at once.
-pub(super) fn tier(medium: Option<&str>, locality: Option<&str>) -> Tier {
-    let is = |value: &str, names: &[&str]| names.iter().any(|n| value.eq_ignore_ascii_case(n));
+pub(super) fn tier(medium: Option<&[u8]>, locality: Option<&[u8]>) -> Tier {
+    let is = |value: &[u8], names: &[&[u8]]| names.iter().any(|n| value.eq_ignore_ascii_case(n));
     let local = match locality {
         None => false,
-        Some(l) if is(l, &["LOCAL"]) => true,
-        Some(l) if is(l, &["REMOTE"]) => return Tier::Remote,
+        Some(l) if is(l, &[b"LOCAL"]) => true,
+        Some(l) if is(l, &[b"REMOTE"]) => return Tier::Remote,
         Some(_) => return Tier::Unknown,
     };
     match medium {
         None => Tier::Gpu,
-        Some(m) if is(m, &["GPU"]) => Tier::Gpu,
+        Some(m) if is(m, &[b"GPU"]) => Tier::Gpu,
         // CPU_PINNED: SGLang. CPU_TIER1 and 2: hosts with two kinds of memory.
-        Some(m) if is(m, &["CPU", "CPU_PINNED", "CPU_TIER1", "CPU_TIER2"]) => Tier::Cpu,
+        Some(m) if is(m, &[b"CPU", b"CPU_PINNED", b"CPU_TIER1", b"CPU_TIER2"]) => Tier::Cpu,
         // Other names that start with NV may mean anything, NVMe over fabrics too.
-        Some(m) if is(m, &["DISK", "NVME"]) => Tier::Disk,
+        Some(m) if is(m, &[b"DISK", b"NVME"]) => Tier::Disk,
         // A file system or a store: mounted from elsewhere unless the event says it is not.
-        Some(m) if is(m, &["FS", "STORAGE"]) => {
+        Some(m) if is(m, &[b"FS", b"STORAGE"]) => {
             if local {
                 Tier::Disk
             } else {
                 Tier::Remote
             }
         }
-        Some(m) if is(m, &["OBJ", "EXTERNAL", "REMOTE"]) => Tier::Remote,
+        Some(m) if is(m, &[b"OBJ", b"EXTERNAL", b"REMOTE"]) => Tier::Remote,
         Some(_) => Tier::Unknown,
     }
 }
@@ -39,6 +39,10 @@ pub(super) fn tier(medium: Option<&str>, locality: Option<&str>) -> Tier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn tier(medium: Option<&str>, locality: Option<&str>) -> Tier {
+        super::tier(medium.map(str::as_bytes), locality.map(str::as_bytes))
+    }
 
     #[test]
     fn a_medium_is_known_in_any_case() {

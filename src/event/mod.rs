@@ -55,8 +55,7 @@ use crate::block::{Group, Tier};
 
 /// One change that an engine announces.
 #[derive(Clone, Copy, Debug)]
-// Events are read one at a time and borrow; a box would be an allocation for each.
-#[allow(clippy::large_enum_variant)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each event")]
 pub enum Event<'a> {
     /// Blocks became resident.
     Stored(Stored<'a>),
@@ -163,17 +162,17 @@ pub enum SpecKind {
 }
 
 impl SpecKind {
-    fn of(kind: &str) -> SpecKind {
+    fn of(kind: &[u8]) -> SpecKind {
         match kind {
-            "full_attention" => SpecKind::FullAttention,
-            "mla_attention" => SpecKind::MlaAttention,
-            "sliding_window" => SpecKind::SlidingWindow,
-            "sliding_window_mla" => SpecKind::SlidingWindowMla,
-            "mamba" => SpecKind::Mamba,
-            "chunked_local_attention" => SpecKind::ChunkedLocalAttention,
-            "sink_full_attention" => SpecKind::SinkFullAttention,
-            "encoder_only_attention" => SpecKind::EncoderOnlyAttention,
-            "cross_attention" => SpecKind::CrossAttention,
+            b"full_attention" => SpecKind::FullAttention,
+            b"mla_attention" => SpecKind::MlaAttention,
+            b"sliding_window" => SpecKind::SlidingWindow,
+            b"sliding_window_mla" => SpecKind::SlidingWindowMla,
+            b"mamba" => SpecKind::Mamba,
+            b"chunked_local_attention" => SpecKind::ChunkedLocalAttention,
+            b"sink_full_attention" => SpecKind::SinkFullAttention,
+            b"encoder_only_attention" => SpecKind::EncoderOnlyAttention,
+            b"cross_attention" => SpecKind::CrossAttention,
             _ => SpecKind::Unknown,
         }
     }

@@ -45,42 +45,33 @@ impl Value<'_> {
             Value::Ext => Found::Extension,
         }
     }
-
-    /// How many values follow that belong to this one.
-    fn children(&self) -> usize {
-        match *self {
-            Value::Array(n) => n,
-            Value::Map(n) => 2 * n,
-            _ => 0,
-        }
-    }
 }
 
 /// A place in a payload. Copies are independent.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a> {
-    /// From the payload's first byte, so that offsets are absolute, to where reading has to end.
-    bytes: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
+    /// Where `rest` ends, counted from the payload's first byte.
+    end: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(payload: &'a [u8]) -> Reader<'a> {
-        Reader { bytes: payload, at: 0 }
+        Reader { rest: payload, end: payload.len() }
     }
 
-    /// Reads the content of the byte string of `len` bytes that `self` has just passed.
-    pub(super) fn inside(&self, len: usize) -> Reader<'a> {
-        Reader { bytes: &self.bytes[..self.at], at: self.at - len }
+    /// Reads the content of the byte string that `self` has just passed.
+    pub(super) fn inside(&self, bytes: &'a [u8]) -> Reader<'a> {
+        Reader { rest: bytes, end: self.at() }
     }
 
     /// Offset of the next value in the payload.
     pub(super) fn at(&self) -> usize {
-        self.at
+        self.end - self.rest.len()
     }
 
     pub(super) fn is_at_end(&self) -> bool {
-        self.at == self.bytes.len()
+        self.rest.is_empty()
     }
 
     /// The next value.
@@ -88,9 +79,8 @@ impl<'a> Reader<'a> {
     /// # Errors
     ///
     /// Only those of the framing: afterwards it is unknown where the next value starts.
-    #[inline]
     pub(super) fn value(&mut self) -> Result<Value<'a>, DecodeError> {
-        let start = self.at;
+        let start = self.at();
         let [marker] = self.fixed(start)?;
         let value = match marker {
             0x00..=0x7f => Value::Unsigned(marker.into()),
@@ -171,33 +161,81 @@ impl<'a> Reader<'a> {
     /// The next value; an array's claim is not compared with the bytes left, for callers that stop
     /// at the first element that is missing and size nothing by the claim.
     pub(super) fn open(&mut self) -> Result<Value<'a>, DecodeError> {
-        let start = self.at;
+        let before = *self;
+        let start = self.at();
         match self.fixed(start)? {
             [marker @ 0x90..=0x9f] => Ok(Value::Array(usize::from(marker & 0x0f))),
             [0xdc] => self.length16(start).map(Value::Array),
             [0xdd] => self.length32(start).map(Value::Array),
             _ => {
-                self.at = start;
+                *self = before;
                 self.value()
             }
         }
     }
 
+    /// The next value if it is an unsigned integer in its shortest form, as nearly all values of an
+    /// event are: much faster than [`Reader::value`], which is to be asked otherwise.
+    #[inline(always)]
+    pub(super) fn short_unsigned(&mut self) -> Option<u64> {
+        let (value, rest) = match *self.rest {
+            [n @ 0..=0x7f, ref rest @ ..] => (n.into(), rest),
+            [0xcc, a, ref rest @ ..] => (a.into(), rest),
+            [0xcd, a, b, ref rest @ ..] => (u16::from_be_bytes([a, b]).into(), rest),
+            [0xce, a, b, c, d, ref rest @ ..] => (u32::from_be_bytes([a, b, c, d]).into(), rest),
+            [0xcf, a, b, c, d, e, f, g, h, ref rest @ ..] => {
+                (u64::from_be_bytes([a, b, c, d, e, f, g, h]), rest)
+            }
+            _ => return None,
+        };
+        self.rest = rest;
+        Some(value)
+    }
+
+    /// The next value if it is a string of less than 32 bytes in its shortest form, as names of
+    /// fields are.
+    #[inline(always)]
+    pub(super) fn short_str(&mut self) -> Option<&'a [u8]> {
+        let (&marker, rest) = self.rest.split_first()?;
+        if marker & 0xe0 != 0xa0 {
+            return None;
+        }
+        let (text, rest) = rest.split_at_checked(usize::from(marker & 0x1f))?;
+        self.rest = rest;
+        Some(text)
+    }
+
+    /// The length of the array whose elements come next, if it has less than 16.
+    #[inline(always)]
+    pub(super) fn short_array(&mut self) -> Option<usize> {
+        let (&marker, rest) = self.rest.split_first()?;
+        let len = usize::from(marker & 0x0f);
+        if marker & 0xf0 != 0x90 || len > rest.len() {
+            return None;
+        }
+        self.rest = rest;
+        Some(len)
+    }
+
     /// Whether the next value is nil, which is then passed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn nil(&mut self) -> bool {
-        let is_nil = self.bytes.get(self.at) == Some(&0xc0);
-        self.at += usize::from(is_nil);
-        is_nil
+        match self.rest {
+            [0xc0, rest @ ..] => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Passes one value of any kind that nests at most `max_depth` levels.
     pub(super) fn skip(&mut self, max_depth: u32) -> Result<(), DecodeError> {
-        let start = self.at;
+        let start = self.at();
         let too_deep =
             |at| Err(DecodeError { at, kind: DecodeErrorKind::TooDeep { limit: max_depth } });
         let limit = DEEPEST.min(max_depth as usize);
-        let children = self.value()?.children();
+        let children = self.children()?;
         if children == 0 {
             return Ok(());
         }
@@ -214,8 +252,8 @@ impl<'a> Reader<'a> {
                 continue;
             }
             open[depth - 1] -= 1;
-            let at = self.at;
-            let children = self.value()?.children();
+            let at = self.at();
+            let children = self.children()?;
             if children > 0 {
                 if depth == limit {
                     return too_deep(at);
@@ -231,20 +269,29 @@ impl<'a> Reader<'a> {
     pub(super) fn pass_over(&mut self) -> Result<(), DecodeError> {
         let mut left = 1_usize;
         while left > 0 {
-            left = (left - 1).saturating_add(self.value()?.children());
+            left = (left - 1).saturating_add(self.children()?);
         }
         Ok(())
     }
 
-    fn left(&self) -> usize {
-        self.bytes.len() - self.at
+    /// Passes one value without those inside of it, and returns how many these are.
+    #[inline]
+    fn children(&mut self) -> Result<usize, DecodeError> {
+        if self.nil() || self.short_unsigned().is_some() || self.short_str().is_some() {
+            return Ok(0);
+        }
+        Ok(match self.value()? {
+            Value::Array(len) => len,
+            Value::Map(len) => 2 * len,
+            _ => 0,
+        })
     }
 
     #[inline]
     fn fixed<const N: usize>(&mut self, start: usize) -> Result<[u8; N], DecodeError> {
-        match self.bytes[self.at..].first_chunk::<N>() {
-            Some(chunk) => {
-                self.at += N;
+        match self.rest.split_first_chunk::<N>() {
+            Some((chunk, rest)) => {
+                self.rest = rest;
                 Ok(*chunk)
             }
             None => Err(DecodeError { at: start, kind: DecodeErrorKind::Truncated }),
@@ -264,10 +311,13 @@ impl<'a> Reader<'a> {
     }
 
     fn bytes(&mut self, start: usize, len: usize) -> Result<&'a [u8], DecodeError> {
-        self.claim(start, len)?;
-        let bytes = &self.bytes[self.at..self.at + len];
-        self.at += len;
-        Ok(bytes)
+        match self.rest.split_at_checked(len) {
+            Some((bytes, rest)) => {
+                self.rest = rest;
+                Ok(bytes)
+            }
+            None => Err(self.beyond_end(start, len)),
+        }
     }
 
     fn ext(&mut self, start: usize, len: usize) -> Result<Value<'a>, DecodeError> {
@@ -289,12 +339,13 @@ impl<'a> Reader<'a> {
     /// Every value takes at least one byte, so a claim beyond the bytes left cannot be true.
     #[inline]
     fn claim(&self, start: usize, claimed: usize) -> Result<(), DecodeError> {
-        let left = self.left();
-        if claimed <= left {
-            return Ok(());
-        }
-        let kind = DecodeErrorKind::LengthBeyondEnd { claimed, left };
-        Err(DecodeError { at: start, kind })
+        if claimed <= self.rest.len() { Ok(()) } else { Err(self.beyond_end(start, claimed)) }
+    }
+
+    #[cold]
+    fn beyond_end(&self, start: usize, claimed: usize) -> DecodeError {
+        let left = self.rest.len();
+        DecodeError { at: start, kind: DecodeErrorKind::LengthBeyondEnd { claimed, left } }
     }
 }
 
@@ -308,7 +359,7 @@ fn signed(n: i64) -> Value<'static> {
 /// Payloads hold prompts: only the position is shown.
 impl fmt::Debug for Reader<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("at", &self.at).finish_non_exhaustive()
+        f.debug_struct("Reader").field("at", &self.at()).finish_non_exhaustive()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::error::{DecodeError, DecodeErrorKind, Field};
-use super::msgpack::{Reader, Value};
+use super::msgpack::Reader;
 use crate::block::TokenId;
 
 /// Token ids, still in the payload. That they are unsigned integers was checked when the event was
@@ -99,10 +99,7 @@ impl Iterator for TokenIter<'_> {
     #[inline]
     fn next(&mut self) -> Option<u64> {
         self.left = self.left.checked_sub(1)?;
-        match self.reader.value() {
-            Ok(Value::Unsigned(token)) => Some(token),
-            _ => None,
-        }
+        self.reader.unsigned(Field::TokenIds).ok()
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

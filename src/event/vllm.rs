@@ -18,6 +18,7 @@ use crate::block::Group;
 const MAX_BLOCK_SIZE: u32 = 1 << 20;
 
 /// Decodes the next event.
+#[inline]
 pub(super) fn event<'a>(
     reader: &mut Reader<'a>,
     limits: &Limits,
@@ -25,7 +26,7 @@ pub(super) fn event<'a>(
     let at = reader.at();
     match reader.value()? {
         Value::Bin(wrapped) => {
-            let mut inner = reader.inside(wrapped.len());
+            let mut inner = reader.inside(wrapped);
             let at = inner.at();
             let head = inner.value()?;
             let event = unwrapped(at, head, &mut inner, limits)?;
@@ -39,6 +40,7 @@ pub(super) fn event<'a>(
     }
 }
 
+#[inline]
 fn unwrapped<'a>(
     at: usize,
     head: Value<'a>,
@@ -118,6 +120,9 @@ fn tag_of(
 
 /// The key of a pair, passed completely. Only strings can be names of fields.
 fn key<'a>(reader: &mut Reader<'a>, limits: &Limits) -> Result<Value<'a>, DecodeError> {
+    if let Some(name) = reader.short_str() {
+        return Ok(Value::Str(name));
+    }
     let start = *reader;
     let key = reader.value()?;
     if matches!(key, Value::Array(_) | Value::Map(_)) {
@@ -137,12 +142,11 @@ enum Tag {
 impl Tag {
     fn read(reader: &mut Reader<'_>) -> Result<Tag, DecodeError> {
         let at = reader.at();
-        match reader.value()? {
-            Value::Str(b"BlockStored") => Ok(Tag::Stored),
-            Value::Str(b"BlockRemoved") => Ok(Tag::Removed),
-            Value::Str(b"AllBlocksCleared") => Ok(Tag::Cleared),
-            Value::Str(_) => Err(DecodeError { at, kind: DecodeErrorKind::UnknownEvent }),
-            other => Err(wrong_type(at, Field::Type, other)),
+        match reader.string(Field::Type)? {
+            b"BlockStored" => Ok(Tag::Stored),
+            b"BlockRemoved" => Ok(Tag::Removed),
+            b"AllBlocksCleared" => Ok(Tag::Cleared),
+            _ => Err(DecodeError { at, kind: DecodeErrorKind::UnknownEvent }),
         }
     }
 
@@ -211,8 +215,8 @@ struct Fields<'a> {
     block_size_at: usize,
     lora_id: Option<i64>,
     lora_name: Option<&'a str>,
-    medium: Option<&'a str>,
-    locality: Option<&'a str>,
+    medium: Option<&'a [u8]>,
+    locality: Option<&'a [u8]>,
     extra_keys: Option<(Reader<'a>, usize)>,
     group: Option<u32>,
     kind: Option<SpecKind>,
@@ -271,13 +275,13 @@ impl<'a> Fields<'a> {
             }
             Field::LoraId => self.lora_id = reader.optional(|r| r.integer(field))?,
             Field::LoraName => self.lora_name = reader.optional(|r| r.text(field))?,
-            Field::Medium => self.medium = reader.optional(|r| r.text(field))?,
-            Field::Locality => self.locality = reader.optional(|r| r.text(field))?,
+            Field::Medium => self.medium = reader.optional(|r| r.string(field))?,
+            Field::Locality => self.locality = reader.optional(|r| r.string(field))?,
             Field::ExtraKeys => {
                 self.extra_keys = reader.optional(|r| ExtraKeys::read(r, limits.max_depth))?;
             }
             Field::GroupIdx => self.group = reader.optional(|r| r.up_to(u32::MAX, field))?,
-            Field::SpecKind => self.kind = reader.optional(|r| r.text(field))?.map(SpecKind::of),
+            Field::SpecKind => self.kind = reader.optional(|r| r.string(field))?.map(SpecKind::of),
             Field::SlidingWindow => self.window = reader.optional(|r| r.up_to(u32::MAX, field))?,
             Field::CacheSalt => self.cache_salt = reader.optional(|r| r.text(field))?,
             Field::LookaheadTokenIds => self.lookahead = reader.optional(Lookahead::read)?,

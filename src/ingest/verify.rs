@@ -118,8 +118,10 @@ impl Contract {
 pub struct Names<'p>(Source<'p>);
 
 #[derive(Debug)]
-// One lives on a lookup's stack; a box would be an allocation for each.
-#[allow(clippy::large_enum_variant)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives on a lookup's stack; a box would be an allocation for each"
+)]
 enum Source<'p> {
     Vllm(Chain<'p>, &'p [TokenId]),
     Sglang { pages: std::slice::ChunksExact<'p, TokenId>, parent: Option<PageHash> },
