@@ -347,7 +347,10 @@ impl Link {
     fn has_suspects(&mut self, limit: u64) -> bool {
         let mut any = false;
         for watch in self.connections.values_mut().flatten() {
-            let Ok(taken) = watch.connection.taken() else { continue };
+            let Ok(taken) = watch.connection.taken() else {
+                continue;
+            };
+
             if mem::take(&mut watch.progressed) {
                 watch.mark = taken;
             }
