@@ -41,7 +41,6 @@ pub(super) struct Subscriber {
 
 /// A socket and its monitor.
 pub(super) struct Link {
-    // Field order is drop order: the monitor's reading end first, or its writing end could wait.
     monitor: Monitor,
     socket: zmq::Socket,
     connections: HashMap<RawFd, Option<Watch>>,
@@ -80,12 +79,13 @@ impl Link {
         let socket = context.socket(SUB)?;
         options.apply(&socket)?;
         let monitor = Monitor::attach(context, &socket)?;
+        let link = Link { monitor, socket, connections: HashMap::new(), part: 0 };
         let endpoint = source.endpoint.to_string();
         match source.mode {
-            Mode::Connect => socket.connect(&endpoint)?,
-            Mode::Bind | Mode::BindShared => socket.bind(&endpoint)?,
+            Mode::Connect => link.socket.connect(&endpoint)?,
+            Mode::Bind | Mode::BindShared => link.socket.bind(&endpoint)?,
         }
-        Ok(Link { monitor, socket, connections: HashMap::new(), part: 0 })
+        Ok(link)
     }
 
     /// The descriptors of the socket and of its monitor.
@@ -96,6 +96,12 @@ impl Link {
     /// The endpoint in use: with the real port where any was asked for.
     fn endpoint(&self) -> Option<Endpoint> {
         self.socket.get_last_endpoint().ok()?.ok()?.parse().ok()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.monitor.detach(&self.socket);
     }
 }
 
