@@ -315,10 +315,10 @@ fn two_thousand_sources_without_publishers_can_be_added() {
     let mut limit = open_file_limit();
     let (receiver, _inbox) = start();
     let mut added = 0;
-    while added < 2000 && limit > 64 {
+    while added < 2000 && limit > 1000 {
         connect(&receiver, added, "tcp://127.0.0.1:9");
         added += 1;
-        limit = limit.saturating_sub(4);
+        limit = limit.saturating_sub(8);
     }
     assert_eq!(receiver.status().len(), added as usize);
     for id in 0..added {

@@ -174,7 +174,7 @@ impl Reactor {
         let refused = |error: zmq::Error| {
             let message = match error {
                 zmq::Error::EMFILE => format!(
-                    "no descriptors left for {}; a source needs up to five, raise `ulimit -n`",
+                    "no descriptors left for {}; a source needs up to eight, raise `ulimit -n`",
                     source.endpoint
                 ),
                 _ => format!("{} cannot be used as {:?}: {error}", source.endpoint, source.mode),

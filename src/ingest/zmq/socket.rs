@@ -93,8 +93,8 @@ impl Link {
         Ok((self.socket.get_fd()?, self.monitor.descriptor()?))
     }
 
-    /// The endpoint in use: with the real port where any was asked for.
-    fn endpoint(&self) -> Option<Endpoint> {
+    /// What libzmq has bound or dials. It writes IPv4 addresses as IPv6 ones.
+    fn last_endpoint(&self) -> Option<Endpoint> {
         self.socket.get_last_endpoint().ok()?.ok()?.parse().ok()
     }
 }
@@ -114,11 +114,9 @@ impl Subscriber {
         options: &Options,
     ) -> zmq::Result<Subscriber> {
         let link = Link::open(context, &source, options)?;
-        let endpoint = match source.mode {
-            Mode::Connect => source.endpoint.clone(),
-            Mode::Bind | Mode::BindShared => {
-                link.endpoint().unwrap_or_else(|| source.endpoint.clone())
-            }
+        let endpoint = match link.last_endpoint() {
+            Some(bound) => source.endpoint.on_port_of(&bound),
+            None => source.endpoint.clone(),
         };
         Ok(Subscriber {
             id,
