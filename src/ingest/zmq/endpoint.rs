@@ -71,6 +71,16 @@ impl Endpoint {
         }
     }
 
+    /// This endpoint on the port of `bound`, which the system chose for it.
+    pub(super) fn on_port_of(&self, bound: &Endpoint) -> Endpoint {
+        match (&self.0, &bound.0) {
+            (Address::Tcp { host, port: None }, Address::Tcp { port, .. }) => {
+                Endpoint(Address::Tcp { host: host.clone(), port: *port })
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// Whether one can connect to it: neither host nor port is `*`.
     pub fn is_connectable(&self) -> bool {
         match &self.0 {

@@ -9,7 +9,8 @@
 //! bytes it is; only under [`Mode::BindShared`] has it any part in telling pods apart.
 //!
 //! **Threads.** A [`Receiver`] has one thread, which owns all sockets and calls the sink, beside
-//! libzmq's own (two for each 300 sources). It sleeps while nothing arrives, apart from a look at
+//! libzmq's own (two for each 300
+//! sources). It sleeps while nothing arrives, apart from a look at
 //! the connections every 50 ms, and reads from busy sources in turns.
 //!
 //! # What libzmq leaves to its user
@@ -27,8 +28,8 @@
 //!   made anew, at growing intervals up to [`Options::reconnect_max`].
 //! * A context serves 1023 sockets and a source needs three. Here contexts are added as needed.
 //!
-//! Each source needs up to five file descriptors; 2,000 sources therefore a limit (`ulimit -n`)
-//! above 10,000.
+//! A source takes six file descriptors and two more for its connection; 2,000 sources therefore
+//! need a limit (`ulimit -n`) above 16,000.
 //!
 //! # Guarantees
 //!

@@ -21,8 +21,13 @@ pub(super) enum Report {
 }
 
 /// The reading end of a socket's monitor.
+///
+/// It must outlive the reports: libzmq's I/O thread writes each with a blocking send, holding a
+/// lock that closing the socket needs. Without a reader, or with a full queue, that thread would
+/// stand still, and with it every source of its context.
 pub(super) struct Monitor {
     socket: zmq::Socket,
+    name: String,
 }
 
 impl Monitor {
@@ -45,11 +50,18 @@ impl Monitor {
         watched.monitor(&name, mask)?;
         let socket = context.socket(PAIR)?;
         socket.set_linger(0)?;
-        // libzmq's I/O thread writes reports with a blocking send, holding a lock that closing the
-        // socket needs: a bounded queue could lock both threads for ever.
+        // No limit: see the type's description.
         socket.set_rcvhwm(0)?;
         socket.connect(&name)?;
-        Ok(Monitor { socket })
+        Ok(Monitor { socket, name })
+    }
+
+    /// Ends the reports about `watched`; afterwards the monitor may be dropped.
+    pub(super) fn detach(&self, watched: &zmq::Socket) {
+        // To monitor anew ends the monitoring that was, before anything of it can fail; the new
+        // one reports nothing (and fails where the name is still taken). `zmq_socket_monitor`
+        // with a null name would say this better, but the binding has no such call.
+        let _ = watched.monitor(&self.name, 0);
     }
 
     /// The descriptor that becomes readable when there may be reports.

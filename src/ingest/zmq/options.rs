@@ -16,15 +16,16 @@ const MAX_HEARTBEAT_TTL: Duration = Duration::from_millis(6_553_500);
 /// use kvscout::ingest::zmq::Options;
 ///
 /// let options = Options { topic: b"kv-events".to_vec(), ..Options::default() };
-/// assert_eq!(options.max_message_bytes, 16 << 20);
+/// assert_eq!(options.max_message_bytes, 4 << 20);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Largest message accepted, all frames together. 16 MiB: one scheduler step of 128 Ki tokens
-    /// is below 1 MiB in vLLM's format and below 10 MiB with one-token blocks. At least 276.
+    /// Largest message accepted, all frames together. 4 MiB: a scheduler step that stores 128 Ki
+    /// tokens in blocks of 16 is a message of about 1 MiB, one that stores 64 Ki tokens in blocks
+    /// of one token about 3 MiB. At least 276.
     ///
     /// A connection that goes beyond it is cut, so this also bounds what a hostile peer can make
-    /// libzmq hold; see the [module](super) for the factor.
+    /// libzmq hold: 32 times as much (see the [module](super)).
     pub max_message_bytes: u64,
     /// Messages of one connection that may wait while the sink is busy. 256: enough that libzmq's
     /// thread and ours do not wait for each other. Beyond it TCP holds the publisher back, whose
@@ -59,7 +60,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            max_message_bytes: 16 << 20,
+            max_message_bytes: 4 << 20,
             receive_hwm: 256,
             heartbeat_interval: Some(Duration::from_secs(5)),
             heartbeat_timeout: Duration::from_secs(10),
@@ -170,7 +171,7 @@ mod tests {
         options.check().unwrap();
         let socket = zmq::Context::new().socket(zmq::SUB).unwrap();
         options.apply(&socket).unwrap();
-        assert_eq!(socket.get_maxmsgsize().unwrap(), 16 << 20);
+        assert_eq!(socket.get_maxmsgsize().unwrap(), 4 << 20);
         assert_eq!(socket.get_heartbeat_ttl().unwrap(), 15_000);
     }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -20,6 +21,11 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// Sources of one context: three sockets each of libzmq's 1023, with room for closed ones that
 /// libzmq has not cleared away yet.
 const SOURCES_PER_CONTEXT: usize = 300;
+
+/// libzmq's threads clear closed sockets away a moment after `close`; a source that comes and goes
+/// quickly may find none free until they have.
+const CLEARING_ATTEMPTS: u32 = 50;
+const CLEARING_PAUSE: Duration = Duration::from_millis(1);
 
 /// The waker's token; a source in slot `i` has `2i` for its socket and `2i + 1` for its monitor.
 const WAKE: Token = Token(usize::MAX);
@@ -128,6 +134,12 @@ impl Reactor {
         }
     }
 
+    /// Looks at a new socket and its monitor: what happened before the first look is not signalled.
+    fn notice_all(&mut self, number: usize) {
+        self.notice(Token(number * 2));
+        self.notice(Token(number * 2 + 1));
+    }
+
     fn obey(&mut self) -> ControlFlow<()> {
         loop {
             // A caller that has stopped waiting for its answer wants none.
@@ -162,16 +174,23 @@ impl Reactor {
         let refused = |error: zmq::Error| {
             let message = match error {
                 zmq::Error::EMFILE => format!(
-                    "no descriptors left for {}; a source needs up to five, raise `ulimit -n`",
+                    "no descriptors left for {}; a source needs up to eight, raise `ulimit -n`",
                     source.endpoint
                 ),
                 _ => format!("{} cannot be used as {:?}: {error}", source.endpoint, source.mode),
             };
             Error::new(ErrorKind::Unavailable, message).with_source(error)
         };
-        let subscriber =
-            Subscriber::open(id, source.clone(), &self.contexts[context].0, &self.options)
-                .map_err(refused)?;
+        let mut attempts = 0;
+        let subscriber = loop {
+            match Subscriber::open(id, source.clone(), &self.contexts[context].0, &self.options) {
+                Err(zmq::Error::EMFILE) if attempts < CLEARING_ATTEMPTS => {
+                    attempts += 1;
+                    thread::sleep(CLEARING_PAUSE);
+                }
+                answer => break answer.map_err(refused)?,
+            }
+        };
         let number = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
@@ -187,6 +206,7 @@ impl Reactor {
         self.contexts[context].1 += 1;
         self.index.insert(id, number);
         self.slots[number] = Some(Slot { subscriber, context, queued: false });
+        self.notice_all(number);
         Ok(endpoint)
     }
 
@@ -242,13 +262,11 @@ impl Reactor {
                 subscriber.give_up_violated(&self.options, &mut *self.sink);
             } else {
                 subscriber.reopen(&self.contexts[slot.context].0, &self.options);
-                let registered = subscriber
-                    .link
-                    .as_ref()
-                    .map(|link| register(self.poll.registry(), link, number));
-                if let Some(Err(_)) = registered {
+                let link = subscriber.link.as_ref();
+                if link.is_some_and(|link| register(self.poll.registry(), link, number).is_err()) {
                     subscriber.abandon(&self.options, &mut *self.sink);
                 }
+                self.notice_all(number);
             }
         }
     }

@@ -41,7 +41,6 @@ pub(super) struct Subscriber {
 
 /// A socket and its monitor.
 pub(super) struct Link {
-    // Field order is drop order: the monitor's reading end first, or its writing end could wait.
     monitor: Monitor,
     socket: zmq::Socket,
     connections: HashMap<RawFd, Option<Watch>>,
@@ -80,12 +79,13 @@ impl Link {
         let socket = context.socket(SUB)?;
         options.apply(&socket)?;
         let monitor = Monitor::attach(context, &socket)?;
+        let link = Link { monitor, socket, connections: HashMap::new(), part: 0 };
         let endpoint = source.endpoint.to_string();
         match source.mode {
-            Mode::Connect => socket.connect(&endpoint)?,
-            Mode::Bind | Mode::BindShared => socket.bind(&endpoint)?,
+            Mode::Connect => link.socket.connect(&endpoint)?,
+            Mode::Bind | Mode::BindShared => link.socket.bind(&endpoint)?,
         }
-        Ok(Link { monitor, socket, connections: HashMap::new(), part: 0 })
+        Ok(link)
     }
 
     /// The descriptors of the socket and of its monitor.
@@ -93,9 +93,15 @@ impl Link {
         Ok((self.socket.get_fd()?, self.monitor.descriptor()?))
     }
 
-    /// The endpoint in use: with the real port where any was asked for.
-    fn endpoint(&self) -> Option<Endpoint> {
+    /// What libzmq has bound or dials. It writes IPv4 addresses as IPv6 ones.
+    fn last_endpoint(&self) -> Option<Endpoint> {
         self.socket.get_last_endpoint().ok()?.ok()?.parse().ok()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.monitor.detach(&self.socket);
     }
 }
 
@@ -108,11 +114,9 @@ impl Subscriber {
         options: &Options,
     ) -> zmq::Result<Subscriber> {
         let link = Link::open(context, &source, options)?;
-        let endpoint = match source.mode {
-            Mode::Connect => source.endpoint.clone(),
-            Mode::Bind | Mode::BindShared => {
-                link.endpoint().unwrap_or_else(|| source.endpoint.clone())
-            }
+        let endpoint = match link.last_endpoint() {
+            Some(bound) => source.endpoint.on_port_of(&bound),
+            None => source.endpoint.clone(),
         };
         Ok(Subscriber {
             id,
@@ -347,7 +351,10 @@ impl Link {
     fn has_suspects(&mut self, limit: u64) -> bool {
         let mut any = false;
         for watch in self.connections.values_mut().flatten() {
-            let Ok(taken) = watch.connection.taken() else { continue };
+            let Ok(taken) = watch.connection.taken() else {
+                continue;
+            };
+
             if mem::take(&mut watch.progressed) {
                 watch.mark = taken;
             }
