@@ -64,14 +64,13 @@ impl DigestKey {
         let sip = SipHasher13::new_with_keys(low, high);
         let mut extra_keys = extra_keys.into_iter().peekable();
 
-        let mut short = [0; HEAD + 4 * SHORT];
-        if tokens.len() + lookahead.len() <= SHORT && extra_keys.peek().is_none() {
-            let mut at = 0;
-            encode(tokens, lookahead, [], |bytes| {
-                short[at..at + bytes.len()].copy_from_slice(bytes);
-                at += bytes.len();
-            });
-            return Digest(sip.hash(&short[..at]));
+        if tokens.len() <= SHORT && lookahead.is_empty() && extra_keys.peek().is_none() {
+            let mut short = [0; HEAD + 4 * SHORT];
+            short[..4].copy_from_slice(&(tokens.len() as u32).to_le_bytes());
+            for (word, token) in short[HEAD..].chunks_exact_mut(4).zip(tokens) {
+                word.copy_from_slice(&token.to_le_bytes());
+            }
+            return Digest(sip.hash(&short[..HEAD + 4 * tokens.len()]));
         }
         let mut sip = sip;
         encode(tokens, lookahead, extra_keys, |bytes| sip.write(bytes));

@@ -137,7 +137,18 @@ fn page(parent: Option<&PageHash>, words: impl Iterator<Item = u32>) -> PageHash
     if let Some(PageHash(parent)) = parent {
         hash.update(parent);
     }
-    words.for_each(|word| hash.update(word.to_le_bytes()));
+    // SHA-256 takes 64 bytes at a time: smaller updates would cost more than the hash.
+    let mut chunk = [0; 64];
+    let mut filled = 0;
+    for word in words {
+        chunk[filled..filled + 4].copy_from_slice(&word.to_le_bytes());
+        filled += 4;
+        if filled == chunk.len() {
+            hash.update(chunk);
+            filled = 0;
+        }
+    }
+    hash.update(&chunk[..filled]);
     PageHash(hash.finalize().into())
 }
 

@@ -34,12 +34,16 @@ impl Cbor {
     }
 
     fn head(&mut self, major: u8, n: u64) {
-        let (word, length) = head_word(major, n);
-        if length == 9 {
-            self.bytes.push(major | 27);
-            return self.bytes.extend_from_slice(&n.to_be_bytes());
+        match u32::try_from(n) {
+            Ok(n) => {
+                let (word, length) = head_word(major, n);
+                self.bytes.extend_from_slice(&word.to_be_bytes()[..length]);
+            }
+            Err(_) => {
+                self.bytes.push(major | 27);
+                self.bytes.extend_from_slice(&n.to_be_bytes());
+            }
         }
-        self.bytes.extend_from_slice(&word.to_be_bytes()[..length]);
     }
 }
 
@@ -73,7 +77,7 @@ impl Writer for Cbor {
         let mut at = self.bytes.len();
         self.bytes.resize(at + tokens.len() * 5 + 8, 0);
         for &token in tokens {
-            let (word, length) = head_word(major::UNSIGNED, u64::from(token));
+            let (word, length) = head_word(major::UNSIGNED, token);
             self.bytes[at..at + 8].copy_from_slice(&word.to_be_bytes());
             at += length;
         }
@@ -101,15 +105,15 @@ impl Writer for Cbor {
     fn close(&mut self, _len: usize) {}
 }
 
-/// The head of a data item with argument `n` as a big-endian word, and how many of its bytes count;
-/// 9 for an argument beyond 32 bits, which does not fit the word.
-fn head_word(major: u8, n: u64) -> (u64, usize) {
-    let first = |low: u8| u64::from(major | low) << 56;
-    match n {
-        0..24 => (first(n as u8), 1),
-        24..0x100 => (first(24) | n << 48, 2),
-        0x100..0x1_0000 => (first(25) | n << 40, 3),
-        0x1_0000..0x1_0000_0000 => (first(26) | n << 24, 5),
-        0x1_0000_0000.. => (0, 9),
-    }
+/// The head of a data item with argument `n` as a big-endian word, and how many of its bytes count.
+///
+/// Tokens of all lengths follow each other without a pattern, so they are told apart without a
+/// branch.
+fn head_word(major: u8, n: u32) -> (u64, usize) {
+    const FIRST: [u8; 4] = [0, 24, 25, 26];
+    const SHIFTS: [u32; 4] = [56, 48, 40, 24];
+    const LENGTHS: [usize; 4] = [1, 2, 3, 5];
+    let class = usize::from(n > 23) + usize::from(n > 0xff) + usize::from(n > 0xffff);
+    let first = u64::from(major | FIRST[class]) << 56;
+    (first | u64::from(n) << SHIFTS[class], LENGTHS[class])
 }

@@ -231,7 +231,9 @@ impl Contract {
                     )));
                 }
             }
-            Some(Embeds::Digests(_)) => drop(self.embeds_digest([0; 32])?),
+            Some(Embeds::Digests(_)) => {
+                self.embeds_digest([0; 32])?;
+            }
         }
         Ok(Chain::new(self.clone(), shape, lora, prompt.items, salt, prompt.embeds))
     }
