@@ -1,0 +1,471 @@
+//! The facade, fed with payloads as engines write them.
+
+use kvscout::ErrorKind;
+use kvscout::block::{BlockSize, Lora, Name, Prompt, Shape, WorkerId};
+use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
+use kvscout::ingest::verify::Status;
+use kvscout::ingest::{Reason, Trust, Verdict};
+use kvscout::scout::{Adapter, Blocks, Options, Ranked, Registration, Request, Scout, Scratch};
+use serde_json::{Value, json};
+
+const SIZE: u32 = 4;
+
+fn scout() -> Scout {
+    Scout::new(Options::default()).unwrap()
+}
+
+fn batch(timestamp: f64, events: &[Value]) -> Vec<u8> {
+    rmp_serde::to_vec(&json!([timestamp, events, 0])).unwrap()
+}
+
+/// `BlockStored` as vLLM 0.33 writes it, of plain blocks.
+fn stored(hashes: &[u64], parent: Option<u64>, tokens: &[u32]) -> Value {
+    json!({
+        "type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent,
+        "token_ids": tokens, "block_size": SIZE, "lora_id": null, "medium": "GPU",
+        "lora_name": null, "extra_keys": vec![Value::Null; hashes.len()], "group_idx": 0,
+        "kv_cache_spec_kind": "full_attention",
+    })
+}
+
+fn removed(hashes: &[u64], medium: &str) -> Value {
+    json!({ "type": "BlockRemoved", "block_hashes": hashes, "medium": medium, "group_idx": 0 })
+}
+
+fn with(mut event: Value, fields: &[(&str, Value)]) -> Value {
+    for (name, value) in fields {
+        event[*name] = value.clone();
+    }
+    event
+}
+
+fn ask<'s>(scout: &Scout, scratch: &'s mut Scratch, tokens: &[u32]) -> &'s [Ranked] {
+    scout.score(&Request::new("m", Prompt::new(tokens)), scratch).unwrap()
+}
+
+/// Matched blocks of one worker.
+fn matched(scout: &Scout, worker: WorkerId, tokens: &[u32]) -> u32 {
+    let mut scratch = Scratch::default();
+    let ranked = ask(scout, &mut scratch, tokens);
+    ranked.iter().find(|r| r.worker == worker).unwrap().score.matched_blocks
+}
+
+fn trust(scout: &Scout, worker: WorkerId) -> Trust {
+    scout.worker(worker).unwrap().trust
+}
+
+#[test]
+fn workers_are_ranked_best_first_and_ties_by_registration() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let b = scout.register(Registration::new("b", "m")).unwrap();
+    let c = scout.register(Registration::new("c", "m")).unwrap();
+    scout.apply(b, 0, &batch(1.0, &[stored(&[1, 2], None, &[0, 1, 2, 3, 4, 5, 6, 7])])).unwrap();
+    let mut scratch = Scratch::default();
+    let order: Vec<_> =
+        ask(&scout, &mut scratch, &[0, 1, 2, 3, 4, 5, 6, 7, 8]).iter().map(|r| r.worker).collect();
+    assert_eq!(order, [b, a, c]);
+}
+
+#[test]
+fn only_candidates_are_in_the_answer() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let b = scout.register(Registration::new("b", "m")).unwrap();
+    for worker in [a, b] {
+        scout.apply(worker, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    }
+    let mut scratch = Scratch::default();
+    let request = Request {
+        candidates: Some(&[b, WorkerId(99)]),
+        ..Request::new("m", Prompt::new(&[0, 1, 2, 3]))
+    };
+    let ranked = scout.score(&request, &mut scratch).unwrap();
+    assert_eq!(ranked.iter().map(|r| r.worker).collect::<Vec<_>>(), [b]);
+    assert_eq!(ranked[0].score.matched_blocks, 1);
+}
+
+#[test]
+fn models_and_tenants_never_see_each_others_blocks() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let other = scout.register(Registration::new("b", "other")).unwrap();
+    let tenant = Registration { tenant: "t".into(), ..Registration::new("a", "m") };
+    scout.register(tenant).unwrap();
+    for worker in [a, other] {
+        scout.apply(worker, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    }
+    let mut scratch = Scratch::default();
+    let ranked = ask(&scout, &mut scratch, &[0, 1, 2, 3]).to_vec();
+    assert_eq!(ranked.iter().map(|r| r.worker).collect::<Vec<_>>(), [a]);
+    let request = Request { tenant: "t", ..Request::new("m", Prompt::new(&[0, 1, 2, 3])) };
+    let ranked = scout.score(&request, &mut scratch).unwrap();
+    assert_eq!(ranked[0].score.matched_blocks, 0, "same pod name, another tenant");
+    let error = scout.score(&Request::new("nobody", Prompt::new(&[0])), &mut scratch).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownModel);
+    assert!(error.to_string().contains("nobody"), "{error}");
+}
+
+#[test]
+fn a_worker_without_a_model_answers_for_any() {
+    let scout = scout();
+    let any = Registration { model: None, ..Registration::new("a", "") };
+    let worker = scout.register(any).unwrap();
+    scout.apply(worker, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    assert_eq!(matched(&scout, worker, &[0, 1, 2, 3]), 1);
+}
+
+#[test]
+fn registering_again_is_idempotent_and_other_facts_are_refused() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    assert_eq!(scout.register(Registration::new("a", "m")).unwrap(), a);
+    let error = scout.register(Registration::new("a", "other")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn what_comes_after_unregistering_changes_nothing() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let payload = batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])]);
+    scout.apply(a, 0, &payload).unwrap();
+    scout.unregister(a).unwrap();
+    assert_eq!(scout.apply(a, 1, &payload).unwrap_err().kind(), ErrorKind::UnknownWorker);
+    assert_eq!(scout.stats(), Default::default());
+    let again = scout.register(Registration::new("a", "m")).unwrap();
+    assert_ne!(again, a);
+    assert_eq!(matched(&scout, again, &[0, 1, 2, 3]), 0);
+}
+
+#[test]
+fn a_gap_is_counted_and_flagged_and_the_worker_still_scores() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    scout.apply(a, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    let ingested = scout.apply(a, 3, &batch(2.0, &[stored(&[2], Some(1), &[4, 5, 6, 7])])).unwrap();
+    assert_eq!(ingested.verdict, Verdict::Gap { missing: 2 });
+    assert_eq!(trust(&scout, a), Trust::Degraded(Reason::Gap));
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3, 4, 5, 6, 7]), 2);
+    let status = scout.worker(a).unwrap();
+    assert_eq!((status.counters.gaps, status.counters.missing, status.as_of), (1, 2, Some(3)));
+}
+
+#[test]
+fn a_full_clear_makes_a_worker_exact_again() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    scout.apply(a, 5, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    assert_eq!(trust(&scout, a), Trust::Degraded(Reason::MissedStart));
+    scout.apply(a, 6, &batch(2.0, &[json!({ "type": "AllBlocksCleared" })])).unwrap();
+    assert_eq!(trust(&scout, a), Trust::Exact);
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 0);
+}
+
+#[test]
+fn a_restarted_publisher_leaves_nothing_of_its_last_life() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    scout.apply(a, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    scout.apply(a, 1, &batch(2.0, &[stored(&[2], Some(1), &[4, 5, 6, 7])])).unwrap();
+    let ingested = scout.apply(a, 0, &batch(9.0, &[stored(&[5], None, &[8, 8, 8, 8])])).unwrap();
+    assert_eq!(ingested.verdict, Verdict::Restart);
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 0);
+    assert_eq!(matched(&scout, a, &[8, 8, 8, 8]), 1);
+    assert_eq!(trust(&scout, a), Trust::Exact);
+}
+
+#[test]
+fn a_repeated_batch_counts_once() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let payload = batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])]);
+    scout.apply(a, 0, &payload).unwrap();
+    assert_eq!(scout.apply(a, 0, &payload).unwrap().verdict, Verdict::Duplicate);
+    scout.apply(a, 1, &batch(2.0, &[removed(&[1], "GPU")])).unwrap();
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 0);
+}
+
+#[test]
+fn one_bad_event_leaves_the_others_of_its_batch_and_flags_the_worker() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let bad = [
+        json!({ "type": "BlockStored", "block_hashes": "no list" }),
+        stored(&[8, 8], None, &[1; 8]),
+        stored(&[9], Some(9), &[1; 4]),
+        with(stored(&[9], None, &[]), &[("token_ids", json!([1, 2, 3, 1u64 << 32]))]),
+    ];
+    for (seq, bad) in bad.into_iter().enumerate() {
+        let (start, name) = (seq as u32 * 100, seq as u64 + 100);
+        let tokens = [start, start + 1, start + 2, start + 3];
+        let events = [bad, stored(&[name], None, &tokens)];
+        let ingested = scout.apply(a, seq as u64, &batch(seq as f64, &events)).unwrap();
+        assert_eq!((ingested.rejected, ingested.applied.stored), (1, 1), "event {seq}");
+        assert_eq!(matched(&scout, a, &tokens), 1);
+    }
+    assert_eq!(trust(&scout, a), Trust::Degraded(Reason::Undecodable));
+    assert_eq!(scout.worker(a).unwrap().events.rejected, 4);
+}
+
+#[test]
+fn a_payload_that_is_no_batch_is_counted_and_the_stream_goes_on() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let ingested = scout.apply(a, 0, b"\xc1 nonsense").unwrap();
+    assert!(ingested.error.is_some());
+    scout.apply(a, 1, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 1);
+    assert_eq!(trust(&scout, a), Trust::Degraded(Reason::Undecodable));
+}
+
+#[test]
+fn a_block_offloaded_by_name_counts_in_its_tier_after_it_left_the_gpu() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let offload = with(
+        stored(&[1, 2], None, &[]),
+        &[("medium", json!("CPU")), ("block_size", json!(0)), ("extra_keys", Value::Null)],
+    );
+    let tokens: Vec<u32> = (0..9).collect();
+    scout.apply(a, 0, &batch(1.0, &[stored(&[1, 2], None, &tokens[..8]), offload])).unwrap();
+    scout.apply(a, 1, &batch(2.0, &[removed(&[2], "GPU")])).unwrap();
+    let mut scratch = Scratch::default();
+    let ranked = &ask(&scout, &mut scratch, &tokens)[0];
+    assert_eq!(ranked.score.tier_tokens, [4, 8, 8, 8]);
+    assert_eq!(ranked.score.expected_cached_tokens, Ok(4));
+    assert!((ranked.score.weighted - 1.8).abs() < 1e-12);
+}
+
+#[test]
+fn media_that_are_not_known_never_count() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let odd = with(stored(&[1], None, &[0, 1, 2, 3]), &[("medium", json!("HOLOGRAM"))]);
+    scout.apply(a, 0, &batch(1.0, &[odd])).unwrap();
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 0);
+}
+
+#[test]
+fn a_masked_event_is_known_by_the_names_of_the_full_group() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..13).collect();
+    let window = [
+        ("group_idx", json!(1)),
+        ("kv_cache_spec_kind", json!("sliding_window")),
+        ("kv_cache_spec_sliding_window", json!(5)),
+        ("extra_keys", json!([null])),
+    ];
+    let full = stored(&[1, 2, 3], None, &tokens[..12]);
+    let masked = with(stored(&[3], None, &tokens[..12]), &window);
+    // The window's group may come first in a batch.
+    scout.apply(a, 0, &batch(1.0, &[masked, full])).unwrap();
+    let mut scratch = Scratch::default();
+    let ranked = &ask(&scout, &mut scratch, &tokens)[0];
+    assert_eq!(ranked.score.expected_cached_tokens, Ok(12));
+    assert_eq!(scout.worker(a).unwrap().events.sparse, 1);
+    let gone = with(removed(&[3], "GPU"), &[("group_idx", json!(1))]);
+    scout.apply(a, 1, &batch(2.0, &[gone])).unwrap();
+    let ranked = &ask(&scout, &mut scratch, &tokens)[0];
+    assert_eq!((ranked.score.matched_blocks, ranked.score.expected_cached_tokens), (3, Ok(0)));
+}
+
+#[test]
+fn prompts_are_told_apart_by_adapter_and_salt() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens = [0, 1, 2, 3];
+    let adapter =
+        [("lora_name", json!("x")), ("lora_id", json!(1)), ("extra_keys", json!([["x"]]))];
+    let salt = [("extra_keys", json!([["x"]]))];
+    let both =
+        [("lora_name", json!("x")), ("lora_id", json!(1)), ("extra_keys", json!([["x", "x"]]))];
+    let lora = Lora { name: "x", id: None, path: None };
+    let prompts = [
+        Prompt::new(&tokens),
+        Prompt { lora: Some(lora), ..Prompt::new(&tokens) },
+        Prompt { cache_salt: Some("x"), ..Prompt::new(&tokens) },
+        Prompt { lora: Some(lora), cache_salt: Some("x"), ..Prompt::new(&tokens) },
+    ];
+    let extras: [&[(&str, Value)]; 4] = [&[], &adapter, &salt, &both];
+    let mut scratch = Scratch::default();
+    for (stores, extra) in extras.iter().enumerate() {
+        let seq = 2 * stores as u64;
+        let event = with(stored(&[1], None, &tokens), extra);
+        scout.apply(a, seq, &batch(seq as f64, &[event])).unwrap();
+        for (asks, prompt) in prompts.iter().enumerate() {
+            let ranked = scout.score(&Request::new("m", *prompt), &mut scratch).unwrap();
+            let expected = u32::from(asks == stores);
+            assert_eq!(ranked[0].score.matched_blocks, expected, "stored {stores}, asked {asks}");
+        }
+        scout.apply(a, seq + 1, &batch(seq as f64, &[removed(&[1], "GPU")])).unwrap();
+    }
+}
+
+#[test]
+fn an_adapters_name_stands_for_its_model() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let adapter = Adapter { model: "m".into(), id: None, path: None };
+    scout.register_adapter(Registration::DEFAULT_TENANT, "x", adapter);
+    let fields = [("lora_name", json!("x")), ("lora_id", json!(1)), ("extra_keys", json!([["x"]]))];
+    let event = with(stored(&[1], None, &[0, 1, 2, 3]), &fields);
+    scout.apply(a, 0, &batch(1.0, &[event])).unwrap();
+    let mut scratch = Scratch::default();
+    let request = Request::new("x", Prompt::new(&[0, 1, 2, 3]));
+    assert_eq!(scout.score(&request, &mut scratch).unwrap()[0].score.matched_blocks, 1);
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 0, "the model without its adapter");
+}
+
+/// Names of a prompt as vLLM 0.10.2 to 0.13 make them under PYTHONHASHSEED 42.
+fn names(prompt: &Prompt<'_>) -> Vec<u64> {
+    let version = Version::new(0, 13, 0);
+    let contract = Contract::new(version, Algorithm::Sha256Cbor, Root::Seed("42")).unwrap();
+    let shape = Shape::plain(BlockSize::new(SIZE).unwrap());
+    let mut chain = contract.chain(shape, prompt).unwrap();
+    chain.extend(prompt.token_ids).map(|hash| hash.name().0).collect()
+}
+
+/// `BlockStored` of vLLM 0.10.2 to 0.13, which says nothing of extra keys.
+fn stored_hiding(names: &[u64], tokens: &[u32]) -> Value {
+    json!(["BlockStored", names, null, tokens, SIZE, null, "GPU"])
+}
+
+#[test]
+fn blocks_that_could_be_salted_wait_until_a_plain_prompt_shows_the_contract() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    let salted = Prompt { cache_salt: Some("s"), ..Prompt::new(&tokens) };
+    let plain: Vec<u32> = (50..58).collect();
+    scout.apply(a, 0, &batch(1.0, &[stored_hiding(&names(&salted), &tokens)])).unwrap();
+    assert_eq!(trust(&scout, a), Trust::Syncing);
+    assert_eq!(matched(&scout, a, &tokens), 0, "the salted block must not match a plain prompt");
+    let names = names(&Prompt::new(&plain));
+    scout.apply(a, 1, &batch(2.0, &[stored_hiding(&names, &plain)])).unwrap();
+    assert_eq!((trust(&scout, a), scout.worker(a).unwrap().as_of), (Trust::Exact, Some(1)));
+    assert!(matches!(scout.worker(a).unwrap().contract, Status::Verified(_)));
+    assert_eq!(matched(&scout, a, &plain), 2);
+    assert_eq!(matched(&scout, a, &tokens), 0);
+    let mut scratch = Scratch::default();
+    let ranked = scout.score(&Request::new("m", salted), &mut scratch).unwrap();
+    assert_eq!(ranked[0].score.matched_blocks, 2, "matched by its exact names");
+}
+
+#[test]
+fn a_query_with_the_same_salt_shows_the_contract_too() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    let salted = Prompt { cache_salt: Some("s"), ..Prompt::new(&tokens) };
+    scout.apply(a, 0, &batch(1.0, &[stored_hiding(&names(&salted), &tokens)])).unwrap();
+    let mut scratch = Scratch::default();
+    let ranked = scout.score(&Request::new("m", salted), &mut scratch).unwrap();
+    assert_eq!((ranked[0].score.matched_blocks, ranked[0].trust), (2, Trust::Exact));
+}
+
+#[test]
+fn an_engine_that_hides_extra_keys_under_a_random_seed_is_flagged() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    for n in 0..10u32 {
+        let tokens = [n, n, n, n];
+        let payload = batch(f64::from(n), &[stored_hiding(&[u64::from(n) + 7], &tokens)]);
+        scout.apply(a, u64::from(n), &payload).unwrap();
+    }
+    assert_eq!(trust(&scout, a), Trust::Degraded(Reason::ExtrasHidden));
+    assert_eq!(scout.worker(a).unwrap().contract, Status::Private);
+    assert_eq!(matched(&scout, a, &[0; 4]), 1, "what had waited is there");
+}
+
+#[test]
+fn engines_with_different_seeds_match_the_same_prompt() {
+    let scout = scout();
+    let tokens: Vec<u32> = (0..9).collect();
+    for (pod, names) in [("a", [11, 12]), ("b", [21, 22])] {
+        let worker = scout.register(Registration::new(pod, "m")).unwrap();
+        scout.apply(worker, 0, &batch(1.0, &[stored(&names, None, &tokens[..8])])).unwrap();
+        assert_eq!(matched(&scout, worker, &tokens), 2);
+    }
+    assert_eq!(scout.stats().blocks, 2, "one tree");
+}
+
+#[test]
+fn a_prompt_may_be_asked_for_by_its_names() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    scout.apply(a, 0, &batch(1.0, &[stored(&[11, 12], None, &tokens)])).unwrap();
+    let block_size = BlockSize::new(SIZE).unwrap();
+    let mut scratch = Scratch::default();
+    for (names, expected) in [(&[Name(11), Name(12), Name(13)][..], 2), (&[Name(12)], 0), (&[], 0)]
+    {
+        let request = Request {
+            blocks: Blocks::Names { names, block_size },
+            ..Request::new("m", Prompt::default())
+        };
+        let ranked = scout.score(&request, &mut scratch).unwrap();
+        assert_eq!(ranked[0].score.matched_blocks, expected, "{names:?}");
+        assert_eq!(ranked[0].score.tier_tokens, [expected * SIZE; 4]);
+    }
+}
+
+#[test]
+fn chunks_of_another_unit_are_not_counted_as_blocks() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    let chunk =
+        with(stored(&[99], None, &tokens), &[("medium", json!("CPU")), ("block_size", json!(8))]);
+    scout.apply(a, 0, &batch(1.0, &[stored(&[11], None, &tokens[..4]), chunk])).unwrap();
+    let mut scratch = Scratch::default();
+    assert_eq!(ask(&scout, &mut scratch, &tokens)[0].score.tier_tokens, [4; 4]);
+    assert_eq!(scout.worker(a).unwrap().events.other_unit, 1);
+}
+
+#[test]
+fn look_ahead_tokens_belong_to_a_blocks_identity() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let event = with(
+        stored(&[1, 2], None, &[0, 1, 2, 3, 4, 5, 6, 7]),
+        &[("lookahead_token_ids", json!([[4], [8]]))],
+    );
+    scout.apply(a, 0, &batch(1.0, &[event])).unwrap();
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3, 4, 5, 6, 7, 8]), 2);
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3, 4, 5, 6, 7, 9]), 1);
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3, 4, 5, 6, 7]), 1, "the next token is not there yet");
+}
+
+#[test]
+fn scoring_and_applying_run_beside_each_other() {
+    let scout = scout();
+    let workers: Vec<WorkerId> =
+        (0..4).map(|n| scout.register(Registration::new(format!("w{n}"), "m")).unwrap()).collect();
+    let tokens: Vec<u32> = (0..9).collect();
+    std::thread::scope(|scope| {
+        for &worker in &workers {
+            let (scout, tokens) = (&scout, &tokens);
+            scope.spawn(move || {
+                for seq in 0..200 {
+                    let event = match seq % 2 {
+                        0 => stored(&[1, 2], None, &tokens[..8]),
+                        _ => removed(&[2, 1], "GPU"),
+                    };
+                    scout.apply(worker, seq, &batch(seq as f64, &[event])).unwrap();
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut scratch = Scratch::default();
+            for _ in 0..500 {
+                assert_eq!(ask(&scout, &mut scratch, &tokens).len(), 4);
+            }
+        });
+    });
+    for worker in workers {
+        assert_eq!((matched(&scout, worker, &tokens), trust(&scout, worker)), (0, Trust::Exact));
+    }
+    assert_eq!(scout.stats().entries, 0);
+}
