@@ -1,8 +1,10 @@
 //! A keyed digest of one block's content.
 //!
 //! An outsider who may choose prompts must not be able to make two blocks look alike, so the digest
-//! is SipHash-1-3 under a 128-bit secret. It leaves out the parent, the engine and the block's
-//! place in the prompt: engines with different seeds, algorithms and versions agree on it.
+//! is made under a 128-bit secret: of the tokens by AES rounds (`hash::aes` says why that is
+//! hard to collide), XORed, where a block has extra keys or look-ahead, with SipHash-1-3 of those. It
+//! leaves out the parent, the engine and the block's place in the prompt: engines with different
+//! seeds, algorithms and versions agree on it.
 
 use std::fmt;
 use std::hash::Hasher;
@@ -10,12 +12,16 @@ use std::hash::Hasher;
 use sha2::{Digest as _, Sha256};
 use siphasher::sip::SipHasher13;
 
+use super::aes::Schedule;
 use crate::block::{Digest, Embeds, ExtraKey, Prompt, Shape, TokenId};
 use crate::error::{Error, ErrorKind};
 
 /// The secret under which digests are made; digests of different keys are unrelated.
 #[derive(Clone, PartialEq, Eq)]
-pub struct DigestKey([u8; 16]);
+pub struct DigestKey {
+    secret: [u8; 16],
+    schedule: Schedule,
+}
 
 impl DigestKey {
     /// A new key from the operating system's random source.
@@ -29,52 +35,57 @@ impl DigestKey {
             Error::new(ErrorKind::Unavailable, "the system's random source gave no digest key")
                 .with_source(e)
         })?;
-        Ok(DigestKey(key))
+        Ok(DigestKey::from_bytes(key))
     }
 
     /// The key with these bytes, as [`to_bytes`](DigestKey::to_bytes) gave them.
-    pub fn from_bytes(key: [u8; 16]) -> DigestKey {
-        DigestKey(key)
+    pub fn from_bytes(secret: [u8; 16]) -> DigestKey {
+        DigestKey { secret, schedule: Schedule::of(&secret) }
     }
 
     /// The secret itself, to be stored where only its owner can read it.
     pub fn to_bytes(&self) -> [u8; 16] {
-        self.0
+        self.secret
     }
 
     /// A public fingerprint of the key: the first 8 bytes, big-endian, of
     /// SHA-256(`"kvscout digest key id"` ‖ key). It says nothing about digests made with the key.
     pub fn id(&self) -> u64 {
         let hash =
-            Sha256::new_with_prefix(b"kvscout digest key id").chain_update(self.0).finalize();
+            Sha256::new_with_prefix(b"kvscout digest key id").chain_update(self.secret).finalize();
         hash[..8].iter().fold(0, |id, &byte| id << 8 | u64::from(byte))
     }
 
     /// The digest of one block: its tokens, the tokens of its look-ahead, its extra keys.
     ///
-    /// Extra keys count in the order given; [`ExtraKey`] fixes it. A block without extra keys costs
-    /// one pass and no allocation.
+    /// Extra keys count in the order given; [`ExtraKey`] fixes it.
     pub fn digest<'a>(
         &self,
         tokens: &[TokenId],
         lookahead: &[TokenId],
         extra_keys: impl IntoIterator<Item = ExtraKey<'a>>,
     ) -> Digest {
-        let [low, high] = halves(&self.0);
-        let sip = SipHasher13::new_with_keys(low, high);
-        let mut extra_keys = extra_keys.into_iter().peekable();
-
-        if tokens.len() <= SHORT && lookahead.is_empty() && extra_keys.peek().is_none() {
-            let mut short = [0; HEAD + 4 * SHORT];
-            short[..4].copy_from_slice(&(tokens.len() as u32).to_le_bytes());
-            for (word, token) in short[HEAD..].chunks_exact_mut(4).zip(tokens) {
-                word.copy_from_slice(&token.to_le_bytes());
-            }
-            return Digest(sip.hash(&short[..HEAD + 4 * tokens.len()]));
+        let mut plain = [Digest(0)];
+        if !tokens.is_empty() {
+            self.plain(tokens, tokens.len(), &mut plain);
         }
-        let mut sip = sip;
-        encode(tokens, lookahead, extra_keys, |bytes| sip.write(bytes));
-        Digest(sip.finish())
+        let mut extra_keys = extra_keys.into_iter().peekable();
+        if lookahead.is_empty() && extra_keys.peek().is_none() {
+            return plain[0];
+        }
+        let mut sip = SipHasher13::new_with_key(&self.secret);
+        encode(lookahead, extra_keys, |bytes| sip.write(bytes));
+        Digest(plain[0].0 ^ sip.finish())
+    }
+
+    /// Writes the digests of consecutive blocks without extra keys and look-ahead to `out`, as many
+    /// as `out` has; a block is `size` tokens.
+    ///
+    /// # Panics
+    ///
+    /// `size` is 0, or `tokens` are fewer than `out` asks for.
+    pub fn plain(&self, tokens: &[TokenId], size: usize, out: &mut [Digest]) {
+        self.schedule.digests(tokens, size, out);
     }
 }
 
@@ -127,35 +138,15 @@ pub(super) fn rows<'p>(embeds: Embeds<'p>, start: usize, end: usize) -> Option<&
     Some(&bytes[at(start)..at(end)])
 }
 
-/// Bytes before the tokens: how many tokens, how many of look-ahead. Sizes of a
-/// [`Shape`] are 32 bits wide.
-const HEAD: usize = 8;
-
-/// Blocks of up to so many tokens are digested in one call from the stack; a larger buffer would
-/// cost more to clear than the common block of 16 costs to digest.
-const SHORT: usize = 32;
-
-/// Feeds `sink` with the bytes of a block. Different blocks give different bytes: each part says
-/// how long it is, or what it is, before it begins.
+/// Feeds `sink` with what a block has besides its tokens. Different lists give different bytes: each
+/// part says how long it is, or what it is, before it begins.
 fn encode<'a>(
-    tokens: &[TokenId],
     lookahead: &[TokenId],
     extra_keys: impl IntoIterator<Item = ExtraKey<'a>>,
     mut sink: impl FnMut(&[u8]),
 ) {
-    sink(&(tokens.len() as u32).to_le_bytes());
     sink(&(lookahead.len() as u32).to_le_bytes());
-    for stretch in [tokens, lookahead] {
-        let mut chunks = stretch.chunks_exact(16);
-        for chunk in &mut chunks {
-            let mut bytes = [0; 64];
-            for (word, token) in bytes.chunks_exact_mut(4).zip(chunk) {
-                word.copy_from_slice(&token.to_le_bytes());
-            }
-            sink(&bytes);
-        }
-        chunks.remainder().iter().for_each(|token| sink(&token.to_le_bytes()));
-    }
+    lookahead.iter().for_each(|token| sink(&token.to_le_bytes()));
     for key in extra_keys {
         match key {
             ExtraKey::Lora(name) => string(b'l', name, &mut sink),
@@ -178,12 +169,6 @@ fn string(kind: u8, text: &str, sink: &mut impl FnMut(&[u8])) {
     sink(text.as_bytes());
 }
 
-/// The two words of a SipHash key.
-fn halves(key: &[u8; 16]) -> [u64; 2] {
-    let key = u128::from_le_bytes(*key);
-    [key as u64, (key >> 64) as u64]
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -191,47 +176,45 @@ mod tests {
     use super::*;
     use crate::block::{BlockSize, Item, Lora};
 
-    const KEY: DigestKey = DigestKey([7; 16]);
+    fn key(byte: u8) -> DigestKey {
+        DigestKey::from_bytes([byte; 16])
+    }
 
-    fn encoded(tokens: &[u32], lookahead: &[u32], keys: &[ExtraKey<'_>]) -> Vec<u8> {
+    fn encoded(lookahead: &[u32], keys: &[ExtraKey<'_>]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        encode(tokens, lookahead, keys.iter().copied(), |part| bytes.extend_from_slice(part));
+        encode(lookahead, keys.iter().copied(), |part| bytes.extend_from_slice(part));
         bytes
     }
 
     #[test]
-    fn the_short_path_and_the_streaming_path_agree() {
+    fn blocks_together_and_one_by_one_give_the_same() {
         let tokens: Vec<u32> = (0..300).map(|i| i * 7919).collect();
-        for n in [0, 1, 15, 16, 17, 31, 32, 33, 300] {
-            for ahead in [0, 1, 3] {
-                let lookahead = &tokens[..ahead];
-                let [low, high] = halves(&KEY.0);
-                let whole = SipHasher13::new_with_keys(low, high).hash(&encoded(
-                    &tokens[..n],
-                    lookahead,
-                    &[],
-                ));
-                assert_eq!(KEY.digest(&tokens[..n], lookahead, []), Digest(whole), "{n} {ahead}");
-            }
+        for size in [1, 15, 16, 17, 32, 33, 100] {
+            let mut together = [Digest(0); 3];
+            key(7).plain(&tokens, size, &mut together);
+            let one_by_one =
+                [0, 1, 2].map(|n| key(7).digest(&tokens[n * size..(n + 1) * size], &[], []));
+            assert_eq!(together, one_by_one, "blocks of {size}");
         }
     }
 
     #[test]
     fn a_digest_depends_on_the_key_the_tokens_the_split_and_the_extras() {
-        let base = KEY.digest(&[1, 2, 3], &[], []);
-        assert_eq!(base, KEY.digest(&[1, 2, 3], &[], []));
-        assert_ne!(base, DigestKey([8; 16]).digest(&[1, 2, 3], &[], []));
-        assert_ne!(base, KEY.digest(&[1, 2], &[3], []));
-        assert_ne!(base, KEY.digest(&[1, 2, 3], &[], [ExtraKey::Salt("a")]));
-        let lora = KEY.digest(&[1], &[], [ExtraKey::Lora("a")]);
-        assert_ne!(lora, KEY.digest(&[1], &[], [ExtraKey::Salt("a")]));
+        let base = key(7).digest(&[1, 2, 3], &[], []);
+        assert_eq!(base, key(7).digest(&[1, 2, 3], &[], []));
+        assert_ne!(base, key(8).digest(&[1, 2, 3], &[], []));
+        assert_ne!(base, key(7).digest(&[1, 2], &[3], []));
+        assert_ne!(base, key(7).digest(&[1, 2, 3, 0], &[], []));
+        assert_ne!(base, key(7).digest(&[1, 2, 3], &[], [ExtraKey::Salt("a")]));
+        let lora = key(7).digest(&[1], &[], [ExtraKey::Lora("a")]);
+        assert_ne!(lora, key(7).digest(&[1], &[], [ExtraKey::Salt("a")]));
     }
 
     #[test]
     fn a_key_shows_its_fingerprint_and_never_its_bytes() {
-        let key = DigestKey([0xab; 16]);
+        let key = DigestKey::from_bytes([0xab; 16]);
         assert_eq!(format!("{key:?}"), format!("DigestKey(id {:016x})", key.id()));
-        assert_ne!(key.id(), KEY.id());
+        assert_ne!(key.id(), DigestKey::from_bytes([7; 16]).id());
         assert_eq!(DigestKey::from_bytes(key.to_bytes()), key);
         assert_ne!(DigestKey::random().unwrap(), DigestKey::random().unwrap());
     }
@@ -300,7 +283,7 @@ mod tests {
         }
     }
 
-    fn block() -> impl Strategy<Value = (Vec<u32>, Vec<u32>, Vec<Key>)> {
+    fn extras() -> impl Strategy<Value = (Vec<u32>, Vec<Key>)> {
         let text = || "[lise\\x00\\x01]{0,3}";
         let key = prop_oneof![
             text().prop_map(Key::Lora),
@@ -308,15 +291,14 @@ mod tests {
             text().prop_map(Key::Salt),
             any::<bool>().prop_map(|b| Key::Embeds([u8::from(b); 32])),
         ];
-        let tokens = || prop::collection::vec(0_u32..2, 0..4);
-        (tokens(), tokens(), prop::collection::vec(key, 0..3))
+        (prop::collection::vec(0_u32..2, 0..4), prop::collection::vec(key, 0..3))
     }
 
     proptest! {
         #[test]
-        fn different_blocks_never_encode_to_the_same_bytes(a in block(), b in block()) {
-            let bytes = |(tokens, lookahead, keys): &(Vec<u32>, Vec<u32>, Vec<Key>)| {
-                encoded(tokens, lookahead, &keys.iter().map(Key::borrow).collect::<Vec<_>>())
+        fn different_extras_never_encode_to_the_same_bytes(a in extras(), b in extras()) {
+            let bytes = |(lookahead, keys): &(Vec<u32>, Vec<Key>)| {
+                encoded(lookahead, &keys.iter().map(Key::borrow).collect::<Vec<_>>())
             };
             prop_assert_eq!(a == b, bytes(&a) == bytes(&b));
         }

@@ -9,6 +9,7 @@
 //! Nothing here reads a clock, an environment variable or a socket; the only randomness is
 //! [`content::DigestKey::random`].
 
+mod aes;
 pub mod content;
 pub mod sglang;
 pub mod vllm;
