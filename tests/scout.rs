@@ -220,6 +220,17 @@ fn a_payload_that_is_no_batch_is_counted_and_the_stream_goes_on() {
 }
 
 #[test]
+fn garbage_under_an_old_number_costs_nothing_that_is_known() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    scout.apply(a, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    let ingested = scout.apply(a, 0, b"garbage").unwrap();
+    assert_eq!((ingested.verdict, ingested.rejected), (Verdict::Late, 1));
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 1);
+    assert_eq!(trust(&scout, a), Trust::Exact);
+}
+
+#[test]
 fn a_block_offloaded_by_name_counts_in_its_tier_after_it_left_the_gpu() {
     let scout = scout();
     let a = scout.register(Registration::new("a", "m")).unwrap();

@@ -90,6 +90,19 @@ impl Lane {
         verdict
     }
 
+    /// Judges a batch of which only the number can be read. It fills its place in the order, but it is
+    /// no proof of a restart: garbage must not cost what is known.
+    pub fn judge_unreadable(&mut self, seq: u64, digest: u64) -> Verdict {
+        match self.last {
+            Some(last) if seq <= last.seq => {
+                self.counters.late += 1;
+                Verdict::Late
+            }
+            // It has no clock of its own, so the last one's goes on.
+            last => self.judge(seq, last.map_or(f64::NEG_INFINITY, |last| last.timestamp), digest),
+        }
+    }
+
     fn verdict(&self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
         let Some(last) = self.last else { return Verdict::Next };
         if seq > last.seq {
@@ -209,6 +222,16 @@ mod tests {
         let verdicts = feed(&mut lane, &[(0, 1.0), (900, 2.0), (500, 9.0)]);
         assert_eq!(verdicts[2], Verdict::Restart);
         assert_eq!(lane.unsound(), Some(Reason::MissedStart));
+    }
+
+    #[test]
+    fn an_unreadable_batch_takes_its_place_but_proves_no_restart() {
+        let mut lane = Lane::default();
+        feed(&mut lane, &[(0, 1.0)]);
+        assert_eq!(lane.judge_unreadable(1, 7), Verdict::Next);
+        assert_eq!(lane.judge_unreadable(0, 8), Verdict::Late);
+        assert_eq!(feed(&mut lane, &[(2, 2.0)]), [Verdict::Next]);
+        assert_eq!(lane.counters().restarts, 0);
     }
 
     #[test]

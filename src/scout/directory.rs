@@ -1,16 +1,13 @@
-//! Who is registered: workers by identity, models and tenants as spaces, adapters, vocabularies.
+//! Who is registered: workers by identity, models and tenants as spaces, adapters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::stream::Stream;
-use super::{Adapter, EventCounters, Registration, WorkerStatus};
-use crate::block::{SpaceId, VocabularyId, WorkerId};
-use crate::ingest::Trust;
-use crate::ingest::verify::Contract;
-use crate::score::GroupFacts;
+use super::stream::{Seat, Standing, Stream};
+use super::{Adapter, Registration, WorkerStatus};
+use crate::block::{SpaceId, WorkerId};
 
 /// One registered worker.
 #[derive(Debug)]
@@ -18,28 +15,17 @@ pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) pod: Arc<str>,
     pub(super) registration: Registration,
-    pub(super) space: SpaceId,
     pub(super) stream: Mutex<Stream>,
     /// What queries read of the stream, published after each batch.
     pub(super) standing: RwLock<Standing>,
 }
 
-/// What a query needs to know of a worker's stream.
-#[derive(Clone, Debug)]
-pub(super) struct Standing {
-    pub(super) trust: Trust,
-    pub(super) as_of: Option<u64>,
-    pub(super) groups: Vec<GroupFacts>,
-}
-
-impl Default for Standing {
-    fn default() -> Standing {
-        // Nothing was published yet, and nothing is known: that is exact.
-        Standing { trust: Trust::Exact, as_of: None, groups: Vec::new() }
-    }
-}
-
 impl Worker {
+    /// Shows queries where the stream stands.
+    pub(super) fn publish(&self, stream: &Stream) {
+        *self.standing.write() = stream.standing();
+    }
+
     pub(super) fn status(&self) -> WorkerStatus {
         let stream = self.stream.lock();
         let standing = self.standing.read().clone();
@@ -49,7 +35,7 @@ impl Worker {
             trust: standing.trust,
             as_of: standing.as_of,
             counters: stream.counters(),
-            events: EventCounters { ..stream.events() },
+            events: stream.events(),
             groups: standing.groups,
             contract: stream.contract().clone(),
         }
@@ -76,10 +62,9 @@ impl Directory {
         let worker = Arc::new(Worker {
             id,
             pod: registration.pod.as_str().into(),
-            stream: Mutex::default(),
+            stream: Mutex::new(Stream::new(Seat { worker: id, space, version: registration.vllm })),
             standing: RwLock::default(),
             registration,
-            space,
         });
         self.by_identity.insert(identity, id);
         self.workers.insert(id, worker.clone());
@@ -156,37 +141,5 @@ fn is_asked(served: Option<&str>, asked: Option<&str>) -> bool {
     match (served, asked) {
         (Some(served), Some(asked)) => served == asked,
         _ => true,
-    }
-}
-
-/// The vocabularies in use; a verified contract has one for each space.
-#[derive(Debug, Default)]
-pub(super) struct Vocabularies {
-    shared: HashMap<(SpaceId, Contract), VocabularyId>,
-    contracts: HashMap<VocabularyId, Contract>,
-    next: u32,
-}
-
-impl Vocabularies {
-    /// A new vocabulary for one worker's names.
-    pub(super) fn private(&mut self) -> VocabularyId {
-        self.next += 1;
-        VocabularyId(self.next)
-    }
-
-    /// The vocabulary of everyone in a space who follows a contract.
-    pub(super) fn shared(&mut self, space: SpaceId, contract: &Contract) -> VocabularyId {
-        if let Some(&id) = self.shared.get(&(space, contract.clone())) {
-            return id;
-        }
-        let id = self.private();
-        self.shared.insert((space, contract.clone()), id);
-        self.contracts.insert(id, contract.clone());
-        id
-    }
-
-    /// The contract of a vocabulary, unless it is private.
-    pub(super) fn contract(&self, id: VocabularyId) -> Option<&Contract> {
-        self.contracts.get(&id)
     }
 }

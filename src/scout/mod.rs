@@ -7,6 +7,7 @@
 mod directory;
 mod prompt;
 mod stream;
+mod vocabulary;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::Version;
-use crate::index::{Applied, Home, Matches, MemoryIndex, MemoryOptions, Query, Stats};
+use crate::index::{Applied, Matches, MemoryIndex, MemoryOptions, Query, Stats};
 use crate::ingest::verify::{Candidates, Status};
 use crate::ingest::{Counters, Trust, Verdict};
 use crate::score::{self, GroupFacts, Score, Unpredictable, Weights};
@@ -266,8 +267,7 @@ impl Scout {
             )));
         }
         let worker = directory.add(registration);
-        let vocabulary = self.shared.vocabularies.write().private();
-        self.shared.index.assign(worker.id, Home { space: worker.space, vocabulary })?;
+        worker.stream.lock().begin(&self.shared)?;
         Ok(worker.id)
     }
 
@@ -313,7 +313,8 @@ impl Scout {
         let found = found.ok_or_else(|| unknown_worker(worker))?;
         let mut stream = found.stream.lock();
         let waited = stream.is_waiting();
-        let ingested = stream.apply(&self.shared, &found, seq, payload)?;
+        let ingested = stream.apply(&self.shared, seq, payload)?;
+        found.publish(&stream);
         self.count_waiting(waited, stream.is_waiting());
         Ok(ingested)
     }
@@ -447,7 +448,8 @@ impl Scout {
         for worker in workers {
             let mut stream = worker.stream.lock();
             if stream.is_waiting() {
-                stream.settle(&self.shared, worker, prompt);
+                stream.settle(&self.shared, prompt);
+                worker.publish(&stream);
                 self.count_waiting(true, stream.is_waiting());
             }
         }

@@ -2,8 +2,8 @@
 
 use parking_lot::RwLockReadGuard;
 
-use super::directory::Vocabularies;
 use super::stream::Shared;
+use super::vocabulary::Vocabularies;
 use crate::block::{Digest, Name, Prompt, Shape, VocabularyId};
 use crate::hash::content::{self, DigestKey};
 use crate::index::BlockSource;

@@ -7,12 +7,13 @@
 use parking_lot::RwLock;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::directory::{Standing, Vocabularies, Worker};
+use super::vocabulary::Vocabularies;
 use super::{EventCounters, Ingested};
-use crate::block::{Group, Name, Prompt, Shape, Tier, TokenId, WorkerId};
+use crate::block::{Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
 use crate::error::Error;
 use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
+use crate::hash::vllm::Version;
 use crate::index::{Applied, Block, Change, Home, MemoryIndex, Store};
 use crate::ingest::translate;
 use crate::ingest::verify::{Candidates, Status, Verifier};
@@ -33,8 +34,32 @@ pub(super) struct Shared {
     pub(super) vocabularies: RwLock<Vocabularies>,
 }
 
-#[derive(Debug, Default)]
+/// What a stream needs to know of the worker that it belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    pub(super) worker: WorkerId,
+    pub(super) space: SpaceId,
+    pub(super) version: Option<Version>,
+}
+
+/// What a query needs to know of a worker's stream.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub(super) trust: Trust,
+    pub(super) as_of: Option<u64>,
+    pub(super) groups: Vec<GroupFacts>,
+}
+
+impl Default for Standing {
+    fn default() -> Standing {
+        // Nothing was published yet, and nothing is known: that is exact.
+        Standing { trust: Trust::Exact, as_of: None, groups: Vec::new() }
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct Stream {
+    seat: Seat,
     lane: Lane,
     verifier: Verifier,
     groups: Vec<GroupFacts>,
@@ -54,24 +79,47 @@ struct Scratch {
 }
 
 impl Stream {
+    pub(super) fn new(seat: Seat) -> Stream {
+        Stream {
+            seat,
+            lane: Lane::default(),
+            verifier: Verifier::default(),
+            groups: Vec::new(),
+            events: EventCounters::default(),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            applied_to: None,
+            retired: false,
+            scratch: Scratch::default(),
+        }
+    }
+
     pub(super) fn apply(
         &mut self,
         shared: &Shared,
-        worker: &Worker,
         seq: u64,
         payload: &[u8],
     ) -> Result<Ingested, Error> {
         if self.retired {
-            return Err(super::unknown_worker(worker.id));
+            return Err(super::unknown_worker(self.seat.worker));
         }
         let batch = Batch::parse(payload, &shared.limits);
-        let timestamp = batch.as_ref().map_or(f64::NAN, Batch::timestamp);
-        let verdict = self.lane.judge(seq, timestamp, xxh3_64(payload));
+        let verdict = match &batch {
+            Ok(batch) => self.lane.judge(seq, batch.timestamp(), xxh3_64(payload)),
+            Err(_) => self.lane.judge_unreadable(seq, xxh3_64(payload)),
+        };
         let mut ingested =
             Ingested { verdict, applied: Applied::default(), rejected: 0, error: None };
         match verdict {
-            Verdict::Duplicate | Verdict::Late => return Ok(ingested),
-            Verdict::Restart => self.start_over(shared, worker)?,
+            Verdict::Duplicate | Verdict::Late => {
+                if let Err(error) = batch {
+                    ingested.error = Some(error);
+                    ingested.rejected += 1;
+                    self.events.rejected += 1;
+                }
+                return Ok(ingested);
+            }
+            Verdict::Restart => self.start_over(shared)?,
             Verdict::Next | Verdict::Gap { .. } => {}
         }
         match batch {
@@ -81,47 +129,44 @@ impl Stream {
                 self.reject();
             }
             Ok(batch) => {
-                self.observe(shared, worker, &batch)?;
+                self.observe(shared, &batch)?;
                 if self.verifier.must_wait() {
                     if self.waiting_bytes + payload.len() <= MAX_WAITING {
                         self.waiting_bytes += payload.len();
                         self.waiting.push(payload.into());
-                        self.publish(worker);
                         return Ok(ingested);
                     }
                     self.verifier.give_up();
                 }
-                self.apply_waiting(shared, worker, &mut ingested)?;
-                self.apply_batch(shared, worker, &batch, &mut ingested)?;
+                self.apply_waiting(shared, &mut ingested)?;
+                self.apply_batch(shared, &batch, &mut ingested)?;
             }
         }
         if self.waiting.is_empty() {
             self.applied_to = self.lane.as_of();
         }
-        self.publish(worker);
         Ok(ingested)
     }
 
-    /// Forgets what the last incarnation held.
-    fn start_over(&mut self, shared: &Shared, worker: &Worker) -> Result<(), Error> {
-        shared.index.remove(worker.id);
+    /// Gives an incarnation of the worker its place in the index.
+    pub(super) fn begin(&self, shared: &Shared) -> Result<(), Error> {
         let vocabulary = shared.vocabularies.write().private();
-        shared.index.assign(worker.id, Home { space: worker.space, vocabulary })?;
+        shared.index.assign(self.seat.worker, Home { space: self.seat.space, vocabulary })
+    }
+
+    /// Forgets what the last incarnation held.
+    fn start_over(&mut self, shared: &Shared) -> Result<(), Error> {
+        shared.index.remove(self.seat.worker);
         self.verifier = Verifier::default();
         self.groups.clear();
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
-        Ok(())
+        self.begin(shared)
     }
 
     /// Feeds a batch's first blocks to the contract check, as long as that is open.
-    fn observe(
-        &mut self,
-        shared: &Shared,
-        worker: &Worker,
-        batch: &Batch<'_>,
-    ) -> Result<(), Error> {
+    fn observe(&mut self, shared: &Shared, batch: &Batch<'_>) -> Result<(), Error> {
         if matches!(self.verifier.status(), Status::Verified(_)) {
             return Ok(());
         }
@@ -130,49 +175,43 @@ impl Stream {
             let tokens = &mut self.scratch.tokens;
             let Ok(outline) = translate::outline(&stored, tokens) else { continue };
             if outline.dense {
-                let (candidates, version) = (&shared.candidates, worker.registration.vllm);
+                let (candidates, version) = (&shared.candidates, self.seat.version);
                 self.verifier.observe(&stored, outline.shape, tokens, candidates, version);
             }
         }
-        self.adopt(shared, worker)
+        self.adopt(shared)
     }
 
     /// Moves the worker's names to the vocabulary of its contract once that is known.
-    fn adopt(&mut self, shared: &Shared, worker: &Worker) -> Result<(), Error> {
+    fn adopt(&mut self, shared: &Shared) -> Result<(), Error> {
         let Status::Verified(contract) = self.verifier.status() else { return Ok(()) };
-        let vocabulary = shared.vocabularies.write().shared(worker.space, contract);
-        shared.index.assign(worker.id, Home { space: worker.space, vocabulary })
+        let vocabulary = shared.vocabularies.write().shared(self.seat.space, contract);
+        shared.index.assign(self.seat.worker, Home { space: self.seat.space, vocabulary })
     }
 
     /// Lets a prompt prove the contract, and applies what waited for it.
-    pub(super) fn settle(&mut self, shared: &Shared, worker: &Worker, prompt: &Prompt<'_>) {
-        if self.verifier.settle(prompt, &shared.candidates, worker.registration.vllm) {
+    pub(super) fn settle(&mut self, shared: &Shared, prompt: &Prompt<'_>) {
+        if self.verifier.settle(prompt, &shared.candidates, self.seat.version) {
             let mut ingested = Ingested {
                 verdict: Verdict::Next,
                 applied: Applied::default(),
                 rejected: 0,
                 error: None,
             };
-            let moved = self.adopt(shared, worker);
-            if moved.and_then(|()| self.apply_waiting(shared, worker, &mut ingested)).is_err() {
+            let moved = self.adopt(shared);
+            if moved.and_then(|()| self.apply_waiting(shared, &mut ingested)).is_err() {
                 self.lane.degrade(Reason::Undecodable);
             }
             self.applied_to = self.lane.as_of();
-            self.publish(worker);
         }
     }
 
-    fn apply_waiting(
-        &mut self,
-        shared: &Shared,
-        worker: &Worker,
-        ingested: &mut Ingested,
-    ) -> Result<(), Error> {
+    fn apply_waiting(&mut self, shared: &Shared, ingested: &mut Ingested) -> Result<(), Error> {
         self.waiting_bytes = 0;
         for payload in std::mem::take(&mut self.waiting) {
             // It was parsed once already, when it came.
             if let Ok(batch) = Batch::parse(&payload, &shared.limits) {
-                self.apply_batch(shared, worker, &batch, ingested)?;
+                self.apply_batch(shared, &batch, ingested)?;
             }
         }
         Ok(())
@@ -181,21 +220,20 @@ impl Stream {
     fn apply_batch(
         &mut self,
         shared: &Shared,
-        worker: &Worker,
         batch: &Batch<'_>,
         ingested: &mut Ingested,
     ) -> Result<(), Error> {
         for event in batch.events() {
             let applied = match event {
-                Ok(Event::Stored(stored)) => self.stored(shared, worker.id, &stored, ingested)?,
-                Ok(Event::Removed(removed)) => self.removed(shared, worker.id, &removed)?,
+                Ok(Event::Stored(stored)) => self.stored(shared, &stored, ingested)?,
+                Ok(Event::Removed(removed)) => self.removed(shared, &removed)?,
                 Ok(Event::Cleared(cleared)) => {
                     self.events.cleared += 1;
                     if cleared.tier.is_none() {
                         self.lane.cleared();
                         self.verifier.cleared();
                     }
-                    shared.index.apply(worker.id, &[Change::Clear { tier: cleared.tier }])?
+                    shared.index.apply(self.seat.worker, &[Change::Clear { tier: cleared.tier }])?
                 }
                 Err(error) => {
                     ingested.error.get_or_insert(error);
@@ -212,7 +250,6 @@ impl Stream {
     fn stored(
         &mut self,
         shared: &Shared,
-        worker: WorkerId,
         stored: &Stored<'_>,
         ingested: &mut Ingested,
     ) -> Result<Applied, Error> {
@@ -245,15 +282,10 @@ impl Stream {
         };
         let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
         let store = Store { shape, group, tier, parent, blocks };
-        shared.index.apply(worker, &[Change::Store(store)])
+        shared.index.apply(self.seat.worker, &[Change::Store(store)])
     }
 
-    fn removed(
-        &mut self,
-        shared: &Shared,
-        worker: WorkerId,
-        removed: &Removed<'_>,
-    ) -> Result<Applied, Error> {
+    fn removed(&mut self, shared: &Shared, removed: &Removed<'_>) -> Result<Applied, Error> {
         let names = &mut self.scratch.names;
         names.clear();
         names.extend(removed.names.names());
@@ -261,7 +293,7 @@ impl Stream {
             self.verifier.removed(name);
         }
         let (group, tier) = (removed.group, removed.tier);
-        shared.index.apply(worker, &[Change::Remove { group, tier, names }])
+        shared.index.apply(self.seat.worker, &[Change::Remove { group, tier, names }])
     }
 
     fn reject(&mut self) {
@@ -284,10 +316,8 @@ impl Stream {
         total.refused += applied.refused;
     }
 
-    fn publish(&self, worker: &Worker) {
-        let mut standing = worker.standing.write();
-        *standing =
-            Standing { trust: self.trust(), as_of: self.applied_to, groups: self.groups.clone() };
+    pub(super) fn standing(&self) -> Standing {
+        Standing { trust: self.trust(), as_of: self.applied_to, groups: self.groups.clone() }
     }
 
     fn trust(&self) -> Trust {
@@ -327,7 +357,6 @@ impl Stream {
 /// (LMCache, offloading with `block_size` of its own) and partial blocks (Mamba's aligned states,
 /// SGLang's last pages) come in other sizes.
 fn learn_group(groups: &mut Vec<GroupFacts>, stored: &Stored<'_>, shape: Shape) -> bool {
-    let Group(_) = stored.group;
     let on_gpu = stored.tier == Tier::Gpu;
     let rule = rule(stored.kind, stored.window);
     match groups.iter_mut().find(|facts| facts.group == stored.group) {

@@ -1,0 +1,39 @@
+//! The vocabularies in use.
+
+use std::collections::HashMap;
+
+use crate::block::{SpaceId, VocabularyId};
+use crate::ingest::verify::Contract;
+
+/// Numbers for vocabularies: one for each worker whose contract is not known, one for each space and
+/// verified contract.
+#[derive(Debug, Default)]
+pub(super) struct Vocabularies {
+    shared: HashMap<(SpaceId, Contract), VocabularyId>,
+    contracts: HashMap<VocabularyId, Contract>,
+    next: u32,
+}
+
+impl Vocabularies {
+    /// A new vocabulary for one worker's names.
+    pub(super) fn private(&mut self) -> VocabularyId {
+        self.next += 1;
+        VocabularyId(self.next)
+    }
+
+    /// The vocabulary of everyone in a space who follows a contract.
+    pub(super) fn shared(&mut self, space: SpaceId, contract: &Contract) -> VocabularyId {
+        if let Some(&id) = self.shared.get(&(space, contract.clone())) {
+            return id;
+        }
+        let id = self.private();
+        self.shared.insert((space, contract.clone()), id);
+        self.contracts.insert(id, contract.clone());
+        id
+    }
+
+    /// The contract of a vocabulary, unless it is private.
+    pub(super) fn contract(&self, id: VocabularyId) -> Option<&Contract> {
+        self.contracts.get(&id)
+    }
+}
