@@ -59,8 +59,8 @@ pub struct Registration {
     pub model: Option<String>,
     /// The engine's vLLM version, if known: settles how extra keys are hashed.
     pub vllm: Option<Version>,
-    /// The block size the operator expects. The one in the engine's events counts; this one is for
-    /// queries before the first event.
+    /// The block size the operator expects. Recorded for comparison; the one in the engine's events
+    /// counts.
     pub block_size: Option<BlockSize>,
 }
 
