@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use kvscout::block::{BlockSize, Digest, Prompt, Shape};
 use kvscout::hash::content::DigestKey;
 use kvscout::hash::sglang;
-use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
+use kvscout::hash::vllm::{Algorithm, ChainMemory, Contract, Root, Version};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use std::hint::black_box;
@@ -79,6 +79,22 @@ fn bench(c: &mut Criterion) {
             );
         });
     }
+    let sha256 = contract(Algorithm::Sha256);
+    group.bench_function("sha256 names, 900 of 1000 remembered", |b| {
+        b.iter_batched_ref(
+            || {
+                let memory = ChainMemory::new(DigestKey::from_bytes([7; 16]), 1 << 20);
+                let before = Prompt::new(&tokens[..900 * SIZE]);
+                memory.names(&sha256, shape, &before).expect("plain tokens").for_each(drop);
+                memory
+            },
+            |memory| {
+                let names = memory.names(&sha256, shape, &Prompt::new(&tokens));
+                names.expect("plain tokens").last()
+            },
+            BatchSize::SmallInput,
+        );
+    });
     group.bench_function("SHA-256 alone", |b| {
         b.iter(|| {
             lengths.iter().fold(0, |sum, &n| sum ^ Sha256::digest(black_box(&buffer[..n]))[0])

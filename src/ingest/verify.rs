@@ -12,7 +12,7 @@ use crate::block::{Name, Prompt, Shape, TokenId};
 use crate::error::Error;
 use crate::event::{BlockExtras, ExtraKeys, Form, Stored};
 use crate::hash::sglang::PageHash;
-use crate::hash::vllm::{self, Algorithm, BlockHash, Chain, Root, Version};
+use crate::hash::vllm::{self, Algorithm, BlockHash, ChainMemory, Root, Version};
 
 /// How many first blocks may fit no contract before a worker is taken to be
 /// [`Status::Private`]. A salted prompt fits none either; eight in a row from an engine that can be
@@ -72,16 +72,20 @@ impl Contract {
         }
     }
 
-    /// The names of a prompt's blocks, one after the other.
+    /// The names of a prompt's blocks, one after the other; hashes of prompts that begin alike are
+    /// taken from `memory`.
     ///
     /// # Errors
     ///
     /// A fact that the contract needs is missing from the prompt.
-    pub fn names<'p>(&self, shape: Shape, prompt: &Prompt<'p>) -> Result<Names<'p>, Error> {
+    pub fn names<'p, 'm>(
+        &self,
+        shape: Shape,
+        prompt: &Prompt<'p>,
+        memory: &'m ChainMemory,
+    ) -> Result<Names<'p, 'm>, Error> {
         Ok(match self {
-            Contract::Vllm(contract) => {
-                Names(Source::Vllm(contract.chain(shape, prompt)?, prompt.token_ids))
-            }
+            Contract::Vllm(contract) => Names(Source::Vllm(memory.names(contract, shape, prompt)?)),
             Contract::Sglang => {
                 if prompt.lora.is_some() || !prompt.items.is_empty() || prompt.embeds.is_some() {
                     return Err(Error::missing(
@@ -115,24 +119,24 @@ impl Contract {
 
 /// Iterator over the names of a prompt's blocks; see [`Contract::names`].
 #[derive(Debug)]
-pub struct Names<'p>(Source<'p>);
+pub struct Names<'p, 'm>(Source<'p, 'm>);
 
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
     reason = "it lives on a lookup's stack; a box would be an allocation for each"
 )]
-enum Source<'p> {
-    Vllm(Chain<'p>, &'p [TokenId]),
+enum Source<'p, 'm> {
+    Vllm(vllm::Names<'p, 'm>),
     Sglang { pages: std::slice::ChunksExact<'p, TokenId>, parent: Option<PageHash> },
 }
 
-impl Iterator for Names<'_> {
+impl Iterator for Names<'_, '_> {
     type Item = Name;
 
     fn next(&mut self) -> Option<Name> {
         match &mut self.0 {
-            Source::Vllm(chain, tokens) => Some(chain.advance(tokens)?.name()),
+            Source::Vllm(names) => names.next(),
             Source::Sglang { pages, parent } => {
                 let hash = PageHash::of(parent.as_ref(), pages.next()?);
                 *parent = Some(hash);
@@ -354,13 +358,16 @@ impl Verifier {
         prompt: &Prompt<'_>,
         candidates: &Candidates,
         version: Option<Version>,
+        memory: &ChainMemory,
     ) -> bool {
         if self.status != Status::Undecided {
             return false;
         }
         for &(form, shape, root) in &self.roots {
             let fits = |contract: &Contract| {
-                contract.names(shape, prompt).is_ok_and(|mut names| names.next() == Some(root))
+                contract
+                    .names(shape, prompt, memory)
+                    .is_ok_and(|mut names| names.next() == Some(root))
             };
             if let Some(contract) = candidates.of(form, version).into_iter().find(fits) {
                 self.status = Status::Verified(contract);

@@ -21,7 +21,7 @@ use crate::block::{BlockSize, Lora, Name, Prompt, Shape, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
-use crate::hash::vllm::Version;
+use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Matches, MemoryIndex, MemoryOptions, Query, Stats};
 use crate::ingest::verify::{Candidates, Status};
 use crate::ingest::{Counters, Trust, Verdict};
@@ -31,8 +31,9 @@ use crate::score::{self, GroupFacts, Score, Unpredictable, Weights};
 ///
 /// # Defaults
 ///
-/// No extra seeds; the defaults of [`Weights`], [`Limits`] and [`MemoryOptions`]; a random key.
-#[derive(Clone, Debug, Default)]
+/// No extra seeds; the defaults of [`Weights`], [`Limits`] and [`MemoryOptions`]; a random key; 32 MiB
+/// of chains, about three million blocks.
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Texts of `PYTHONHASHSEED` to try beside unset, `0` and `42`.
     pub seeds: Vec<String>,
@@ -44,6 +45,22 @@ pub struct Options {
     pub memory: MemoryOptions,
     /// The secret of content digests; random if absent.
     pub digest_key: Option<DigestKey>,
+    /// Bytes for names of prompts that were asked about before, so that a next turn is not hashed
+    /// again; used only where blocks are known by name alone.
+    pub chain_memory: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            seeds: Vec::new(),
+            weights: Weights::default(),
+            limits: Limits::default(),
+            memory: MemoryOptions::default(),
+            digest_key: None,
+            chain_memory: 32 << 20,
+        }
+    }
 }
 
 /// What is known of a worker from outside its stream. Identity comes from here alone.
@@ -236,9 +253,10 @@ impl Scout {
         };
         Ok(Scout {
             shared: Shared {
-                key,
+                key: key.clone(),
                 limits: options.limits,
                 candidates: Candidates::new(&options.seeds),
+                chains: ChainMemory::new(key, options.chain_memory),
                 index: MemoryIndex::new(options.memory),
                 vocabularies: RwLock::default(),
             },

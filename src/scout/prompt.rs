@@ -6,12 +6,14 @@ use super::stream::Shared;
 use super::vocabulary::Vocabularies;
 use crate::block::{Digest, Name, Prompt, Shape, VocabularyId};
 use crate::hash::content::{self, DigestKey};
+use crate::hash::vllm::ChainMemory;
 use crate::index::BlockSource;
 use crate::ingest::verify::Names;
 
 /// A prompt given by its tokens.
 pub(super) struct PromptBlocks<'a> {
     key: &'a DigestKey,
+    memory: &'a ChainMemory,
     vocabularies: RwLockReadGuard<'a, Vocabularies>,
     prompt: Prompt<'a>,
     shape: Shape,
@@ -22,14 +24,15 @@ pub(super) struct PromptBlocks<'a> {
 struct NameChain<'a> {
     vocabulary: VocabularyId,
     /// `None` when the vocabulary is private or the prompt lacks a fact that its contract needs.
-    rest: Option<Names<'a>>,
+    rest: Option<Names<'a, 'a>>,
     known: Vec<Name>,
 }
 
 impl<'a> PromptBlocks<'a> {
     pub(super) fn new(shared: &'a Shared, prompt: Prompt<'a>, shape: Shape) -> PromptBlocks<'a> {
         let vocabularies = shared.vocabularies.read();
-        PromptBlocks { key: &shared.key, vocabularies, prompt, shape, chains: Vec::new() }
+        let Shared { key, chains: memory, .. } = shared;
+        PromptBlocks { key, memory, vocabularies, prompt, shape, chains: Vec::new() }
     }
 }
 
@@ -52,7 +55,8 @@ impl BlockSource for PromptBlocks<'_> {
             Some(at) => at,
             None => {
                 let contract = self.vocabularies.contract(vocabulary);
-                let rest = contract.and_then(|c| c.names(self.shape, &self.prompt).ok());
+                let rest =
+                    contract.and_then(|c| c.names(self.shape, &self.prompt, self.memory).ok());
                 self.chains.push(NameChain { vocabulary, rest, known: Vec::new() });
                 self.chains.len() - 1
             }

@@ -13,7 +13,7 @@ use crate::block::{Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
 use crate::error::Error;
 use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
-use crate::hash::vllm::Version;
+use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Block, Change, Home, MemoryIndex, Store};
 use crate::ingest::translate;
 use crate::ingest::verify::{Candidates, Status, Verifier};
@@ -30,6 +30,7 @@ pub(super) struct Shared {
     pub(super) key: DigestKey,
     pub(super) limits: Limits,
     pub(super) candidates: Candidates,
+    pub(super) chains: ChainMemory,
     pub(super) index: MemoryIndex,
     pub(super) vocabularies: RwLock<Vocabularies>,
 }
@@ -191,7 +192,8 @@ impl Stream {
 
     /// Lets a prompt prove the contract, and applies what waited for it.
     pub(super) fn settle(&mut self, shared: &Shared, prompt: &Prompt<'_>) {
-        if self.verifier.settle(prompt, &shared.candidates, self.seat.version) {
+        let Shared { candidates, chains, .. } = shared;
+        if self.verifier.settle(prompt, candidates, self.seat.version, chains) {
             let mut ingested = Ingested {
                 verdict: Verdict::Next,
                 applied: Applied::default(),

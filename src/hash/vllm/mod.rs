@@ -26,6 +26,7 @@ mod builtin;
 mod cbor;
 mod chain;
 mod extra;
+mod memory;
 mod pickle;
 mod version;
 mod writer;
@@ -36,6 +37,7 @@ use std::hash::{Hash, Hasher};
 pub use algorithm::Algorithm;
 pub use block_hash::BlockHash;
 pub use chain::Chain;
+pub use memory::{ChainMemory, Names};
 pub use version::Version;
 
 use crate::block::{Embeds, ExtraKey, Lora, Prompt, Shape, TokenId};
