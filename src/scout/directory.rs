@@ -87,6 +87,11 @@ impl Directory {
         self.workers.get(id)
     }
 
+    pub(super) fn ranks(&self, tenant: &str, pod: &str) -> impl Iterator<Item = WorkerId> {
+        let of = |rank| (tenant.to_owned(), pod.to_owned(), rank);
+        self.by_identity.range(of(0)..=of(u32::MAX)).map(|(_, &id)| id)
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.by_identity.values().filter_map(|id| self.workers.get(id))
     }

@@ -312,6 +312,11 @@ impl Scout {
         self.directory.read().find(tenant, pod, rank).map(|worker| worker.id)
     }
 
+    /// The workers of a pod, by rank.
+    pub fn ranks(&self, tenant: &str, pod: &str) -> Vec<WorkerId> {
+        self.directory.read().ranks(tenant, pod).collect()
+    }
+
     /// Makes an adapter's name stand for its model, for requests of this tenant.
     pub fn register_adapter(&self, tenant: &str, name: &str, adapter: Adapter) {
         self.directory.write().add_adapter(tenant, name, adapter);
