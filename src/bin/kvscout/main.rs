@@ -1,24 +1,127 @@
-//! The `kvscout` command.
+//! `kvscout`: the KV-cache block index as a command.
 
+mod config;
 mod hash;
+mod http;
+mod intake;
+mod logs;
+mod metrics;
 mod replay;
+mod serve;
+mod service;
 
 use std::io;
 use std::process::ExitCode;
 
+use clap::{Parser, Subcommand};
+
+/// KV-cache block index for LLM routers: which engine already holds how much of a prompt?
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    /// The block hashes that a vLLM engine gives its requests: JSON lines in, JSON lines out
+    #[command(after_help = "\
+Example:
+  echo '{\"algorithm\": \"sha256_cbor\", \"seed\": \"0\", \"block_size\": 2, \"token_ids\": [1, 2]}' |
+    kvscout hash")]
+    Hash,
+    /// Feeds a recording to a fresh index and answers the questions in it, offline
+    #[command(after_help = "\
+Example:
+  kvscout replay < recording.jsonl")]
+    Replay {
+        /// A PYTHONHASHSEED to try, beside unset, 0 and 42
+        #[arg(long = "seed", value_name = "TEXT")]
+        seeds: Vec<String>,
+    },
+}
+
+/// Why a command ends with another status than 0.
+#[derive(Debug)]
+enum Failure {
+    /// Wrong usage: status 2.
+    Usage(String),
+    /// It could not do its work: status 1.
+    Failed(String),
+    /// It found a problem and has said so: status 1.
+    Found,
+}
+
 fn main() -> ExitCode {
-    let (input, output) = (io::stdin().lock(), io::stdout().lock());
-    let done = match std::env::args().nth(1).as_deref() {
-        Some("hash") => hash::run(input, output),
-        Some("replay") => replay::run(input, output, Vec::new()),
-        _ => return ExitCode::from(2),
-    };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("kvscout: {error}");
-            ExitCode::FAILURE
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        Err(error) if !error.use_stderr() => {
+            // Help and version; a closed pipe is the reader's choice.
+            let _ = error.print();
+            Ok(())
         }
+        Err(error) => Err(Failure::Usage(one_line(&error.to_string()))),
+    };
+    let (message, status) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Found) => return ExitCode::from(1),
+        Err(Failure::Failed(message)) => (message, 1),
+        Err(Failure::Usage(message)) => (message, 2),
+    };
+    eprintln!("kvscout: {message}");
+    ExitCode::from(status)
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    let (input, output) = (io::stdin, || io::stdout().lock());
+    match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Hash => filtered(hash::run(input().lock(), output())),
+        Command::Replay { seeds } => filtered(replay::run(input().lock(), output(), seeds)),
+    }
+}
+
+/// How a command from stdin to stdout ended: whether all of its input was fine.
+fn filtered(ended: io::Result<bool>) -> Result<(), Failure> {
+    match ended {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::Found),
+        Err(error) => Err(Failure::Failed(error.to_string())),
+    }
+}
+
+/// The first paragraph of clap's message; what follows is tips and usage.
+fn one_line(message: &str) -> String {
+    let first = message.lines().take_while(|line| !line.is_empty());
+    let text = first.map(str::trim).collect::<Vec<_>>().join(" ");
+    format!("{}; see --help", text.trim_start_matches("error: "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_fits_a_screen_and_shows_an_example() {
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            assert!(help.lines().count() <= 50, "{}: {}", command.get_name(), help.lines().count());
+            assert!(help.contains("Example"), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line_that_names_the_wrong_value() {
+        let error = Cli::try_parse_from(["kvscout", "serve", "--lisen", "x"]).unwrap_err();
+        let line = one_line(&error.to_string());
+        assert!(line.contains("--lisen") && !line.contains('\n'), "{line}");
     }
 }

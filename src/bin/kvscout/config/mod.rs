@@ -1,0 +1,367 @@
+//! The daemon's configuration: file, then environment, then flags, parsed once into types.
+//!
+//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`adapter::KEYS`]); reading the three
+//! sources, `--print-config`, the nearest known key of a misspelt one and the test of
+//! `docs/configuration.md` all follow from it.
+
+pub(crate) mod adapter;
+mod setting;
+pub(crate) mod source;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use kvscout::event;
+use kvscout::index::MemoryOptions;
+use kvscout::ingest::zmq::{self, Endpoint};
+use kvscout::score::Weights;
+use kvscout::scout::Registration;
+use toml::{Table, Value};
+
+use self::adapter::AdapterEntry;
+pub(crate) use self::setting::Key;
+use self::setting::{Setting, assign, keys};
+use self::source::SourceEntry;
+use crate::http::MooncakeAnswer;
+use crate::logs::{Format, Level};
+
+/// Everything that can be set.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Where HTTP is served.
+    pub(crate) listen: SocketAddr,
+    /// Form of the log lines.
+    pub(crate) log_format: Format,
+    /// What is logged.
+    pub(crate) log_level: Level,
+    /// Texts of `PYTHONHASHSEED` to try.
+    pub(crate) seeds: Vec<String>,
+    /// Which of Mooncake's two documented answers `/query` gives.
+    pub(crate) mooncake_answer: MooncakeAnswer,
+    /// Whether one bound endpoint may tell pods apart by what they say.
+    pub(crate) trust_topics: bool,
+    /// That endpoint.
+    pub(crate) topic_bind: Option<Endpoint>,
+    /// The tenant of its workers.
+    pub(crate) topic_tenant: String,
+    /// What a block is worth in each tier.
+    pub(crate) weights: Weights,
+    /// What requests may cost.
+    pub(crate) limits: Limits,
+    /// What a payload may cost.
+    pub(crate) events: event::Limits,
+    /// What the index may cost.
+    pub(crate) memory: MemoryOptions,
+    /// The transport.
+    pub(crate) zmq: zmq::Options,
+    /// The engines to receive from.
+    pub(crate) sources: Vec<SourceEntry>,
+    /// LoRA adapters that requests may name.
+    pub(crate) adapters: Vec<AdapterEntry>,
+}
+
+/// Limits of the daemon itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of a request's body.
+    pub(crate) max_body: NonZeroUsize,
+    /// How long a body may take to arrive.
+    pub(crate) read_timeout: Duration,
+    /// How long requests in flight may go on after the signal to stop.
+    pub(crate) drain: Duration,
+    /// Workers that topics may register.
+    pub(crate) topic_workers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 13333)),
+            log_format: Format::Text,
+            log_level: Level::Info,
+            seeds: Vec::new(),
+            mooncake_answer: MooncakeAnswer::Doc,
+            trust_topics: false,
+            topic_bind: None,
+            topic_tenant: Registration::DEFAULT_TENANT.to_owned(),
+            weights: Weights::default(),
+            limits: Limits {
+                // A million tokens of seven digits and a comma; Dynamo's limit, too. A zero would not
+                // compile.
+                max_body: const { NonZeroUsize::new(8 << 20).unwrap() },
+                read_timeout: Duration::from_secs(10),
+                drain: Duration::from_secs(10),
+                topic_workers: 4096,
+            },
+            events: event::Limits::default(),
+            memory: MemoryOptions::default(),
+            zmq: zmq::Options::default(),
+            sources: Vec::new(),
+            adapters: Vec::new(),
+        }
+    }
+}
+
+/// Every key outside of `[[source]]` and `[[adapter]]`.
+pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
+    "listen" => listen;
+    "log.format" => log_format;
+    "log.level" => log_level;
+    "seeds" => seeds;
+    "mooncake_answer" => mooncake_answer;
+    "trust_topics" => trust_topics;
+    "topic_bind" => topic_bind;
+    "topic_tenant" => topic_tenant;
+    "weights.gpu" => weights.gpu;
+    "weights.cpu" => weights.cpu;
+    "weights.disk" => weights.disk;
+    "weights.remote" => weights.remote;
+    "limits.max_body_bytes" => limits.max_body;
+    "limits.read_timeout" => limits.read_timeout;
+    "limits.drain" => limits.drain;
+    "limits.topic_workers" => limits.topic_workers;
+    "limits.max_frame_bytes" => events.max_frame;
+    "limits.max_events" => events.max_events;
+    "limits.max_hashes" => events.max_hashes;
+    "limits.unplaced_per_worker" => memory.unplaced_per_worker;
+    "zmq.max_message_bytes" => zmq.max_message_bytes;
+    "zmq.receive_hwm" => zmq.receive_hwm;
+    "zmq.heartbeat_interval" => zmq.heartbeat_interval;
+    "zmq.heartbeat_timeout" => zmq.heartbeat_timeout;
+    "zmq.heartbeat_ttl" => zmq.heartbeat_ttl;
+    "zmq.tcp_keepalive" => zmq.tcp_keepalive;
+    "zmq.reconnect_interval" => zmq.reconnect_interval;
+    "zmq.reconnect_max" => zmq.reconnect_max;
+    "zmq.topic" => zmq.topic;
+    "zmq.max_connections" => zmq.max_connections;
+}};
+
+/// What the command line says, key by key.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Flags {
+    /// Keys of [`KEYS`] and their texts.
+    pub(crate) keys: Vec<(&'static str, Vec<String>)>,
+    /// `--source`.
+    pub(crate) sources: Vec<String>,
+    /// `--model`.
+    pub(crate) model: Option<String>,
+}
+
+/// What is wrong with the configuration, in one line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl ConfigError {
+    fn new(message: impl Into<String>) -> ConfigError {
+        ConfigError(message.into())
+    }
+}
+
+impl Config {
+    /// The effective configuration: defaults, then `file`, then the environment, then `flags`.
+    ///
+    /// A source of a later origin replaces the one of the same tenant and name.
+    ///
+    /// # Errors
+    ///
+    /// An unknown key, a value of the wrong type or range, or values that contradict each other.
+    pub(crate) fn from_sources(
+        file: Option<&str>,
+        environment: &dyn Fn(&str) -> Option<String>,
+        flags: &Flags,
+    ) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        if let Some(file) = file {
+            config.read_file(file)?;
+        }
+        for key in KEYS {
+            let variable = variable(key.path);
+            if let Some(text) = environment(&variable) {
+                set(key, &mut config, &[text], &variable)?;
+            }
+        }
+        let model = flags.model.clone().or_else(|| environment("KVSCOUT_MODEL"));
+        if let Some(list) = environment("KVSCOUT_SOURCES") {
+            for text in list.split_whitespace() {
+                config.add_source(source::from_text(text, model.as_deref(), "KVSCOUT_SOURCES")?);
+            }
+        }
+        for (path, texts) in &flags.keys {
+            // The command line names its keys itself.
+            let Some(key) = KEYS.iter().find(|key| key.path == *path) else { continue };
+            set(key, &mut config, texts, &format!("--{}", path.replace(['.', '_'], "-")))?;
+        }
+        for text in &flags.sources {
+            config.add_source(source::from_text(text, model.as_deref(), "--source")?);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn read_file(&mut self, text: &str) -> Result<(), ConfigError> {
+        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+            let at = error.span().map_or(0, |span| span.start);
+            let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+            let message = error.message().lines().collect::<Vec<_>>().join(" ");
+            ConfigError(format!("configuration file, line {line}: {message}"))
+        })?;
+        for (path, value) in flatten(table) {
+            match (path.as_str(), value) {
+                ("source", Value::Array(tables)) => {
+                    for (n, table) in tables.into_iter().enumerate() {
+                        self.add_source(source::from_table(table, n)?);
+                    }
+                }
+                ("adapter", Value::Array(tables)) => {
+                    for (n, table) in tables.into_iter().enumerate() {
+                        self.adapters.push(adapter::from_table(table, n)?);
+                    }
+                }
+                (table @ ("source" | "adapter"), _) => {
+                    return Err(ConfigError(format!(
+                        "{table} is a list of tables; write [[{table}]]"
+                    )));
+                }
+                (path, value) => {
+                    let known = KEYS.iter().map(|key| key.path).chain(["source", "adapter"]);
+                    let key = KEYS
+                        .iter()
+                        .find(|key| key.path == path)
+                        .ok_or_else(|| unknown(path, known))?;
+                    set(key, self, &texts(path, value)?, path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_source(&mut self, source: SourceEntry) {
+        let same = |other: &SourceEntry| other.name == source.name && other.tenant == source.tenant;
+        match self.sources.iter_mut().find(|other| same(other)) {
+            Some(other) => *other = source,
+            None => self.sources.push(source),
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        match (self.trust_topics, &self.topic_bind) {
+            (true, None) => Err(ConfigError::new(
+                "trust_topics is true without an endpoint: set topic_bind, such as tcp://*:5557",
+            )),
+            (false, Some(bind)) => Err(ConfigError(format!(
+                "topic_bind {bind} lets every sender speak for every pod: set trust_topics = true \
+                 if that is acceptable",
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The configuration as TOML that reads back as itself.
+    pub(crate) fn to_toml(&self) -> String {
+        let mut root = table_of(KEYS, self);
+        let sources = self.sources.iter().map(|source| table_of(source::KEYS, source).into());
+        let adapters = self.adapters.iter().map(|entry| table_of(adapter::KEYS, entry).into());
+        for (name, tables) in [("source", sources.collect()), ("adapter", adapters.collect())] {
+            let tables: Vec<Value> = tables;
+            if !tables.is_empty() {
+                root.insert(name.to_owned(), Value::Array(tables));
+            }
+        }
+        root.to_string()
+    }
+}
+
+/// The environment variable of a key.
+///
+/// Variables of other names are ignored: Kubernetes sets `KVSCOUT_PORT` and the like itself for a
+/// service called kvscout.
+fn variable(path: &str) -> String {
+    format!("KVSCOUT_{}", path.replace('.', "_").to_uppercase())
+}
+
+fn set<T>(key: &Key<T>, of: &mut T, texts: &[String], named: &str) -> Result<(), ConfigError> {
+    (key.set)(of, texts).map_err(|expected| {
+        ConfigError(format!("{named} {:?}: expected {expected}", texts.join(",")))
+    })
+}
+
+fn table_of<T>(keys: &[Key<T>], of: &T) -> Table {
+    let mut root = Table::new();
+    for key in keys {
+        let Some(value) = (key.get)(of) else { continue };
+        match key.path.split_once('.') {
+            None => {
+                root.insert(key.path.to_owned(), value);
+            }
+            Some((table, name)) => {
+                let inner = root.entry(table).or_insert_with(|| Table::new().into());
+                if let Value::Table(inner) = inner {
+                    inner.insert(name.to_owned(), value);
+                }
+            }
+        }
+    }
+    root
+}
+
+/// The keys of a file by their dotted paths.
+fn flatten(table: Table) -> Vec<(String, Value)> {
+    let mut flat = Vec::new();
+    for (name, value) in table {
+        match value {
+            Value::Table(inner) => {
+                flat.extend(inner.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
+            }
+            value => flat.push((name, value)),
+        }
+    }
+    flat
+}
+
+/// A value's texts: one, or those of a list.
+fn texts(path: &str, value: Value) -> Result<Vec<String>, ConfigError> {
+    let one = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Float(number) => Ok(number.to_string()),
+        Value::Boolean(value) => Ok(value.to_string()),
+        other => Err(ConfigError(format!(
+            "{path}: expected one value or a list of values, found {}",
+            other.type_str()
+        ))),
+    };
+    match value {
+        Value::Array(values) => values.into_iter().map(one).collect(),
+        value => Ok(vec![one(value)?]),
+    }
+}
+
+fn unknown<'a>(path: &str, known: impl Iterator<Item = &'a str>) -> ConfigError {
+    let nearest = known.min_by_key(|known| distance(path, known)).unwrap_or_default();
+    ConfigError(format!("unknown key {path:?}; the nearest known one is {nearest:?}"))
+}
+
+/// Insertions, deletions and replacements that make one text of the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests;

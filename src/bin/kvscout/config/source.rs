@@ -1,0 +1,155 @@
+//! `[[source]]`: one engine to receive from.
+
+use std::num::NonZeroU32;
+
+use kvscout::block::BlockSize;
+use kvscout::hash::vllm::Version;
+use kvscout::ingest::zmq::{Endpoint, Mode};
+use kvscout::scout::Registration;
+use toml::Value;
+
+use super::setting::{Key, Setting, assign, keys};
+use super::{ConfigError, set, texts, unknown};
+
+/// One engine, with all its data-parallel ranks.
+#[derive(Clone, Debug)]
+pub(crate) struct SourceEntry {
+    /// The pod.
+    pub(crate) name: String,
+    /// Where rank 0 publishes; rank `r` does so at this port plus `r`.
+    pub(crate) endpoint: Endpoint,
+    /// Where rank 0 answers questions for past batches.
+    pub(crate) replay: Option<Endpoint>,
+    /// The model it serves; absent answers for any model.
+    pub(crate) model: Option<String>,
+    /// The tenant.
+    pub(crate) tenant: String,
+    /// Number of data-parallel ranks.
+    pub(crate) ranks: NonZeroU32,
+    /// The engine's version.
+    pub(crate) vllm: Option<Version>,
+    /// The block size the operator expects.
+    pub(crate) block_size: Option<BlockSize>,
+    /// Who dials.
+    pub(crate) mode: Mode,
+}
+
+/// Every key of a `[[source]]`.
+pub(crate) const KEYS: &[Key<SourceEntry>] = keys! { SourceEntry {
+    "name" => name;
+    "endpoint" => endpoint;
+    "replay" => replay;
+    "model" => model;
+    "tenant" => tenant;
+    "ranks" => ranks;
+    "vllm" => vllm;
+    "block_size" => block_size;
+    "mode" => mode;
+}};
+
+impl SourceEntry {
+    fn new(name: String, endpoint: Endpoint) -> SourceEntry {
+        SourceEntry {
+            name,
+            endpoint,
+            replay: None,
+            model: None,
+            tenant: Registration::DEFAULT_TENANT.to_owned(),
+            ranks: NonZeroU32::MIN,
+            vllm: None,
+            block_size: None,
+            mode: Mode::Connect,
+        }
+    }
+
+    /// What the worker of a rank is registered with.
+    pub(crate) fn registration(&self, rank: u32) -> Registration {
+        Registration {
+            pod: self.name.clone(),
+            rank,
+            tenant: self.tenant.clone(),
+            model: self.model.clone(),
+            vllm: self.vllm,
+            block_size: self.block_size,
+        }
+    }
+
+    fn check(self) -> Result<SourceEntry, ConfigError> {
+        let name = &self.name;
+        if self.mode == Mode::Connect && !self.endpoint.is_connectable() {
+            return Err(ConfigError(format!(
+                "source {name:?}: {} cannot be dialled; name host and port, or set mode = \"bind\"",
+                self.endpoint
+            )));
+        }
+        for endpoint in [Some(&self.endpoint), self.replay.as_ref()].into_iter().flatten() {
+            let last = endpoint.for_rank(self.ranks.get() - 1);
+            last.map_err(|error| ConfigError(format!("source {name:?}: {error}")))?;
+        }
+        Ok(self)
+    }
+}
+
+/// Reads a `[[source]]` table, the `n`th of the file.
+pub(super) fn from_table(table: Value, n: usize) -> Result<SourceEntry, ConfigError> {
+    let Value::Table(table) = table else {
+        return Err(ConfigError::new("source is a list of tables; write [[source]]"));
+    };
+    let mut given = Vec::new();
+    for (path, value) in table {
+        let texts = texts(&path, value)?;
+        given.push((path, texts));
+    }
+    from_keys(given, &format!("source {}", n + 1))
+}
+
+/// Reads `NAME=ENDPOINT[,KEY=VALUE]...`; `model` is the one of sources that name none.
+pub(super) fn from_text(
+    text: &str,
+    model: Option<&str>,
+    named: &str,
+) -> Result<SourceEntry, ConfigError> {
+    let wrong = || {
+        ConfigError(format!(
+            "{named} {text:?}: expected NAME=tcp://host:port[,replay=tcp://host:port]"
+        ))
+    };
+    let (name, rest) = text.split_once('=').ok_or_else(wrong)?;
+    let mut parts = rest.split(',');
+    let endpoint = parts.next().filter(|part| !part.is_empty()).ok_or_else(wrong)?;
+    let mut given = vec![("name".to_owned(), vec![name.to_owned()])];
+    given.push(("endpoint".to_owned(), vec![endpoint.to_owned()]));
+    given.extend(model.map(|model| ("model".to_owned(), vec![model.to_owned()])));
+    for part in parts {
+        let (key, value) = part.split_once('=').ok_or_else(wrong)?;
+        given.push((key.to_owned(), vec![value.to_owned()]));
+    }
+    from_keys(given, &format!("{named} {text:?}"))
+}
+
+fn from_keys(given: Vec<(String, Vec<String>)>, named: &str) -> Result<SourceEntry, ConfigError> {
+    let mut entry =
+        SourceEntry::new(required(&given, "name", named)?, required(&given, "endpoint", named)?);
+    for (path, texts) in &given {
+        let key = KEYS.iter().find(|key| key.path == path).ok_or_else(|| {
+            let error = unknown(path, KEYS.iter().map(|key| key.path));
+            ConfigError(format!("{named}: {error}"))
+        })?;
+        set(key, &mut entry, texts, &format!("{named}, {path}"))?;
+    }
+    entry.check()
+}
+
+fn required<S: Setting>(
+    given: &[(String, Vec<String>)],
+    path: &str,
+    named: &str,
+) -> Result<S, ConfigError> {
+    let Some((_, texts)) = given.iter().find(|(key, _)| key == path) else {
+        return Err(ConfigError(format!("{named}: no {path}")));
+    };
+    S::read(texts).ok_or_else(|| {
+        let (text, expected) = (texts.join(","), S::EXPECTED);
+        ConfigError(format!("{named}, {path} {text:?}: expected {expected}"))
+    })
+}

@@ -1,0 +1,175 @@
+//! Configuration from its three sources, and its documentation.
+
+use kvscout::ingest::zmq::Mode;
+
+use super::*;
+
+fn nothing(_: &str) -> Option<String> {
+    None
+}
+
+fn from_file(text: &str) -> Result<Config, ConfigError> {
+    Config::from_sources(Some(text), &nothing, &Flags::default())
+}
+
+#[track_caller]
+fn error_of(text: &str) -> String {
+    let message = from_file(text).unwrap_err().to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let file = "listen = \"127.0.0.1:1\"\nseeds = [7]\n[limits]\nmax_body_bytes = 5";
+    let environment = |name: &str| match name {
+        "KVSCOUT_LISTEN" => Some("127.0.0.1:2".to_owned()),
+        "KVSCOUT_LIMITS_MAX_BODY_BYTES" => Some("6".to_owned()),
+        _ => None,
+    };
+    let flags =
+        Flags { keys: vec![("listen", vec!["127.0.0.1:3".to_owned()])], ..Flags::default() };
+    let config = Config::from_sources(Some(file), &environment, &flags).unwrap();
+    assert_eq!((config.listen.port(), config.limits.max_body.get()), (3, 6));
+    assert_eq!(config.seeds, ["7"]);
+}
+
+#[test]
+fn what_is_printed_reads_back_as_itself() {
+    let file = r#"
+        seeds = ["1", "2"]
+        trust_topics = true
+        topic_bind = "tcp://*:5557"
+        [zmq]
+        heartbeat_interval = ""
+        topic = "kv@"
+        [[source]]
+        name = "pod-1"
+        endpoint = "tcp://pod-1:5557"
+        replay = "tcp://pod-1:6557"
+        model = "m"
+        ranks = 2
+        vllm = "0.33.0"
+        block_size = 64
+        [[adapter]]
+        name = "sql"
+        model = "m"
+        path = "/adapters/sql"
+    "#;
+    let config = from_file(file).unwrap();
+    assert_eq!(config.zmq.heartbeat_interval, None);
+    let printed = config.to_toml();
+    assert_eq!(from_file(&printed).unwrap().to_toml(), printed);
+    let defaults = Config::default().to_toml();
+    assert_eq!(from_file(&defaults).unwrap().to_toml(), defaults);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_nearest_neighbour() {
+    let message = error_of("[limits]\nmax_bodi_bytes = 1");
+    assert_eq!(
+        message,
+        "unknown key \"limits.max_bodi_bytes\"; the nearest known one is \"limits.max_body_bytes\""
+    );
+    let message = error_of("[[source]]\nname = \"a\"\nendpoint = \"tcp://a:1\"\nrank = 2");
+    assert_eq!(message, "source 1: unknown key \"rank\"; the nearest known one is \"ranks\"");
+}
+
+#[test]
+fn a_wrong_value_is_named_with_what_would_be_right() {
+    assert_eq!(
+        error_of("listen = \"13333\""),
+        "listen \"13333\": expected ADDRESS:PORT such as 127.0.0.1:13333 or [::1]:13333"
+    );
+    assert_eq!(error_of("[weights]\ngpu = -1"), "weights.gpu \"-1\": expected a number from 0");
+    assert!(error_of("listen = ").starts_with("configuration file, line 1: "));
+    assert_eq!(error_of("[[source]]\nname = \"a\""), "source 1: no endpoint");
+    assert!(error_of("trust_topics = true").contains("topic_bind"));
+    assert!(error_of("topic_bind = \"tcp://*:5557\"").contains("trust_topics"));
+    let wildcard = error_of("[[source]]\nname = \"a\"\nendpoint = \"tcp://*:5557\"");
+    assert!(wildcard.contains("mode = \"bind\""), "{wildcard}");
+    let ranks = error_of("[[source]]\nname = \"a\"\nendpoint = \"tcp://a:65535\"\nranks = 2");
+    assert!(ranks.contains("65536"), "{ranks}");
+}
+
+#[test]
+fn a_source_flag_names_pod_endpoint_and_more() {
+    let flags = Flags {
+        sources: vec![
+            "pod-1=tcp://10.0.0.7:5557,replay=tcp://10.0.0.7:6557".to_owned(),
+            "pod-2=tcp://10.0.0.8:5557,ranks=4,model=other".to_owned(),
+        ],
+        model: Some("m".to_owned()),
+        ..Flags::default()
+    };
+    let config = Config::from_sources(None, &nothing, &flags).unwrap();
+    let [one, two] = &config.sources[..] else { panic!("{:?}", config.sources) };
+    assert_eq!(
+        (one.name.as_str(), one.model.as_deref(), one.mode),
+        ("pod-1", Some("m"), Mode::Connect)
+    );
+    assert_eq!(one.replay.as_ref().unwrap().to_string(), "tcp://10.0.0.7:6557");
+    assert_eq!((two.ranks.get(), two.model.as_deref()), (4, Some("other")));
+    for wrong in
+        ["pod-1", "pod-1=", "=tcp://a:1", "p=tcp://a", "p=tcp://a:1,replay", "p=tcp://a:1,x=1"]
+    {
+        let flags = Flags { sources: vec![wrong.to_owned()], ..Flags::default() };
+        let error = Config::from_sources(None, &nothing, &flags).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("--source {wrong:?}")), "{error}");
+    }
+}
+
+#[test]
+fn a_later_source_of_the_same_name_replaces_the_earlier_one() {
+    let file = "[[source]]\nname = \"pod-1\"\nendpoint = \"tcp://old:5557\"";
+    let flags = Flags { sources: vec!["pod-1=tcp://new:5557".to_owned()], ..Flags::default() };
+    let config = Config::from_sources(Some(file), &nothing, &flags).unwrap();
+    assert_eq!(config.sources.len(), 1);
+    assert_eq!(config.sources[0].endpoint.to_string(), "tcp://new:5557");
+}
+
+/// Each key has a line `| `key` | default | ... |`, and no line names a key that is not there.
+#[test]
+fn the_documentation_lists_every_key_with_its_default_and_no_other() {
+    let text = include_str!("../../../../docs/configuration.md");
+    let mut documented: Vec<(String, String)> = Vec::new();
+    let mut section = "";
+    for line in text.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            section = heading;
+        }
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, key, default, _, ..] = cells[..] else { continue };
+        let Some(key) = key.strip_prefix('`').and_then(|key| key.strip_suffix('`')) else {
+            continue;
+        };
+        let key = match section {
+            "`[[source]]`" => format!("source/{key}"),
+            "`[[adapter]]`" => format!("adapter/{key}"),
+            _ => key.to_owned(),
+        };
+        documented.push((key, default.trim_matches('`').to_owned()));
+    }
+    let config = Config::default();
+    let written = |value: Option<Value>| value.map_or(String::new(), |value| value.to_string());
+    let mut expected: Vec<(String, String)> =
+        KEYS.iter().map(|key| (key.path.to_owned(), written((key.get)(&config)))).collect();
+    let source = source::from_text("n=tcp://a:1", None, "").unwrap();
+    let required = |path: &str| ["name", "endpoint"].contains(&path);
+    expected.extend(source::KEYS.iter().map(|key| {
+        let default = written((key.get)(&source));
+        let default = if required(key.path) { "required".to_owned() } else { default };
+        (format!("source/{}", key.path), default)
+    }));
+    let adapter = adapter::from_table(toml::toml! { name = "n" model = "m" }.into(), 0).unwrap();
+    expected.extend(adapter::KEYS.iter().map(|key| {
+        let default = match key.path {
+            "name" | "model" => "required".to_owned(),
+            _ => written((key.get)(&adapter)),
+        };
+        (format!("adapter/{}", key.path), default)
+    }));
+    documented.sort();
+    expected.sort();
+    assert_eq!(documented, expected);
+}

@@ -1,0 +1,288 @@
+//! A JSON body, field by field: each error names its field, and none repeats a value, which could
+//! be a salt or a token.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use kvscout::block::{BlockSize, Name, TokenId};
+use kvscout::ingest::zmq::Endpoint;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::refusal::HttpError;
+
+/// The fields of a JSON object; what is null is not there.
+#[derive(Debug)]
+pub(super) struct Fields<'a> {
+    /// The place of the object within the body, with a dot behind; empty for the body itself.
+    within: String,
+    fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
+}
+
+impl<'a> Fields<'a> {
+    /// The fields of a body.
+    pub(super) fn parse(body: &'a [u8]) -> Result<Fields<'a>, HttpError> {
+        let fields = serde_json::from_slice(body).map_err(|error| HttpError::no_json(&error))?;
+        Ok(Fields { within: String::new(), fields }.without_nulls())
+    }
+
+    fn inner(value: &'a RawValue, within: String) -> Result<Fields<'a>, HttpError> {
+        match serde_json::from_str(value.get()) {
+            Ok(fields) => Ok(Fields { within: format!("{within}."), fields }.without_nulls()),
+            Err(_) => Err(wrong(within, "an object", value)),
+        }
+    }
+
+    fn without_nulls(mut self) -> Fields<'a> {
+        self.fields.retain(|_, value| value.get() != "null");
+        self
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.within)
+    }
+
+    /// Whether the field is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
+
+    /// Refuses fields other than these.
+    pub(super) fn only(&self, known: &[&str]) -> Result<(), HttpError> {
+        match self.fields.keys().find(|name| !known.contains(&&***name)) {
+            None => Ok(()),
+            Some(name) => Err(HttpError::field(
+                self.path(name),
+                format!("not known here; there are {}", known.join(", ")),
+            )),
+        }
+    }
+
+    fn get<T: Deserialize<'a>>(&self, name: &str, expected: &str) -> Result<Option<T>, HttpError> {
+        let Some(value) = self.fields.get(name) else { return Ok(None) };
+        match serde_json::from_str(value.get()) {
+            Ok(found) => Ok(Some(found)),
+            Err(_) => Err(wrong(self.path(name), expected, value)),
+        }
+    }
+
+    fn missing(&self, name: &str, expected: &str) -> HttpError {
+        HttpError::field(self.path(name), format!("missing; expected {expected}"))
+    }
+
+    /// A text; an empty one counts as absent.
+    pub(super) fn text(&self, name: &str) -> Result<Option<String>, HttpError> {
+        let text: Option<String> = self.get(name, "a text")?;
+        Ok(text.filter(|text| !text.is_empty()))
+    }
+
+    /// A text that must be there.
+    pub(super) fn required_text(&self, name: &str) -> Result<String, HttpError> {
+        self.text(name)?.ok_or_else(|| self.missing(name, "a text that is not empty"))
+    }
+
+    /// A number that fits 32 bits.
+    pub(super) fn u32(&self, name: &str) -> Result<Option<u32>, HttpError> {
+        self.get(name, "an integer from 0 to 4294967295")
+    }
+
+    /// A number that fits 32 bits and must be there.
+    pub(super) fn required_u32(&self, name: &str) -> Result<u32, HttpError> {
+        let number = self.u32(name)?;
+        number.ok_or_else(|| self.missing(name, "an integer from 0 to 4294967295"))
+    }
+
+    /// A number that fits 64 bits and must be there.
+    pub(super) fn required_u64(&self, name: &str) -> Result<u64, HttpError> {
+        let expected = "an integer from 0 to 18446744073709551615";
+        self.get(name, expected)?.ok_or_else(|| self.missing(name, expected))
+    }
+
+    /// A signed number.
+    pub(super) fn i64(&self, name: &str) -> Result<Option<i64>, HttpError> {
+        self.get(name, "an integer of 64 bits")
+    }
+
+    /// A block size.
+    pub(super) fn block_size(&self, name: &str) -> Result<Option<BlockSize>, HttpError> {
+        let Some(tokens) = self.get(name, "a number of tokens from 1")? else { return Ok(None) };
+        let size = BlockSize::new(tokens);
+        let none = || HttpError::field(self.path(name), "0 is no block size; at least 1 token");
+        size.map(Some).ok_or_else(none)
+    }
+
+    /// A block size that must be there.
+    pub(super) fn required_block_size(&self, name: &str) -> Result<BlockSize, HttpError> {
+        let size = self.block_size(name)?;
+        size.ok_or_else(|| self.missing(name, "a number of tokens from 1"))
+    }
+
+    /// An endpoint.
+    pub(super) fn endpoint(&self, name: &str) -> Result<Option<Endpoint>, HttpError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let endpoint = text.parse::<Endpoint>();
+        endpoint.map(Some).map_err(|error| HttpError::field(self.path(name), error.to_string()))
+    }
+
+    /// An endpoint that must be there and can be dialled.
+    pub(super) fn required_endpoint(&self, name: &str) -> Result<Endpoint, HttpError> {
+        let endpoint = self.endpoint(name)?;
+        let endpoint = endpoint.ok_or_else(|| self.missing(name, "tcp://host:port"))?;
+        if endpoint.is_connectable() {
+            return Ok(endpoint);
+        }
+        let wrong = format!("{endpoint} cannot be dialled; name host and port");
+        Err(HttpError::field(self.path(name), wrong))
+    }
+
+    /// The token ids of a prompt.
+    pub(super) fn tokens(&self, name: &str) -> Result<Vec<TokenId>, HttpError> {
+        self.list(name, "an integer from 0 to 4294967295")
+    }
+
+    /// The names of a prompt's blocks: unsigned, or signed with the same bits.
+    pub(super) fn names(&self, name: &str) -> Result<Vec<Name>, HttpError> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Hash {
+            Unsigned(u64),
+            Signed(i64),
+        }
+        let hashes: Vec<Hash> = self.list(name, "an integer of 64 bits")?;
+        let name = |hash| match hash {
+            Hash::Unsigned(hash) => Name(hash),
+            Hash::Signed(hash) => Name::from(hash),
+        };
+        Ok(hashes.into_iter().map(name).collect())
+    }
+
+    /// A list that must be there.
+    fn list<T: Deserialize<'a>>(&self, name: &str, expected: &str) -> Result<Vec<T>, HttpError> {
+        let missing = || self.missing(name, &format!("a list, each {expected}"));
+        let value = self.fields.get(name).ok_or_else(missing)?;
+        if let Ok(list) = serde_json::from_str(value.get()) {
+            return Ok(list);
+        }
+        // Read again, slowly, to find the first element that is wrong.
+        let path = self.path(name);
+        let Ok(elements) = serde_json::from_str::<Vec<&'a RawValue>>(value.get()) else {
+            return Err(wrong(path, "a list", value));
+        };
+        let bad = |value: &&'a RawValue| serde_json::from_str::<T>(value.get()).is_err();
+        match elements.iter().position(bad) {
+            Some(index) => {
+                let found = kind(elements[index]);
+                Err(HttpError::element(
+                    &path,
+                    index,
+                    &format!("expected {expected}, found {found}"),
+                ))
+            }
+            None => Err(wrong(path, "a list", value)),
+        }
+    }
+
+    /// The elements of a list of objects, if it is there; other elements come as `Err`.
+    pub(super) fn objects(
+        &self,
+        name: &str,
+    ) -> Result<Option<Vec<Result<Fields<'a>, String>>>, HttpError> {
+        let Some(values) = self.get::<Vec<&'a RawValue>>(name, "a list")? else { return Ok(None) };
+        let path = self.path(name);
+        let element = |(n, value): (usize, &'a RawValue)| {
+            let at = format!("{path}[{n}]");
+            match serde_json::from_str::<String>(value.get()) {
+                Ok(text) => Ok(Err(text)),
+                Err(_) => Fields::inner(value, at).map(Ok),
+            }
+        };
+        values.into_iter().enumerate().map(element).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// An object or a text, if it is there.
+    pub(super) fn object_or_text(
+        &self,
+        name: &str,
+    ) -> Result<Option<Result<Fields<'a>, String>>, HttpError> {
+        let Some(value) = self.fields.get(name) else { return Ok(None) };
+        match serde_json::from_str::<String>(value.get()) {
+            Ok(text) => Ok(Some(Err(text))),
+            Err(_) => Fields::inner(value, self.path(name)).map(|fields| Some(Ok(fields))),
+        }
+    }
+}
+
+fn wrong(path: String, expected: &str, found: &RawValue) -> HttpError {
+    HttpError::field(path, format!("expected {expected}, found {}", kind(found)))
+}
+
+/// What a value is, without saying what it says.
+fn kind(value: &RawValue) -> &'static str {
+    let text = value.get();
+    match text.as_bytes().first() {
+        Some(b'"') => "a text",
+        Some(b'[') => "a list",
+        Some(b'{') => "an object",
+        Some(b't' | b'f') => "true or false",
+        Some(b'n') => "null",
+        _ if text.contains(['.', 'e', 'E']) => "a number that is no integer",
+        Some(b'-') => "a negative number",
+        _ => "a number out of range",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of<T>(body: &str, read: impl Fn(&Fields<'_>) -> Result<T, HttpError>) -> String {
+        let fields = Fields::parse(body.as_bytes()).unwrap();
+        let error = read(&fields).err().expect("an error");
+        serde_json::to_value(&error).unwrap()["error"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_wrong_token_is_named_by_its_place_and_never_repeated() {
+        for (token, found) in [
+            ("4294967296", "a number out of range"),
+            ("-5", "a negative number"),
+            ("1.5", "a number that is no integer"),
+            ("\"77777\"", "a text"),
+            ("null", "null"),
+        ] {
+            let body = format!("{{\"token_ids\":[1,{token}]}}");
+            let error = error_of(&body, |fields| fields.tokens("token_ids"));
+            let expected = "expected an integer from 0 to 4294967295";
+            assert_eq!(error, format!("field 'token_ids', element 1: {expected}, found {found}"));
+        }
+    }
+
+    #[test]
+    fn a_wrong_salt_is_not_repeated() {
+        let error = error_of("{\"cache_salt\":12345}", |fields| fields.text("cache_salt"));
+        assert_eq!(error, "field 'cache_salt': expected a text, found a number out of range");
+    }
+
+    #[test]
+    fn fields_within_a_list_are_named_with_their_place() {
+        let body = "{\"mm\":[{\"offset\":1},{\"offset\":-1}]}";
+        let error = error_of(body, |fields| {
+            let items = fields.objects("mm")?.unwrap();
+            items[1].as_ref().unwrap().u32("offset")
+        });
+        assert!(error.starts_with("field 'mm[1].offset': expected an integer"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_with_its_position() {
+        for body in ["", "[]", "{", "{\"a\":}", "nonsense"] {
+            assert!(Fields::parse(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn hashes_may_be_signed() {
+        let fields = Fields::parse(b"{\"h\":[18446744073709551615,-1]}").unwrap();
+        assert_eq!(fields.names("h").unwrap(), [Name(u64::MAX), Name(u64::MAX)]);
+    }
+}

@@ -1,0 +1,117 @@
+//! Error answers: a sentence, a stable reason, and the field that was wrong.
+
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::Answer;
+use crate::service::Refusal;
+
+/// An error as HTTP answers it: Mooncake's `{"error", "reason", "field"?, "index"?}`, of which
+/// Dynamo's clients read `error`.
+#[derive(Debug, Serialize)]
+pub(super) struct HttpError {
+    #[serde(skip)]
+    status: StatusCode,
+    error: String,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+}
+
+impl HttpError {
+    fn new(status: StatusCode, reason: &'static str, error: impl Into<String>) -> HttpError {
+        HttpError { status, error: error.into(), reason, field: None, index: None }
+    }
+
+    /// 400: what is wrong with a field.
+    pub(super) fn field(name: impl Into<String>, wrong: impl AsRef<str>) -> HttpError {
+        let name = name.into();
+        let error = format!("field '{name}': {}", wrong.as_ref());
+        HttpError {
+            field: Some(name),
+            ..HttpError::new(StatusCode::BAD_REQUEST, "invalid_field", error)
+        }
+    }
+
+    /// 400: what is wrong with an element of a list.
+    pub(super) fn element(name: &str, index: usize, wrong: &str) -> HttpError {
+        let error = format!("field '{name}', element {index}: {wrong}");
+        HttpError { error, index: Some(index), ..HttpError::field(name, "") }
+    }
+
+    /// 400: the body is no JSON object.
+    pub(super) fn no_json(error: &serde_json::Error) -> HttpError {
+        let (line, column) = (error.line(), error.column());
+        HttpError::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_json",
+            format!("the body is no JSON object: broken at line {line}, column {column}"),
+        )
+    }
+
+    pub(super) fn too_large(limit: usize) -> HttpError {
+        let error = format!("the body is larger than {limit} bytes (limits.max_body_bytes)");
+        HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", error)
+    }
+
+    pub(super) fn timeout(limit: Duration) -> HttpError {
+        let error = format!("the body took longer than {limit:?} to arrive");
+        HttpError::new(StatusCode::REQUEST_TIMEOUT, "timeout", error)
+    }
+
+    pub(super) fn unsupported(kind: &str) -> HttpError {
+        let error = match kind {
+            "application/msgpack" | "application/x-msgpack" => {
+                "msgpack bodies are not supported yet; send application/json".to_owned()
+            }
+            _ => format!("content type '{kind}' is not supported; send application/json"),
+        };
+        HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type", error)
+    }
+
+    pub(super) fn unknown_path(path: &str) -> HttpError {
+        let error = format!(
+            "no route '{path}'; there are /v1/score, /query, /query_by_hash, /register, \
+             /unregister, /workers, /health, /ready and /metrics"
+        );
+        HttpError::new(StatusCode::NOT_FOUND, "unknown_path", error)
+    }
+
+    pub(super) fn wrong_method(method: &Method, path: &str) -> HttpError {
+        let right = if *method == Method::POST { "GET" } else { "POST" };
+        let error = format!("{method} does not go with '{path}'; use {right}");
+        HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", error)
+    }
+
+    pub(super) fn not_implemented(error: &str) -> HttpError {
+        HttpError::new(StatusCode::NOT_IMPLEMENTED, "not_implemented", error)
+    }
+
+    pub(super) fn internal(error: &str) -> HttpError {
+        HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error)
+    }
+}
+
+impl From<Refusal> for HttpError {
+    fn from(refusal: Refusal) -> HttpError {
+        let (status, reason, error) = match refusal {
+            Refusal::Conflict(error) => (StatusCode::CONFLICT, "conflict", error),
+            Refusal::UnknownWorker(error) => (StatusCode::NOT_FOUND, "unknown_worker", error),
+            Refusal::UnknownModel(error) => (StatusCode::NOT_FOUND, "unknown_model", error),
+            Refusal::Invalid(error) => (StatusCode::BAD_REQUEST, "invalid", error),
+            Refusal::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
+        };
+        HttpError::new(status, reason, error)
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        Answer::with(self.status, &self).into_response()
+    }
+}

@@ -1,0 +1,299 @@
+//! From received messages to batches of workers: whose message is it?
+//!
+//! A source of its own belongs to one worker, whatever its messages say. Only under
+//! `trust_topics`, on the one shared endpoint, the topic `kv@pod@model` decides, and the rank that
+//! the batch claims; a worker that was registered is out of reach from there.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use kvscout::block::WorkerId;
+use kvscout::event::{Batch, Limits};
+use kvscout::ingest::Verdict;
+use kvscout::ingest::zmq::{Endpoint, Sink, SourceId};
+use kvscout::scout::{Ingested, Registration, Scout};
+use parking_lot::{Mutex, RwLock};
+use tracing::{debug, info, trace, warn};
+
+/// How often one source may fill the log with what is wrong with it.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where the messages of a source go.
+#[derive(Clone, Debug)]
+pub(crate) enum Route {
+    /// To one worker.
+    Worker {
+        /// The worker.
+        worker: WorkerId,
+        /// Its pod and model, to notice topics that say something else.
+        pod: Arc<str>,
+        model: Option<Arc<str>>,
+    },
+    /// To the worker that the topic names, of this tenant.
+    Topics {
+        /// The tenant of all of them.
+        tenant: Arc<str>,
+    },
+}
+
+/// How a worker is fed.
+#[derive(Clone, Debug)]
+pub(crate) enum Feed {
+    /// By a source of its own.
+    Source {
+        /// The source.
+        source: SourceId,
+        /// Its endpoint.
+        endpoint: Endpoint,
+        /// Where past batches could be asked for.
+        replay: Option<Endpoint>,
+    },
+    /// By messages on the shared endpoint that name it.
+    Topic,
+}
+
+/// What the receiver's thread and the service both know.
+///
+/// No lock is held while the other side is waited for: the receiver's thread takes both.
+#[derive(Debug, Default)]
+pub(crate) struct Switchboard {
+    /// Where messages go; read for each one.
+    pub(crate) routes: RwLock<HashMap<SourceId, Route>>,
+    /// How workers are fed; held while one is registered.
+    pub(crate) feeds: Mutex<BTreeMap<WorkerId, Feed>>,
+    /// Messages counted by what their topic is worth.
+    pub(crate) topics: TopicCounters,
+}
+
+/// What is wrong with topics.
+#[derive(Debug, Default)]
+pub(crate) struct TopicCounters {
+    /// Messages of a worker's own source whose topic names another pod or model; applied.
+    pub(crate) mismatched: AtomicU64,
+    /// Messages on the shared endpoint whose topic is not `kv@pod@model`; dropped.
+    pub(crate) unreadable: AtomicU64,
+    /// Messages on the shared endpoint that name a registered worker, or a known one with another
+    /// model; dropped.
+    pub(crate) claimed: AtomicU64,
+    /// Messages on the shared endpoint beyond the limit of workers; dropped.
+    pub(crate) excess: AtomicU64,
+}
+
+/// The sink of the receiver.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    scout: Arc<Scout>,
+    switchboard: Arc<Switchboard>,
+    limits: Limits,
+    max_topic_workers: usize,
+    /// Workers by topic and rank.
+    by_topic: HashMap<Box<[u8]>, Vec<(u32, WorkerId)>>,
+    complaints: HashMap<SourceId, Instant>,
+}
+
+impl Intake {
+    /// A sink that feeds `scout`; topics register at most `max_topic_workers`.
+    pub(crate) fn new(
+        scout: Arc<Scout>,
+        switchboard: Arc<Switchboard>,
+        limits: Limits,
+        max_topic_workers: usize,
+    ) -> Intake {
+        Intake {
+            scout,
+            switchboard,
+            limits,
+            max_topic_workers,
+            by_topic: HashMap::new(),
+            complaints: HashMap::new(),
+        }
+    }
+
+    /// The worker that a message on the shared endpoint is about.
+    fn worker_of(&mut self, tenant: &str, topic: &[u8], payload: &[u8]) -> Option<WorkerId> {
+        let rank = Batch::parse(payload, &self.limits).ok().and_then(|batch| batch.rank());
+        // A batch that cannot be read counts for rank 0: the worker must not look sound.
+        let rank = rank.unwrap_or(0);
+        let known = self.by_topic.get(topic).into_iter().flatten().find(|(of, _)| *of == rank);
+        if let Some(&(_, worker)) = known {
+            return Some(worker);
+        }
+        let counters = &self.switchboard.topics;
+        let Some((pod, model)) = pod_and_model(topic) else {
+            counters.unreadable.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        let mut feeds = self.switchboard.feeds.lock();
+        let worker = match self.scout.find(tenant, pod, rank) {
+            // Its topic changed to another model, or it has a source of its own.
+            Some(_) => {
+                counters.claimed.fetch_add(1, Ordering::Relaxed);
+                return None;
+            }
+            None => {
+                let from_topics = feeds.values().filter(|feed| matches!(feed, Feed::Topic)).count();
+                if from_topics >= self.max_topic_workers {
+                    counters.excess.fetch_add(1, Ordering::Relaxed);
+                    return None;
+                }
+                let registration = Registration {
+                    rank,
+                    tenant: tenant.to_owned(),
+                    ..Registration::new(pod, model)
+                };
+                self.scout.register(registration).ok()?
+            }
+        };
+        feeds.insert(worker, Feed::Topic);
+        info!(pod, model, rank, "registered by topic");
+        self.by_topic.entry(topic.into()).or_default().push((rank, worker));
+        Some(worker)
+    }
+
+    /// Drops what is remembered of topics whose workers are gone.
+    fn forget_gone(&mut self) {
+        let feeds = self.switchboard.feeds.lock();
+        let alive: HashSet<WorkerId> = feeds.keys().copied().collect();
+        drop(feeds);
+        self.by_topic.retain(|_, workers| {
+            workers.retain(|(_, worker)| alive.contains(worker));
+            !workers.is_empty()
+        });
+    }
+
+    fn log(&mut self, source: SourceId, worker: WorkerId, sequence: u64, ingested: &Ingested) {
+        trace!(%source, worker = worker.0, sequence, verdict = ?ingested.verdict, "batch");
+        let wrong = matches!(ingested.verdict, Verdict::Gap { .. }) || ingested.rejected > 0;
+        if ingested.verdict == Verdict::Restart {
+            info!(%source, worker = worker.0, "the engine's publisher has started anew");
+        }
+        if !wrong {
+            return;
+        }
+        let now = Instant::now();
+        self.complaints.retain(|_, last| now.duration_since(*last) < COMPLAINT_INTERVAL);
+        if self.complaints.contains_key(&source) {
+            return;
+        }
+        self.complaints.insert(source, now);
+        if let Verdict::Gap { missing } = ingested.verdict {
+            warn!(%source, worker = worker.0, sequence, missing, "batches are missing");
+        }
+        if ingested.rejected > 0 {
+            let rejected = ingested.rejected;
+            warn!(%source, worker = worker.0, sequence, rejected, "events could not be read");
+        }
+    }
+}
+
+impl Sink for Intake {
+    fn batch(&mut self, source: SourceId, topic: &[u8], sequence: u64, payload: &[u8]) {
+        let route = self.switchboard.routes.read().get(&source).cloned();
+        let worker = match route {
+            // The source is being removed.
+            None => return,
+            Some(Route::Worker { worker, pod, model }) => {
+                let differs = pod_and_model(topic).is_some_and(|(named, serves)| {
+                    named != &*pod || model.is_some_and(|model| serves != &*model)
+                });
+                if differs {
+                    self.switchboard.topics.mismatched.fetch_add(1, Ordering::Relaxed);
+                }
+                worker
+            }
+            Some(Route::Topics { tenant }) => match self.worker_of(&tenant, topic, payload) {
+                Some(worker) => worker,
+                None => return,
+            },
+        };
+        match self.scout.apply(worker, sequence, payload) {
+            Ok(ingested) => self.log(source, worker, sequence, &ingested),
+            // Unregistered meanwhile; a topic's next message registers it again.
+            Err(_) => self.forget_gone(),
+        }
+    }
+
+    fn link(&mut self, source: SourceId, up: bool) {
+        debug!(%source, up, "link");
+    }
+}
+
+/// Pod and model of a topic `kv@pod@model`; the model may contain further `@`.
+fn pod_and_model(topic: &[u8]) -> Option<(&str, &str)> {
+    let rest = std::str::from_utf8(topic).ok()?.strip_prefix("kv@")?;
+    rest.split_once('@').filter(|(pod, model)| !pod.is_empty() && !model.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use kvscout::scout::Options;
+
+    use super::*;
+
+    /// An empty batch of a rank.
+    fn batch(rank: u8) -> Vec<u8> {
+        vec![0x93, 1, 0x90, rank]
+    }
+
+    fn intake(max_topic_workers: usize) -> Intake {
+        let scout = Arc::new(Scout::new(Options::default()).unwrap());
+        let switchboard = Arc::new(Switchboard::default());
+        let topics = Route::Topics { tenant: "default".into() };
+        switchboard.routes.write().insert(SourceId(0), topics);
+        Intake::new(scout, switchboard, Limits::default(), max_topic_workers)
+    }
+
+    #[test]
+    fn a_topic_splits_at_its_first_two_signs() {
+        assert_eq!(pod_and_model(b"kv@10.0.0.1:8000@a/b@c"), Some(("10.0.0.1:8000", "a/b@c")));
+        for wrong in [&b""[..], b"kv@", b"kv@pod", b"kv@@m", b"kv@pod@", b"x@pod@m", b"kv@\xff@m"] {
+            assert_eq!(pod_and_model(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn topics_register_pods_and_ranks_up_to_the_limit() {
+        let mut intake = intake(2);
+        for (topic, rank) in [("kv@a@m", 0), ("kv@a@m", 1), ("kv@b@m", 0), ("kv@a@m", 1)] {
+            intake.batch(SourceId(0), topic.as_bytes(), 0, &batch(rank));
+        }
+        assert_eq!(intake.scout.ranks("default", "a").len(), 2);
+        assert_eq!(intake.scout.ranks("default", "b").len(), 0);
+        assert_eq!(intake.switchboard.topics.excess.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_topic_cannot_speak_for_a_registered_worker() {
+        let mut intake = intake(9);
+        let worker = intake.scout.register(Registration::new("a", "m")).unwrap();
+        intake.batch(SourceId(0), b"kv@a@m", 0, &batch(0));
+        assert_eq!(intake.scout.worker(worker).unwrap().as_of, None);
+        assert_eq!(intake.switchboard.topics.claimed.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_topic_that_names_another_pod_changes_nothing_but_a_counter() {
+        let mut intake = intake(9);
+        let worker = intake.scout.register(Registration::new("a", "m")).unwrap();
+        let route = Route::Worker { worker, pod: "a".into(), model: Some("m".into()) };
+        intake.switchboard.routes.write().insert(SourceId(1), route);
+        intake.batch(SourceId(1), b"kv@b@m", 0, &batch(0));
+        assert_eq!(intake.scout.worker(worker).unwrap().as_of, Some(0));
+        assert_eq!(intake.switchboard.topics.mismatched.load(Ordering::Relaxed), 1);
+        assert_eq!(intake.scout.workers().len(), 1);
+    }
+
+    #[test]
+    fn a_worker_that_was_unregistered_comes_back_with_its_next_message() {
+        let mut intake = intake(9);
+        intake.batch(SourceId(0), b"kv@a@m", 0, &batch(0));
+        let worker = intake.scout.find("default", "a", 0).unwrap();
+        intake.scout.unregister(worker).unwrap();
+        intake.switchboard.feeds.lock().remove(&worker);
+        intake.batch(SourceId(0), b"kv@a@m", 1, &batch(0));
+        intake.batch(SourceId(0), b"kv@a@m", 2, &batch(0));
+        assert!(intake.scout.find("default", "a", 0).is_some());
+    }
+}

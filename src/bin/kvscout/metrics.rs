@@ -1,0 +1,251 @@
+//! `/metrics`: what the daemon counts, for Prometheus.
+//!
+//! No label has a worker, a model or a tenant in it, so that the number of series does not grow
+//! with the cluster; `/workers` has the details.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvscout::index::Stats;
+use kvscout::ingest::zmq::SourceStatus;
+use kvscout::ingest::{Counters, Trust};
+use kvscout::scout::{EventCounters, WorkerStatus};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::intake::TopicCounters;
+use crate::service::Service;
+
+/// One HTTP route and the status of its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Answered {
+    /// The route's pattern, or `other`.
+    pub(crate) route: String,
+    /// The status code.
+    pub(crate) status: u16,
+}
+
+/// What requests count themselves.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    /// Answers by route and status.
+    pub(crate) requests: Family<Answered, Counter>,
+    /// Time within the index for one question, tokens already read.
+    pub(crate) score_seconds: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            requests: Family::default(),
+            // 10 us, where the answers for short prompts are, to 0.33 s.
+            score_seconds: Histogram::new(exponential_buckets(10e-6, 2.0, 16)),
+        }
+    }
+}
+
+/// Sums over workers and sources, present and gone; and what is there now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    workers: [u64; 4],
+    counters: Counters,
+    events: EventCounters,
+    messages: u64,
+    bytes: u64,
+    disconnects: u64,
+    failed_handshakes: u64,
+    violations: u64,
+    overruns: u64,
+    refused: u64,
+    redials: u64,
+    malformed_frames: u64,
+    malformed_sequence: u64,
+    topics: [u64; 4],
+    /// Sources with a publisher connected.
+    pub(crate) sources_up: u64,
+    /// Sizes of the index.
+    pub(crate) index: Stats,
+}
+
+/// The trust states in the order of `Totals::workers`.
+const TRUSTS: [&str; 4] = ["exact", "syncing", "degraded", "silent"];
+
+impl Totals {
+    /// Adds what a worker counted.
+    pub(crate) fn add_worker(&mut self, status: &WorkerStatus) {
+        let (sum, part) = (&mut self.counters, status.counters);
+        sum.batches += part.batches;
+        sum.gaps += part.gaps;
+        sum.missing += part.missing;
+        sum.duplicates += part.duplicates;
+        sum.late += part.late;
+        sum.restarts += part.restarts;
+        let (sum, part) = (&mut self.events, status.events);
+        sum.stored += part.stored;
+        sum.removed += part.removed;
+        sum.unknown_removals += part.unknown_removals;
+        sum.cleared += part.cleared;
+        sum.rejected += part.rejected;
+        sum.sparse += part.sparse;
+        sum.other_unit += part.other_unit;
+        sum.refused += part.refused;
+    }
+
+    /// Counts a present worker by its trust.
+    pub(crate) fn count_trust(&mut self, status: &WorkerStatus) {
+        let at = match status.trust {
+            Trust::Exact => 0,
+            Trust::Syncing => 1,
+            Trust::Silent => 3,
+            // Whatever comes to be known beside these is not sound either.
+            _ => 2,
+        };
+        self.workers[at] += 1;
+    }
+
+    /// Adds what a source counted.
+    pub(crate) fn add_source(&mut self, status: &SourceStatus) {
+        self.messages += status.messages;
+        self.bytes += status.bytes;
+        self.disconnects += status.disconnects;
+        self.failed_handshakes += status.failed_handshakes;
+        self.violations += status.violations;
+        self.overruns += status.overruns;
+        self.refused += status.refused;
+        self.redials += status.redials;
+        self.malformed_frames += status.malformed_frames;
+        self.malformed_sequence += status.malformed_sequence;
+    }
+
+    /// Adds what topics were worth.
+    pub(crate) fn add_topics(&mut self, topics: &TopicCounters) {
+        let all = [&topics.mismatched, &topics.unreadable, &topics.claimed, &topics.excess];
+        for (sum, counter) in self.topics.iter_mut().zip(all) {
+            *sum += counter.load(Ordering::Relaxed);
+        }
+    }
+}
+
+/// The text that `/metrics` answers with.
+#[derive(Debug)]
+pub(crate) struct Exposition {
+    registry: Registry,
+}
+
+impl Exposition {
+    /// Everything that `service` counts.
+    pub(crate) fn new(service: Arc<Service>) -> Exposition {
+        let mut registry = Registry::with_prefix("kvscout");
+        let Metrics { requests, score_seconds } = service.metrics();
+        registry.register("http_requests", "Answers by route and status", requests.clone());
+        registry.register_with_unit(
+            "score",
+            "Time within the index for one question",
+            Unit::Seconds,
+            score_seconds.clone(),
+        );
+        registry.register_collector(Box::new(Snapshot(service)));
+        Exposition { registry }
+    }
+
+    /// The current values, in the OpenMetrics text format.
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// What is read off workers and sources when it is asked for.
+#[derive(Debug)]
+struct Snapshot(Arc<Service>);
+
+impl Collector for Snapshot {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
+        let totals = self.0.totals();
+        let (lane, events, index) = (totals.counters, totals.events, totals.index);
+        let by_trust = TRUSTS.into_iter().zip(totals.workers);
+        gauges(&mut to, "workers", "Workers by trust", "trust", by_trust)?;
+        for (name, help, value) in [
+            ("sources_up", "Sources whose publisher is connected", totals.sources_up),
+            ("blocks", "Blocks that match by content", index.blocks),
+            ("unplaced", "Blocks known by name only", index.unplaced),
+            ("entries", "Entries (block, worker, group, tier)", index.entries),
+        ] {
+            let metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(gauge(value)).encode(metric)?;
+        }
+        for (name, help, value) in [
+            ("batches", "Batches applied", lane.batches),
+            ("gaps", "Gaps in the numbers of batches", lane.gaps),
+            ("missing_batches", "Batches that gaps and missed starts left out", lane.missing),
+            ("duplicates", "Batches dropped as repeated", lane.duplicates),
+            ("late", "Batches dropped as late", lane.late),
+            ("restarts", "Publishers that started anew", lane.restarts),
+            ("stored", "Copies added", events.stored),
+            ("removed", "Copies taken away one by one", events.removed),
+            ("unknown_removals", "Removals of blocks that were not held", events.unknown_removals),
+            ("cleared", "Workers that dropped all their blocks", events.cleared),
+            ("rejected_events", "Events left out as unreadable or senseless", events.rejected),
+            ("sparse_events", "Stores whose tokens do not cover their blocks", events.sparse),
+            ("other_unit_events", "Stores in units other than blocks", events.other_unit),
+            ("refused_blocks", "Copies refused as beyond a worker's share", events.refused),
+            ("messages", "Messages received", totals.messages),
+            ("message_bytes", "Bytes of their payloads", totals.bytes),
+            ("disconnects", "Connections lost", totals.disconnects),
+            ("failed_handshakes", "Connections without a handshake", totals.failed_handshakes),
+            ("violations", "Connections closed for a broken protocol", totals.violations),
+            ("overruns", "Connections cut for too large a message", totals.overruns),
+            ("refused_connections", "Connections cut as too many", totals.refused),
+            ("reconnects", "Sockets made anew", totals.redials),
+        ] {
+            let metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(metric)?;
+        }
+        let malformed =
+            [("frames", totals.malformed_frames), ("sequence", totals.malformed_sequence)];
+        counters(&mut to, "malformed", "Messages skipped by reason", "reason", malformed)?;
+        let kinds = ["mismatched", "unreadable", "claimed", "excess"].into_iter();
+        let topics = kinds.zip(totals.topics);
+        counters(&mut to, "topics", "Messages with a wrong topic by kind", "kind", topics)
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn gauges(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl IntoIterator<Item = (&'static str, u64)>,
+) -> fmt::Result {
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (value, n) in values {
+        ConstGauge::new(gauge(n)).encode(family.encode_family(&[(label, value)])?)?;
+    }
+    Ok(())
+}
+
+fn counters(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: impl IntoIterator<Item = (&'static str, u64)>,
+) -> fmt::Result {
+    let mut family = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (value, n) in values {
+        ConstCounter::new(n).encode(family.encode_family(&[(label, value)])?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! `kvscout serve`: from the command line to a daemon that ends when it is told to.
+
+use std::future::{Future, IntoFuture, pending};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvscout::ErrorKind;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::config::{Config, Flags};
+use crate::http::{App, router};
+use crate::service::Service;
+use crate::{Failure, logs};
+
+/// How often sources that could not be added are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Receives KV events from engines and answers which worker holds how much of a prompt, over HTTP.
+///
+/// Flags win over the environment (KVSCOUT_LISTEN, KVSCOUT_LOG_LEVEL, ...), that over the file;
+/// docs/configuration.md lists every key.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  kvscout serve --model Qwen/Qwen3-8B --source pod-1=tcp://10.0.0.7:5557
+  curl -s localhost:13333/v1/score -H 'content-type: application/json' \\
+       -d '{\"model\": \"Qwen/Qwen3-8B\", \"token_ids\": [1, 2, 3]}'")]
+pub(crate) struct Args {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the HTTP API; port 0 takes any [default: 127.0.0.1:13333]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// An engine to receive from: NAME=tcp://host:port[,replay=tcp://host:port][,ranks=N]
+    #[arg(long = "source", value_name = "NAME=ENDPOINT")]
+    sources: Vec<String>,
+    /// Model of the engines given by --source; without it they answer for any model
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// A PYTHONHASHSEED to try, beside unset, 0 and 42
+    #[arg(long = "seed", value_name = "TEXT")]
+    seeds: Vec<String>,
+    /// Tell pods apart by the topics they send to --topic-bind; any sender can speak for all
+    #[arg(long)]
+    trust_topics: bool,
+    /// Where such pods connect to, such as tcp://*:5557
+    #[arg(long, value_name = "ENDPOINT")]
+    topic_bind: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// off, error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Print the effective configuration as TOML and end
+    #[arg(long)]
+    print_config: bool,
+}
+
+impl Args {
+    fn flags(&self) -> Flags {
+        let mut flags =
+            Flags { sources: self.sources.clone(), model: self.model.clone(), ..Flags::default() };
+        let single = [
+            ("listen", &self.listen),
+            ("topic_bind", &self.topic_bind),
+            ("log.format", &self.log_format),
+            ("log.level", &self.log_level),
+        ];
+        for (key, value) in single {
+            flags.keys.extend(value.iter().map(|value| (key, vec![value.clone()])));
+        }
+        if !self.seeds.is_empty() {
+            flags.keys.push(("seeds", self.seeds.clone()));
+        }
+        if self.trust_topics {
+            flags.keys.push(("trust_topics", vec!["true".to_owned()]));
+        }
+        flags
+    }
+
+    fn config(&self) -> Result<Config, Failure> {
+        let file = match &self.config {
+            None => None,
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+                Failure::Usage(format!("--config {}: {error}", path.display()))
+            })?),
+        };
+        // What is no UTF-8 cannot be a valid value either and shows as what it is.
+        let environment =
+            |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Config::from_sources(file.as_deref(), &environment, &self.flags())
+            .map_err(|error| Failure::Usage(error.to_string()))
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let config = args.config()?;
+    if args.print_config {
+        return match io::stdout().write_all(config.to_toml().as_bytes()) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Failure::Failed(format!("the configuration: {error}"))),
+        };
+    }
+    logs::start(config.log_format, config.log_level);
+    warn_of(&config);
+    let service = Service::start(&config).map_err(|error| match error.kind() {
+        ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
+        _ => Failure::Failed(error.to_string()),
+    })?;
+    let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("kvscout-http")
+        .build()
+        .map_err(|error| failed("the runtime", error))?;
+    let outcome = daemon(&runtime, config, service);
+    // A question on a blocking thread ends by itself within milliseconds; nothing waits for it.
+    runtime.shutdown_background();
+    outcome.map_err(|error| failed("serve", error))
+}
+
+fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()> {
+    runtime.block_on(async {
+        let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen))
+        })?;
+        let address = listener.local_addr()?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        // For whoever started us with port 0; nobody needs to read it.
+        let _ = writeln!(io::stdout(), "listening on http://{address}");
+        info!(%address, "listening");
+        let service = Arc::new(service);
+        let app = Arc::new(App::new(Arc::clone(&service), &config));
+        let drain = config.limits.drain;
+        let adding = tokio::spawn(add_sources(service, config));
+        let signalled = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        serve(listener, app, drain, signalled).await?;
+        adding.abort();
+        info!("ended");
+        Ok(())
+    })
+}
+
+/// Serves until `shutdown` resolves, then lets requests in flight end, for `drain` at most.
+async fn serve(
+    listener: TcpListener,
+    app: Arc<App>,
+    drain: Duration,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let (stop, stopping) = oneshot::channel();
+    let server = axum::serve(listener, router(app)).with_graceful_shutdown(async move {
+        shutdown.await;
+        info!("ending");
+        // Fails when nobody waits for the deadline any more.
+        let _ = stop.send(());
+    });
+    let deadline = async {
+        match stopping.await {
+            Ok(()) => tokio::time::sleep(drain).await,
+            // The server ended by itself, which the other branch reports.
+            Err(_) => pending().await,
+        }
+    };
+    tokio::select! {
+        ended = server.into_future() => ended,
+        () = deadline => {
+            warn!(?drain, "requests in flight were cut off");
+            Ok(())
+        }
+    }
+}
+
+/// Adds the configured sources, again and again until all are there.
+async fn add_sources(service: Arc<Service>, config: Config) {
+    let config = Arc::new(config);
+    let mut told = Default::default();
+    loop {
+        let (worker, settings) = (Arc::clone(&service), Arc::clone(&config));
+        let all = tokio::task::spawn_blocking(move || worker.add_configured(&settings)).await;
+        if matches!(all, Ok(true)) {
+            info!(sources = config.sources.len(), "ready");
+            return;
+        }
+        let pending = service.pending();
+        if pending != told {
+            for (name, reason) in &pending {
+                warn!(name, reason, "not added yet");
+            }
+            told = pending;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// What an operator should know before it matters.
+fn warn_of(config: &Config) {
+    if !config.listen.ip().is_loopback() {
+        let address = config.listen;
+        warn!(%address, "everyone who reaches this address can ask, register and unregister");
+    }
+    if config.trust_topics {
+        warn!("trust_topics: every sender on topic_bind can speak for every pod there");
+    }
+    if config.sources.iter().any(|source| source.replay.is_some()) {
+        warn!("replay endpoints are recorded and not used yet: gaps are shown, not repaired");
+    }
+}

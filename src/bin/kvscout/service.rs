@@ -1,0 +1,378 @@
+//! What each request means, whatever protocol it came in.
+//!
+//! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
+//! through a blocking thread, except for the scoring of short prompts.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use kvscout::block::WorkerId;
+use kvscout::ingest::zmq::{Endpoint, Mode, Receiver, Source, SourceId, SourceStatus};
+use kvscout::scout::{
+    Adapter, Options, Ranked, Registration, Request, Scout, Scratch, WorkerStatus,
+};
+use kvscout::{Error, ErrorKind};
+use parking_lot::Mutex;
+use tracing::info;
+
+use crate::config::Config;
+use crate::intake::{Feed, Intake, Route, Switchboard};
+use crate::metrics::{Metrics, Totals};
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The worker is registered with other facts, or fed in another way.
+    Conflict(String),
+    /// No such worker.
+    UnknownWorker(String),
+    /// No worker serves the model.
+    UnknownModel(String),
+    /// A value is out of range or contradicts another.
+    Invalid(String),
+    /// A resource is not there at the moment.
+    Unavailable(String),
+}
+
+impl Refusal {
+    /// What was wrong and what would be right.
+    fn into_message(self) -> String {
+        match self {
+            Refusal::Conflict(message)
+            | Refusal::UnknownWorker(message)
+            | Refusal::UnknownModel(message)
+            | Refusal::Invalid(message)
+            | Refusal::Unavailable(message) => message,
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        let message = error.to_string();
+        match error.kind() {
+            ErrorKind::UnknownWorker => Refusal::UnknownWorker(message),
+            ErrorKind::UnknownModel => Refusal::UnknownModel(message),
+            ErrorKind::Unavailable => Refusal::Unavailable(message),
+            _ => Refusal::Invalid(message),
+        }
+    }
+}
+
+/// A worker to be registered, with its own source.
+#[derive(Debug)]
+pub(crate) struct Enrolment {
+    /// Who it is.
+    pub(crate) registration: Registration,
+    /// Where its batches come from.
+    pub(crate) endpoint: Endpoint,
+    /// Who dials.
+    pub(crate) mode: Mode,
+    /// Where its past batches could be asked for.
+    pub(crate) replay: Option<Endpoint>,
+}
+
+/// A worker with everything around it.
+#[derive(Debug)]
+pub(crate) struct WorkerView {
+    /// What the index knows.
+    pub(crate) status: WorkerStatus,
+    /// How it is fed.
+    pub(crate) feed: Option<Feed>,
+    /// What its own source has counted.
+    pub(crate) source: Option<SourceStatus>,
+}
+
+/// The daemon without its protocols.
+#[derive(Debug)]
+pub(crate) struct Service {
+    scout: Arc<Scout>,
+    receiver: Receiver,
+    switchboard: Arc<Switchboard>,
+    next_source: AtomicU32,
+    /// One registration or removal at a time; never taken by the receiver's thread.
+    enrolling: Mutex<()>,
+    /// Configured sources that are not added yet, with the reason.
+    pending: Mutex<BTreeMap<String, String>>,
+    departed: Mutex<Totals>,
+    metrics: Metrics,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Service {
+    /// A service without workers, whose receiver runs.
+    ///
+    /// # Errors
+    ///
+    /// An option of the configuration is out of range, or the system gives no thread, descriptor or
+    /// randomness.
+    pub(crate) fn start(config: &Config) -> Result<Service, Error> {
+        let scout = Arc::new(Scout::new(Options {
+            seeds: config.seeds.clone(),
+            weights: config.weights,
+            limits: config.events,
+            memory: config.memory,
+            digest_key: None,
+        })?);
+        for entry in &config.adapters {
+            scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
+        }
+        let switchboard = Arc::new(Switchboard::default());
+        let intake = Intake::new(
+            Arc::clone(&scout),
+            Arc::clone(&switchboard),
+            config.events,
+            config.limits.topic_workers,
+        );
+        let mut pending = BTreeMap::new();
+        for entry in &config.sources {
+            pending.insert(format!("source {:?}", entry.name), "not added yet".to_owned());
+        }
+        if config.trust_topics {
+            pending.insert(TOPIC_ENDPOINT.to_owned(), "not bound yet".to_owned());
+        }
+        Ok(Service {
+            scout,
+            receiver: Receiver::start(config.zmq.clone(), intake)?,
+            switchboard,
+            next_source: AtomicU32::new(0),
+            enrolling: Mutex::default(),
+            pending: Mutex::new(pending),
+            departed: Mutex::default(),
+            metrics: Metrics::default(),
+        })
+    }
+
+    /// Adds every configured source that is not there yet; whether all are.
+    pub(crate) fn add_configured(&self, config: &Config) -> bool {
+        for entry in &config.sources {
+            let added = (0..NonZeroU32::get(entry.ranks)).try_for_each(|rank| {
+                let replay = entry.replay.as_ref().map(|replay| replay.for_rank(rank));
+                let enrolment = Enrolment {
+                    registration: entry.registration(rank),
+                    endpoint: entry.endpoint.for_rank(rank)?,
+                    mode: entry.mode,
+                    replay: replay.transpose()?,
+                };
+                self.register(enrolment)
+            });
+            self.note(&format!("source {:?}", entry.name), added);
+        }
+        let unbound = self.pending.lock().contains_key(TOPIC_ENDPOINT);
+        if let (true, Some(bind)) = (unbound, &config.topic_bind) {
+            self.note(TOPIC_ENDPOINT, self.bind_topics(bind, &config.topic_tenant));
+        }
+        self.pending.lock().is_empty()
+    }
+
+    fn note(&self, name: &str, added: Result<(), Refusal>) {
+        let mut pending = self.pending.lock();
+        match added {
+            Ok(()) => pending.remove(name),
+            Err(refusal) => pending.insert(name.to_owned(), refusal.into_message()),
+        };
+    }
+
+    fn bind_topics(&self, bind: &Endpoint, tenant: &str) -> Result<(), Refusal> {
+        let source = self.new_source();
+        let route = Route::Topics { tenant: tenant.into() };
+        self.switchboard.routes.write().insert(source, route);
+        match self.receiver.add(source, Source::new(bind.clone(), Mode::BindShared)) {
+            Ok(bound) => {
+                info!(endpoint = %bound, "telling pods apart by their topics");
+                Ok(())
+            }
+            Err(error) => {
+                self.switchboard.routes.write().remove(&source);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn new_source(&self) -> SourceId {
+        SourceId(self.next_source.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What keeps the daemon from being ready: configured sources that are not added, with the
+    /// reason.
+    pub(crate) fn pending(&self) -> BTreeMap<String, String> {
+        self.pending.lock().clone()
+    }
+
+    /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
+    pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
+        let Enrolment { registration, endpoint, mode, replay } = enrolment;
+        if mode == Mode::Connect && !endpoint.is_connectable() {
+            return Err(Refusal::Invalid(format!(
+                "{endpoint} cannot be dialled; name host and port"
+            )));
+        }
+        let _one_at_a_time = self.enrolling.lock();
+        let (pod, rank) = (registration.pod.clone(), registration.rank);
+        let conflict = |what: &str| {
+            Refusal::Conflict(format!(
+                "instance {pod:?} rank {rank} is registered {what}; unregister it first"
+            ))
+        };
+        let source = self.new_source();
+        let worker = {
+            let mut feeds = self.switchboard.feeds.lock();
+            let known = self.scout.find(&registration.tenant, &pod, rank);
+            match known.map(|worker| (worker, feeds.get(&worker))) {
+                Some((worker, Some(Feed::Source { endpoint: before, replay: past, .. }))) => {
+                    let same = self.scout.worker(worker).map(|status| status.registration);
+                    if same.as_ref() != Some(&registration) {
+                        return Err(conflict("with another model, block size or version"));
+                    }
+                    if *before != endpoint || *past != replay {
+                        return Err(conflict(&format!("with endpoint {before}")));
+                    }
+                    return Ok(());
+                }
+                Some(_) => return Err(conflict("by its topic")),
+                None => {}
+            }
+            let model = registration.model.as_deref().map(Arc::from);
+            let worker = self.scout.register(registration)?;
+            let route = Route::Worker { worker, pod: pod.as_str().into(), model };
+            self.switchboard.routes.write().insert(source, route);
+            feeds.insert(worker, Feed::Source { source, endpoint: endpoint.clone(), replay });
+            worker
+        };
+        if let Err(error) = self.receiver.add(source, Source::new(endpoint.clone(), mode)) {
+            self.forget(worker)?;
+            return Err(error.into());
+        }
+        info!(pod, rank, %endpoint, "registered");
+        Ok(())
+    }
+
+    /// Makes an adapter's name stand for a model.
+    pub(crate) fn register_adapter(&self, tenant: &str, name: &str, model: &str) {
+        let adapter = Adapter { model: model.to_owned(), id: None, path: None };
+        self.scout.register_adapter(tenant, name, adapter);
+    }
+
+    /// Removes a pod's worker of one rank, or all of them, with their sources; returns the ranks.
+    ///
+    /// Only workers that serve `model` count, if it is given.
+    pub(crate) fn unregister(
+        &self,
+        tenant: &str,
+        pod: &str,
+        rank: Option<u32>,
+        model: Option<&str>,
+    ) -> Result<Vec<u32>, Refusal> {
+        let _one_at_a_time = self.enrolling.lock();
+        let mut removed = Vec::new();
+        for worker in self.scout.ranks(tenant, pod) {
+            let Some(status) = self.scout.worker(worker) else { continue };
+            let Registration { rank: its_rank, model: serves, .. } = status.registration;
+            let other_model = serves.is_some() && model.is_some() && serves.as_deref() != model;
+            if other_model || rank.is_some_and(|rank| rank != its_rank) {
+                continue;
+            }
+            self.forget(worker)?;
+            info!(pod, rank = its_rank, "unregistered");
+            removed.push(its_rank);
+        }
+        if removed.is_empty() {
+            let rank = rank.map_or(String::new(), |rank| format!(" rank {rank}"));
+            return Err(Refusal::UnknownWorker(format!(
+                "no instance {pod:?}{rank} is registered for tenant {tenant:?}"
+            )));
+        }
+        Ok(removed)
+    }
+
+    /// Ends a worker's source, then the worker; what they counted stays in the totals.
+    fn forget(&self, worker: WorkerId) -> Result<(), Error> {
+        // Held throughout, so that what leaves the workers is in the totals at once.
+        let mut departed = self.departed.lock();
+        let feed = self.switchboard.feeds.lock().get(&worker).cloned();
+        if let Some(Feed::Source { source, .. }) = feed {
+            if let Some(status) = self.receiver.status_of(source) {
+                departed.add_source(&status);
+            }
+            // From here on no batch of it is applied.
+            self.receiver.remove(source);
+            self.switchboard.routes.write().remove(&source);
+        }
+        if let Some(status) = self.scout.worker(worker) {
+            departed.add_worker(&status);
+        }
+        let gone = self.scout.unregister(worker);
+        self.switchboard.feeds.lock().remove(&worker);
+        gone
+    }
+
+    /// Scores, and hands the ranked workers to `read`.
+    pub(crate) fn score<T>(
+        &self,
+        request: &Request<'_>,
+        read: impl FnOnce(&[Ranked]) -> T,
+    ) -> Result<T, Refusal> {
+        let start = Instant::now();
+        let answer = SCRATCH.with_borrow_mut(|scratch| {
+            let ranked = self.scout.score(request, scratch)?;
+            self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
+            Ok::<T, Error>(read(ranked))
+        });
+        Ok(answer?)
+    }
+
+    /// The workers of a pod: the one of a rank, or all.
+    pub(crate) fn workers_of(&self, tenant: &str, pod: &str, rank: Option<u32>) -> Vec<WorkerId> {
+        match rank {
+            Some(rank) => self.scout.find(tenant, pod, rank).into_iter().collect(),
+            None => self.scout.ranks(tenant, pod),
+        }
+    }
+
+    /// Every worker, by tenant, pod and rank.
+    pub(crate) fn workers(&self) -> Vec<WorkerView> {
+        let feeds = self.switchboard.feeds.lock().clone();
+        let views = self.scout.workers().into_iter().map(|status| {
+            let feed = feeds.get(&status.worker).cloned();
+            let source = match &feed {
+                Some(Feed::Source { source, .. }) => self.receiver.status_of(*source),
+                _ => None,
+            };
+            WorkerView { status, feed, source }
+        });
+        views.collect()
+    }
+
+    /// What requests count.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Everything that was counted, of workers and sources that are gone, too.
+    pub(crate) fn totals(&self) -> Totals {
+        // Held throughout, so that nobody is counted twice or not at all.
+        let departed = self.departed.lock();
+        let mut totals = departed.clone();
+        for status in self.scout.workers() {
+            totals.add_worker(&status);
+            totals.count_trust(&status);
+        }
+        for status in self.receiver.status() {
+            totals.add_source(&status);
+            totals.sources_up += u64::from(status.up);
+        }
+        totals.add_topics(&self.switchboard.topics);
+        totals.index = self.scout.stats();
+        totals
+    }
+}
+
+/// The name under which the shared endpoint is pending.
+const TOPIC_ENDPOINT: &str = "topic_bind";
