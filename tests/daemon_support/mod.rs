@@ -1,0 +1,207 @@
+//! What the daemon's tests share: the process, a small HTTP client, recorded engines.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use serde_json::Value;
+
+use crate::zmq_support::{PATIENCE, eventually, publish};
+
+/// A running `kvscout serve`, killed when dropped.
+pub(crate) struct Daemon {
+    child: Child,
+    address: String,
+    stderr: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Starts `kvscout serve` on any port with these flags, a configuration file's text and
+    /// variables of the environment.
+    pub(crate) fn start(flags: &[&str], file: &str, environment: &[(&str, &str)]) -> Daemon {
+        let mut command = kvscout();
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(flags);
+        command.envs(environment.iter().copied());
+        if !file.is_empty() {
+            command.arg("--config").arg(config_file(file));
+        }
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let (lines, kept) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&stderr));
+        let reader = thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                kept.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        let mut first = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+        let address = first.trim().strip_prefix("listening on http://");
+        let address = address.unwrap_or_else(|| panic!("{first:?}, {}", stderr.lock().unwrap()));
+        Daemon { address: address.to_owned(), child, stderr, reader: Some(reader) }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Response {
+        self.send("GET", path, "", "")
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Response {
+        self.send("POST", path, "content-type: application/json\r\n", &body.to_string())
+    }
+
+    /// One request on a connection of its own; each header ends with a line break.
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Response {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: kvscout\r\nconnection: close\r\n{headers}\
+             content-length: {length}\r\n\r\n"
+        );
+        stream.write_all((head + body).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Response { status, body: body.to_owned() }
+    }
+
+    /// A worker as `/workers` shows it; null when there is none.
+    pub(crate) fn worker(&self, pod: &str, rank: u64) -> Value {
+        let answer = self.get("/workers").json(200);
+        let workers = answer["workers"].as_array().unwrap();
+        let found = workers.iter().find(|w| w["worker"] == pod && w["rank"] == rank);
+        found.cloned().unwrap_or_default()
+    }
+
+    /// Publishes a batch until it is applied: the first ones may go before the subscription.
+    pub(crate) fn feed(&self, socket: &zmq::Socket, topic: &str, batch: &Batch, pod: &str) {
+        eventually("a published batch is applied", || {
+            publish(socket, topic.as_bytes(), batch.seq, &batch.payload);
+            self.has_applied(pod, 0, batch.seq)
+        });
+    }
+
+    pub(crate) fn has_applied(&self, pod: &str, rank: u64, seq: u64) -> bool {
+        self.worker(pod, rank)["as_of"] == seq
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// How the process ends by itself, and everything it said on stderr.
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
+        let mut status = None;
+        eventually("the daemon ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        self.reader.take().unwrap().join().unwrap();
+        (status.unwrap(), self.stderr())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Fails when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl Response {
+    /// The JSON body of an answer with this status.
+    #[track_caller]
+    pub(crate) fn json(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+pub(crate) fn kvscout() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvscout"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("KVSCOUT_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A configuration file with this text.
+pub(crate) fn config_file(text: &str) -> PathBuf {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("kvscout-{}-{n}.toml", std::process::id());
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// One recorded batch.
+#[derive(Clone)]
+pub(crate) struct Batch {
+    pub(crate) seq: u64,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// One recorded step: a batch, or a question with the engine's own answer.
+pub(crate) enum Step {
+    Batch(Batch),
+    Question { line: Value, computed: u64 },
+}
+
+/// What vLLM 0.33.0 published and answered.
+pub(crate) fn recording() -> Vec<Step> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/drive-0.33.0.jsonl");
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .filter_map(|line| match line["op"].as_str().unwrap() {
+            "events" => Some(Step::Batch(Batch {
+                seq: line["seq"].as_u64().unwrap(),
+                payload: hex(line["payload"].as_str().unwrap()),
+            })),
+            "request" | "probe" => {
+                let computed = line["computed_tokens"].as_u64().unwrap();
+                Some(Step::Question { line, computed })
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// The batches alone.
+pub(crate) fn batches() -> Vec<Batch> {
+    let batch = |step| match step {
+        Step::Batch(batch) => Some(batch),
+        Step::Question { .. } => None,
+    };
+    recording().into_iter().filter_map(batch).collect()
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    (0..text.len()).step_by(2).map(byte).collect()
+}
