@@ -1,2 +1,3 @@
 //! stub
+mod demo;
 fn main() {}

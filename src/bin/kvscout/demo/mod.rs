@@ -1,0 +1,3 @@
+//! demo
+mod engine;
+mod wire;
