@@ -33,6 +33,10 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// then served the same requests.
 const DEADLINE: Duration = Duration::from_secs(45);
 
+/// Requests that a policy serves before it is the next one's turn. They go side by side, so that they
+/// stand comparison whenever time runs out.
+const ROUND: usize = 20;
+
 /// Compare routing policies on simulated engines; takes about half a minute.
 ///
 /// Starts simulated vLLM engines that publish KV events over ZeroMQ, lets the real index follow
@@ -94,10 +98,12 @@ fn compare(setting: &Setting, json: bool) -> Result<bool, Failure> {
         .map(|policy| Trial::start(policy, setting.seed, setting.engines, setting.blocks))
         .collect::<Result<_, _>>()?;
     let mut progress = Progress::new(turns.len());
-    // Side by side, so that they stand comparison whenever time runs out.
-    for (id, turn) in (0..).zip(&turns) {
+    let numbered: Vec<_> = (0..).zip(&turns).collect();
+    for round in numbered.chunks(ROUND) {
         for trial in &mut trials {
-            trial.serve(id, turn)?;
+            for &(id, turn) in round {
+                trial.serve(id, turn)?;
+            }
         }
         progress.show(&trials);
         if begun.elapsed() > DEADLINE {

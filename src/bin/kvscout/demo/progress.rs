@@ -21,9 +21,10 @@ impl Progress {
         Progress { requests, served: 0, live: io::stderr().is_terminal(), shown: None }
     }
 
-    /// Says that every policy has served one more request.
+    /// Shows how far the policies are, all of which have served equally many requests.
     pub(super) fn show(&mut self, trials: &[Trial]) {
-        self.served += 1;
+        let before = self.served;
+        self.served = trials.first().map_or(0, |trial| trial.tally().requests as usize);
         if self.live {
             let due = self.shown.is_none_or(|shown| shown.elapsed() >= INTERVAL);
             if due || self.served == self.requests {
@@ -31,7 +32,7 @@ impl Progress {
                 // A progress that cannot be shown is no reason to stop.
                 let _ = write!(io::stderr(), "\r\x1b[K{}", self.line(trials));
             }
-        } else if 4 * self.served / self.requests > 4 * (self.served - 1) / self.requests {
+        } else if 4 * self.served / self.requests > 4 * before / self.requests {
             let _ = writeln!(io::stderr(), "{}", self.line(trials));
         }
     }

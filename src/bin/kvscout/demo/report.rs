@@ -43,25 +43,34 @@ impl<'a> Report<'a> {
 
     pub(super) fn text(&self) -> String {
         let Setting { engines, blocks, seed, .. } = self.setting;
+        let contract = self.contract.as_deref().unwrap_or("none");
         let mut text = format!(
-            "For each policy: {engines} simulated engines (vLLM's block pool, {blocks} blocks of 16 \
-             tokens each), their\nKV events over ZeroMQ into a real kvscout index, and the same {} \
-             requests: conversations of many users\nwith system prompts they share. Seed {seed}, \
-             {:.1} s. Contract detected from the events: {}.\n\n",
+            "Each policy served the same {} requests (seed {seed}): conversations of users and agents, \
+             with\nsystem prompts that many share, on {engines} simulated engines with vLLM's block \
+             pool ({blocks} blocks of\n16 tokens). Their KV events went over ZeroMQ into a real \
+             kvscout index, which found them to\nhash by this contract: {contract}. All of it took \
+             {:.1} s.\n\n",
             self.served,
             self.elapsed.as_secs_f64(),
-            self.contract.as_deref().unwrap_or("none"),
         );
         let shares = *engines <= 4;
         let spread = if shares { "requests by" } else { "requests per" };
-        let unit = if shares { "engine, %" } else { "engine, %" };
         line(
             &mut text,
             ["", "cached", spread, "busiest", "first token", "predicted", "differed", "scoring"],
         );
         line(
             &mut text,
-            ["policy", "tokens", unit, "engine", "(modelled)", "= actual", "at once", "p50 / p99"],
+            [
+                "policy",
+                "tokens",
+                "engine, %",
+                "engine",
+                "(modelled)",
+                "= actual",
+                "at once",
+                "p50 / p99",
+            ],
         );
         for (policy, tally) in &self.rows {
             line(
@@ -83,10 +92,11 @@ impl<'a> Report<'a> {
             );
         }
         text.push_str(
-            "\nCached tokens need no prefill: more is better. Busiest engine: its prefill work over \
-             the mean; near 1 is\nbetter. Predicted = actual: kvscout foretold the engine's own \
-             count, after the engine's last message was\napplied; \"differed at once\" is how often \
-             it would not have, asked within microseconds of that message.\n",
+            "\nCached tokens need no prefill: the more the better. Busiest engine: its prefill work \
+             over the mean,\nbest at 1.00x. First token: mean wait at 8,000 prefilled tokens a second \
+             for each engine (virtual\ntime). Predicted = actual: kvscout said what the engine then \
+             found, once it had applied the engine's\nlast batch; at once: how often it said something \
+             else when asked a moment after that was sent.\n",
         );
         if !self.exact {
             text.push_str(
@@ -94,7 +104,7 @@ impl<'a> Report<'a> {
             );
         }
         text.push_str(
-            "Next: kvscout serve --source pod-1=tcp://HOST:5557   (vLLM with --kv-events-config)\n",
+            "Next, with your own engines: kvscout serve --source pod-1=tcp://HOST:5557\n",
         );
         text
     }

@@ -20,6 +20,10 @@ const SHORTEST_PAUSE: Millis = 6_000;
 const SYSTEM_PROMPT: (u64, u64) = (400, 1600);
 const MESSAGE: (u64, u64) = (20, 300);
 const REPLY: (u64, u64) = (20, 250);
+/// One session in so many is an agent's.
+const AGENTS: u64 = 4;
+/// How many questions an agent asks at once, each in the same context.
+const QUESTIONS: (u64, u64) = (2, 4);
 
 /// One request: a turn of a conversation.
 #[derive(Clone, Debug)]
@@ -35,7 +39,8 @@ pub(super) struct Turn {
 
 /// The first `requests` turns, by time, of conversations that begin at random: every application
 /// has a system prompt of its own, popular ones have most users, and every turn repeats the
-/// conversation before it. Applications and users grow with the number of engines.
+/// conversation before it. Agents ask several questions at once and go on from the first answer.
+/// Applications and users grow with the number of engines.
 pub(super) fn turns(seed: u64, engines: usize, requests: usize) -> Vec<Turn> {
     let engines = engines as u64;
     let mut random = Random::new(seed, 0);
@@ -43,8 +48,9 @@ pub(super) fn turns(seed: u64, engines: usize, requests: usize) -> Vec<Turn> {
         (0..APPLICATIONS * engines).map(|_| text(&mut random, SYSTEM_PROMPT)).collect();
 
     let mut turns: Vec<Turn> = Vec::new();
-    let mean_turns = TURNS.0.midpoint(TURNS.1);
-    let between_sessions = 1000 * mean_turns / (REQUESTS_PER_SECOND * engines);
+    let per_turn = 1000 * (AGENTS - 1 + QUESTIONS.0.midpoint(QUESTIONS.1)) / AGENTS;
+    let per_session = per_turn * TURNS.0.midpoint(TURNS.1);
+    let between_sessions = per_session / (REQUESTS_PER_SECOND * engines);
     let mut begins = 0;
     for session in 0.. {
         // No session that begins later can contribute.
@@ -55,7 +61,14 @@ pub(super) fn turns(seed: u64, engines: usize, requests: usize) -> Vec<Turn> {
         let application = &applications[random.zipf(applications.len() as u64) as usize];
         let mut conversation = application.clone();
         let mut at = begins;
+        let is_agent = random.below(AGENTS) == 0;
         for _ in 0..random.between(TURNS.0, TURNS.1) {
+            let questions = if is_agent { random.between(QUESTIONS.0, QUESTIONS.1) } else { 1 };
+            for _ in 1..questions {
+                let token_ids = [&conversation[..], &text(&mut random, MESSAGE)].concat();
+                let reply = text(&mut random, REPLY).into();
+                turns.push(Turn { at, session, token_ids: token_ids.into(), reply });
+            }
             conversation.extend(text(&mut random, MESSAGE));
             let reply = text(&mut random, REPLY);
             let token_ids = Arc::from(&conversation[..]);
@@ -97,11 +110,15 @@ mod tests {
         assert_eq!(turns.len(), 500);
         let mut followed = 0;
         for (n, turn) in turns.iter().enumerate() {
-            let earlier = turns[..n].iter().rev().find(|before| before.session == turn.session);
-            if let Some(before) = earlier {
-                let context = [&before.token_ids[..], &before.reply[..]].concat();
-                assert!(turn.token_ids.starts_with(&context));
-                assert!(turn.at > before.at);
+            let mut earlier = turns[..n]
+                .iter()
+                .filter(|t| t.session == turn.session && t.at < turn.at)
+                .peekable();
+            if earlier.peek().is_some() {
+                let continues = |before: &Turn| {
+                    turn.token_ids.starts_with(&[&before.token_ids[..], &before.reply[..]].concat())
+                };
+                assert!(earlier.any(continues), "turn {n}");
                 followed += 1;
             }
         }

@@ -75,7 +75,8 @@ impl Engine {
 
     /// The prompt tokens that need no computing, were it admitted now
     /// (`KVCacheManager.get_computed_blocks`). The last token is always computed.
-    pub(super) fn cached_tokens(&self, prompt: &Prompt) -> u32 {
+    #[cfg(test)]
+    fn cached_tokens(&self, prompt: &Prompt) -> u32 {
         let hits = self.hits(&self.hashes(prompt), prompt.token_ids.len());
         hits.len() as u32 * self.block_size.get()
     }

@@ -110,6 +110,7 @@ impl Pool {
     }
 
     /// Forgets all contents; refused (`false`) while a block is in use.
+    #[cfg(test)]
     pub(super) fn reset(&mut self) -> bool {
         let idle = self.free.len() + 1 == self.blocks.len();
         if idle {
