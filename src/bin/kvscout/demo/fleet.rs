@@ -24,7 +24,7 @@ pub(super) struct Fleet {
     scout: Arc<Scout>,
     applied: Arc<Applied>,
     scratch: Scratch,
-    // Ends last: engines do not notice, and the sink outlives no scout.
+    /// Held for its thread, which feeds the scout.
     _receiver: Receiver,
 }
 

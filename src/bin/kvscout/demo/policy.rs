@@ -3,9 +3,14 @@
 use super::random::{Random, mix};
 use super::workload::Turn;
 
-/// What a sequence in progress counts for, in prompt tokens: its decoding slows others down and its
-/// blocks cannot be evicted, so that new users go elsewhere even where a system prompt is cached.
-const RUNNING_COST: u64 = 100;
+/// What a prompt token that must be computed outweighs in tokens that wait: besides the time that it
+/// takes, its block displaces another one, and the next turn finds the conversation in two places.
+/// With 1, conversations wander so much that session affinity has more cached here.
+const COMPUTED_COST: u64 = 3;
+
+/// What a sequence in progress counts for, in tokens that wait: its decoding slows others down and
+/// its blocks cannot be evicted, so that new users go elsewhere even where a system prompt is cached.
+const RUNNING_COST: u64 = 300;
 
 /// The policies that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +81,12 @@ impl Router {
     }
 }
 
-/// What an engine would have to do before this request's first token, in prompt tokens: those that
-/// wait already, those of the request that are not cached, and a little for each sequence in
-/// progress. Load and cache are in one unit, so that neither needs a threshold.
+/// What it costs to send a request to an engine, in tokens that wait there: those that do, the
+/// request's own that are not cached, and the sequences in progress. The one formula trades cache
+/// for load without thresholds.
 fn cost(tokens: u64, cached: u32, load: Load) -> u64 {
-    load.waiting_tokens + load.running * RUNNING_COST + tokens.saturating_sub(u64::from(cached))
+    let computed = tokens.saturating_sub(u64::from(cached));
+    load.waiting_tokens + load.running * RUNNING_COST + computed * COMPUTED_COST
 }
 
 #[cfg(test)]
@@ -96,12 +102,12 @@ mod tests {
     }
 
     #[test]
-    fn the_score_wins_unless_the_way_to_it_is_longer_than_computing_anew() {
+    fn the_score_wins_unless_too_much_waits_there() {
         let mut loads = [Load::default(); 3];
         assert_eq!(choose(Policy::Kvscout, 1, &[0, 800, 320], &loads), 1);
-        loads[1].waiting_tokens = 481;
+        loads[1].waiting_tokens = (800 - 320) * COMPUTED_COST + 1;
         assert_eq!(choose(Policy::Kvscout, 1, &[0, 800, 320], &loads), 2);
-        loads[2].waiting_tokens = 5000;
+        loads[2].running = 320 * COMPUTED_COST / RUNNING_COST + 1;
         loads[1].waiting_tokens = 5000;
         assert_eq!(choose(Policy::Kvscout, 1, &[0, 800, 320], &loads), 0);
     }

@@ -11,6 +11,12 @@ use serde_json::{Value, json};
 use super::Setting;
 use super::trial::{Tally, Trial};
 
+/// The head of the table, in two lines.
+const HEAD: [[&str; 8]; 2] = [
+    ["", "cached", "% requests", "busiest", "first token", "predicted", "differed", "scoring"],
+    ["policy", "tokens", "each engine", "engine", "(modelled)", "= actual", "at once", "p50 / p99"],
+];
+
 /// What is known at the end.
 pub(super) struct Report<'a> {
     setting: &'a Setting,
@@ -45,33 +51,18 @@ impl<'a> Report<'a> {
         let Setting { engines, blocks, seed, .. } = self.setting;
         let contract = self.contract.as_deref().unwrap_or("none");
         let mut text = format!(
-            "Each policy served the same {} requests (seed {seed}): conversations of users and agents, \
-             with\nsystem prompts that many share, on {engines} simulated engines with vLLM's block \
-             pool ({blocks} blocks of\n16 tokens). Their KV events went over ZeroMQ into a real \
-             kvscout index, which found them to\nhash by this contract: {contract}. All of it took \
-             {:.1} s.\n\n",
+            "{} requests of users and agents (seed {seed}), whose conversations share system prompts, \
+             went\nthrough each policy to {engines} simulated vLLM engines (block pools of {blocks} x \
+             16 tokens); their KV events\nwent over ZeroMQ to kvscout. Contract detected: {contract}. \
+             Took {:.1} s.\n\n",
             self.served,
             self.elapsed.as_secs_f64(),
         );
         let shares = *engines <= 4;
-        let spread = if shares { "requests by" } else { "requests per" };
-        line(
-            &mut text,
-            ["", "cached", spread, "busiest", "first token", "predicted", "differed", "scoring"],
-        );
-        line(
-            &mut text,
-            [
-                "policy",
-                "tokens",
-                "engine, %",
-                "engine",
-                "(modelled)",
-                "= actual",
-                "at once",
-                "p50 / p99",
-            ],
-        );
+        let [above, mut below] = HEAD;
+        below[2] = if shares { "each engine" } else { "an engine" };
+        line(&mut text, above);
+        line(&mut text, below);
         for (policy, tally) in &self.rows {
             line(
                 &mut text,
@@ -92,12 +83,16 @@ impl<'a> Report<'a> {
             );
         }
         text.push_str(
-            "\nCached tokens need no prefill: the more the better. Busiest engine: its prefill work \
-             over the mean,\nbest at 1.00x. First token: mean wait at 8,000 prefilled tokens a second \
-             for each engine (virtual\ntime). Predicted = actual: kvscout said what the engine then \
-             found, once it had applied the engine's\nlast batch; at once: how often it said something \
-             else when asked a moment after that was sent.\n",
+            "\nCached tokens need no prefill: more is better. Busiest engine: its prefill work over the \
+             mean, 1.00x\nis best. First token: mean wait in virtual time, at 8,000 tokens of prefill a \
+             second. Predicted =\nactual: kvscout, asked once it had applied the engines' last batches, \
+             said what the engine found\ncached; at once: how often it was wrong when asked right \
+             after those batches were sent.\n",
         );
+        if self.served < self.setting.requests as u64 {
+            let asked = self.setting.requests;
+            let _ = writeln!(text, "Time ran out; {asked} requests were asked for.");
+        }
         if !self.exact {
             text.push_str(
                 "Some engine's state is not exact: messages were lost or not understood.\n",
