@@ -215,3 +215,30 @@ fn texts(prompt: &Prompt, at: usize) -> Vec<String> {
     };
     extra_keys(prompt, at).filter_map(text).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use kvscout::hash::vllm::{Algorithm, Root, Version};
+
+    use super::*;
+
+    fn prompt(tokens: std::ops::Range<TokenId>) -> Prompt {
+        Prompt { token_ids: tokens.collect(), ..Prompt::default() }
+    }
+
+    #[test]
+    fn a_request_that_does_not_fit_changes_nothing() {
+        let contract = Contract::new(Version::NEWEST, Algorithm::Sha256Cbor, Root::Unset).unwrap();
+        // One of the five is the null block.
+        let mut engine = Engine::new(contract, BlockSize::DEFAULT, 5);
+        assert_eq!(engine.admit(1, prompt(0..40)), Ok(0));
+        engine.take_events();
+        assert_eq!(engine.admit(2, prompt(100..120)), Err(PoolFull));
+        assert_eq!(engine.take_events(), []);
+        engine.free(1);
+        // Two blocks are hit and idle: the two others are enough for the rest of 64 tokens.
+        assert_eq!(engine.admit(3, prompt(0..65)), Err(PoolFull));
+        assert_eq!(engine.admit(4, prompt(0..64)), Ok(32));
+        assert_eq!(engine.cached_tokens(&prompt(0..64)), 48, "the last token is computed");
+    }
+}
