@@ -1,6 +1,7 @@
 //! `kvscout`: the KV-cache block index as a command.
 
 mod config;
+mod demo;
 mod hash;
 mod http;
 mod intake;
@@ -25,6 +26,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
     Serve(serve::Args),
     /// The block hashes that a vLLM engine gives its requests: JSON lines in, JSON lines out
     #[command(after_help = "\
@@ -77,13 +79,14 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     let (input, output) = (io::stdin, || io::stdout().lock());
     match command {
+        Command::Demo(args) => filtered(demo::run(&args)),
         Command::Serve(args) => serve::run(&args),
         Command::Hash => filtered(hash::run(input().lock(), output())),
         Command::Replay { seeds } => filtered(replay::run(input().lock(), output(), seeds)),
     }
 }
 
-/// How a command from stdin to stdout ended: whether all of its input was fine.
+/// How a command ended that says whether all was fine.
 fn filtered(ended: io::Result<bool>) -> Result<(), Failure> {
     match ended {
         Ok(true) => Ok(()),

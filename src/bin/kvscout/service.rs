@@ -119,7 +119,7 @@ impl Service {
             weights: config.weights,
             limits: config.events,
             memory: config.memory,
-            digest_key: None,
+            ..Options::default()
         })?);
         for entry in &config.adapters {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
