@@ -120,6 +120,7 @@ impl Service {
             limits: config.events,
             memory: config.memory,
             digest_key: None,
+            chain_memory: config.chain_memory,
         })?);
         for entry in &config.adapters {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
