@@ -119,7 +119,8 @@ impl Service {
             weights: config.weights,
             limits: config.events,
             memory: config.memory,
-            ..Options::default()
+            digest_key: None,
+            chain_memory: config.chain_memory,
         })?);
         for entry in &config.adapters {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());

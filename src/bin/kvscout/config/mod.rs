@@ -17,7 +17,7 @@ use kvscout::event;
 use kvscout::index::MemoryOptions;
 use kvscout::ingest::zmq::{self, Endpoint};
 use kvscout::score::Weights;
-use kvscout::scout::Registration;
+use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
@@ -54,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) events: event::Limits,
     /// What the index may cost.
     pub(crate) memory: MemoryOptions,
+    /// Bytes for names of prompts that were asked about before.
+    pub(crate) chain_memory: usize,
     /// The transport.
     pub(crate) zmq: zmq::Options,
     /// The engines to receive from.
@@ -97,6 +99,7 @@ impl Default for Config {
             },
             events: event::Limits::default(),
             memory: MemoryOptions::default(),
+            chain_memory: scout::Options::default().chain_memory,
             zmq: zmq::Options::default(),
             sources: Vec::new(),
             adapters: Vec::new(),
@@ -126,6 +129,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "limits.max_events" => events.max_events;
     "limits.max_hashes" => events.max_hashes;
     "limits.unplaced_per_worker" => memory.unplaced_per_worker;
+    "limits.chain_memory_bytes" => chain_memory;
     "zmq.max_message_bytes" => zmq.max_message_bytes;
     "zmq.receive_hwm" => zmq.receive_hwm;
     "zmq.heartbeat_interval" => zmq.heartbeat_interval;
