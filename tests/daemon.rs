@@ -99,9 +99,9 @@ fn the_dialects_answer_in_their_documented_shapes() {
         assert_eq!(daemon.post("/query_by_hash", &body).json(200), expected);
     }
     let body = json!({ "model": "m", "block_size": 16, "token_ids": tokens, "instance_id": "8" });
-    assert_eq!(daemon.post("/query", &body).json(200), json!({ "default": {} }));
+    assert_eq!(daemon.post("/query", &body).json(200), json!({}));
     let body = json!({ "model": "other", "block_size": 16, "token_ids": tokens });
-    assert_eq!(daemon.post("/query", &body).json(200), json!({ "default": {} }));
+    assert_eq!(daemon.post("/query", &body).json(200), json!({}));
 
     let body = json!({ "model_name": "m", "token_ids": tokens });
     let expected = json!({

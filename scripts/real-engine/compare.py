@@ -36,7 +36,7 @@ def wait_for(what, check, seconds):
 
 
 def link_up():
-    return call(f"{kvscout}/workers")["workers"][0]["link"]["up"]
+    return call(f"{kvscout}/workers")["workers"][0]["link"]["state"] == "up"
 
 
 wait_for("the engine's start", lambda: call(f"{engine}/v1/models"), 300)
