@@ -19,6 +19,10 @@ use crate::hash::vllm::{self, Algorithm, BlockHash, ChainMemory, Root, Version};
 /// recomputed means that a gateway salts everything.
 const PATIENCE: usize = 8;
 
+/// How many full hashes are kept for a worker that hides extra keys: four million tokens in blocks of
+/// 16, about 20 MB. Blocks below one that is not kept are held by name, which is exact, too.
+const MAX_FULL: usize = 1 << 18;
+
 /// Seeds that are always tried: what guides and charts of vLLM deployments set.
 const COMMON_SEEDS: [&str; 2] = ["0", "42"];
 
@@ -403,7 +407,9 @@ impl Verifier {
         };
         match contract.plain(before.as_ref(), tokens, lookahead) {
             Some(hash) if hash.name() == name => {
-                self.full.insert(name, hash);
+                if self.full.len() < MAX_FULL {
+                    self.full.insert(name, hash);
+                }
                 Content::Plain
             }
             _ => Content::Opaque,
