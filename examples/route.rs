@@ -1,7 +1,5 @@
 //! A router in one file: it applies what engines announce and sends each prompt to the engine that
-//! holds most of it, unless that one is busy. Memory index, no async, no features.
-//!
-//!     cargo run --example route
+//! holds most of it, unless that one is busy (`cargo run --example route`).
 
 use std::collections::HashMap;
 
