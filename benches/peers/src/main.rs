@@ -186,8 +186,20 @@ fn machine() -> Value {
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
     let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
     json!({
+        "commit": commit(),
         "cpu": model.map_or("unknown", |model| model.trim_start_matches([' ', '\t', ':'])),
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
         "transparent_huge_pages": huge.unwrap_or_default().trim(),
+    })
+}
+
+/// The commit that was built, if its repository is still there.
+fn commit() -> String {
+    let git = std::process::Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"])
+        .output();
+    let said = git.ok().filter(|output| output.status.success());
+    said.map_or("unknown".to_owned(), |output| {
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     })
 }

@@ -18,15 +18,12 @@ use crate::rng::Rng;
 use crate::row::Row;
 use crate::workload::{Fleet, Stream, simulate};
 
-/// Blocks stored or evicted in one repetition beside readers.
-const MIXED: usize = 500_000;
-
-/// Blocks stored or evicted in one repetition of the churn figure.
-const CHURN: usize = 400_000;
+/// Blocks stored or evicted once the pools are full.
+const CHURN: usize = 1_200_000;
 
 /// The 64-worker fleet that ingest and lookups are measured on.
 pub fn of_64(options: &Options) -> Fleet {
-    options.fleet(64, CHURN + options.reps * MIXED)
+    options.fleet(64, CHURN)
 }
 
 /// An index and its writer.
@@ -44,6 +41,45 @@ impl<P: Peer> Loaded<P> {
     fn feed(&mut self, stream: &Stream, range: Range<usize>) -> f64 {
         feed(&self.peer, &mut self.writer, stream, range)
     }
+
+    /// One repetition on an empty index: fill, churn, and churn beside a reader.
+    fn write(&mut self, stream: &Stream, ranges: [&Range<usize>; 3], turns: &[Query]) -> Written {
+        let [fill, churn, rest] = ranges;
+        pin(1);
+        let rate = |range: &Range<usize>, seconds| stream.blocks_in(range.clone()) as f64 / seconds;
+        Written {
+            fill: rate(fill, self.feed(stream, fill.clone())),
+            churn: rate(churn, self.feed(stream, churn.clone())),
+            beside: beside(self, stream, rest.clone(), turns),
+        }
+    }
+}
+
+/// What one repetition of writing gave, in blocks in a CPU second.
+struct Written {
+    fill: f64,
+    churn: f64,
+    beside: Beside,
+}
+
+fn written_rows(figures: &[Vec<Written>; 2]) -> Vec<Row> {
+    let columns: [(&str, fn(&Written) -> f64); 5] = [
+        ("ingest-fill", |w| w.fill),
+        ("ingest-churn", |w| w.churn),
+        ("mixed-writer", |w| w.beside.written),
+        ("mixed-reader", |w| w.beside.looked_up),
+        ("mixed-reader-p99", |w| w.beside.p99),
+    ];
+    let lookups: Vec<usize> = figures.iter().flatten().map(|w| w.beside.samples).collect();
+    let few = lookups.iter().any(|&n| n < 1000);
+    let row = |(name, column): (&str, fn(&Written) -> f64)| {
+        let [ours, rival] = [0, 1].map(|at| figures[at].iter().map(column).collect::<Vec<_>>());
+        let detail = json!({"ours": ours, "rival": rival, "lookups_beside": lookups});
+        let row = Row::new(name, median(&ours), median(&rival), Chains::NAME, detail);
+        let mixed = name.starts_with("mixed");
+        row.fail_if(mixed && few, "fewer than 1000 lookups beside the writer")
+    };
+    columns.into_iter().map(row).collect()
 }
 
 /// The rows of the 64-worker fleet.
@@ -55,54 +91,26 @@ pub fn rows_64(options: &Options, fleet: &Fleet, stream: &Stream) -> Vec<Row> {
     if !options.wants_any(&wanted) {
         return Vec::new();
     }
-    let mut rows = Vec::new();
-    let churn_end =
-        stream.fill_end + churn_events(stream, CHURN / if options.quick { 8 } else { 1 });
+    // A third of the churn is timed alone, the rest beside a reader.
+    let churn_end = stream.fill_end + (stream.events.len() - stream.fill_end) / 3;
+    let (fill, churn) = (0..stream.fill_end, stream.fill_end..churn_end);
+    let rest = churn_end..stream.events.len();
     let mut rng = Rng::new(5);
     let turns = next_turns(stream, 2000, &mut rng);
-
-    progress("64 workers: ingest");
+    let timed = options.wants_any(&ingest) || options.wants_any(&mixed);
+    let reps = if timed { options.reps } else { 1 };
     let mut ours = Loaded::<Ours>::empty(fleet.workers);
     let mut theirs = Loaded::<Chains>::empty(fleet.workers);
-    let mut figures = [const { Vec::new() }; 4];
-    let reps = if options.wants_any(&ingest) { options.reps } else { 1 };
-    for _ in 0..reps {
+    let mut figures: [Vec<Written>; 2] = Default::default();
+    for rep in 0..reps {
+        progress(&format!("64 workers: ingest, then a writer and a reader, {} of {reps}", rep + 1));
         ours = Loaded::empty(fleet.workers);
         theirs = Loaded::empty(fleet.workers);
-        let ranges = [0..stream.fill_end, stream.fill_end..churn_end];
-        for (at, range) in ranges.into_iter().enumerate() {
-            let blocks = stream.blocks_in(range.clone()) as f64;
-            figures[2 * at].push(blocks / ours.feed(stream, range.clone()));
-            figures[2 * at + 1].push(blocks / theirs.feed(stream, range));
-        }
+        let ranges = [&fill, &churn, &rest];
+        figures[0].push(ours.write(stream, ranges, &turns));
+        figures[1].push(theirs.write(stream, ranges, &turns));
     }
-    for (at, name) in ingest.iter().enumerate() {
-        let (ours, rival) = (&figures[2 * at], &figures[2 * at + 1]);
-        let detail = json!({"entries": stream.entries, "ours": ours, "rival": rival});
-        rows.push(Row::new(name, median(ours), median(rival), Chains::NAME, detail));
-    }
-
-    progress("64 workers: a writer and a reader");
-    let slices = slices(churn_end..stream.events.len(), options.reps);
-    if options.wants_any(&mixed) {
-        let mut figures: [Vec<Beside>; 2] = Default::default();
-        for slice in slices {
-            figures[0].push(beside(&mut ours, stream, slice.clone(), &turns));
-            figures[1].push(beside(&mut theirs, stream, slice, &turns));
-        }
-        let columns: [fn(&Beside) -> f64; 3] = [|b| b.written, |b| b.looked_up, |b| b.p99];
-        for (name, column) in mixed.iter().zip(columns) {
-            let [ours, rival] = [0, 1].map(|at| figures[at].iter().map(column).collect::<Vec<_>>());
-            let samples = figures.iter().flatten().map(|b| b.samples).collect::<Vec<_>>();
-            let few = samples.iter().any(|&n| n < 1000);
-            let detail = json!({"ours": ours, "rival": rival, "lookups": samples});
-            let row = Row::new(name, median(&ours), median(&rival), Chains::NAME, detail);
-            rows.push(row.fail_if(few, "fewer than 1000 lookups beside the writer"));
-        }
-    } else {
-        ours.feed(stream, churn_end..stream.events.len());
-        theirs.feed(stream, churn_end..stream.events.len());
-    }
+    let mut rows = written_rows(&figures);
 
     progress("64 workers: oracle");
     let resident = of_depth(stream, 1024, 1024, 400, &mut rng);
@@ -128,7 +136,7 @@ pub fn rows_256(options: &Options) -> Vec<Row> {
         return Vec::new();
     }
     progress("256 workers: load");
-    let fleet = options.fleet(256, 800_000);
+    let fleet = options.fleet(256, CHURN);
     let stream = simulate(&fleet);
     let all = 0..stream.events.len();
     let mut ours = Loaded::<Ours>::empty(fleet.workers);
@@ -142,24 +150,6 @@ pub fn rows_256(options: &Options) -> Vec<Row> {
     pin(1);
     let row = lookups_row("next-turn-256", options, &ours.peer, &theirs.peer, &turns);
     vec![row.fail_if(!sound.ok(), "an index gives wrong scores"), sound]
-}
-
-/// The number of events after the fill that name so many blocks.
-fn churn_events(stream: &Stream, blocks: usize) -> usize {
-    let mut sum = 0;
-    let events = &stream.events[stream.fill_end..];
-    events
-        .iter()
-        .take_while(|event| {
-            sum += event.len as usize;
-            sum <= blocks
-        })
-        .count()
-}
-
-fn slices(range: Range<usize>, n: usize) -> Vec<Range<usize>> {
-    let at = |i: usize| range.start + (range.end - range.start) * i / n;
-    (0..n).map(|i| at(i)..at(i + 1)).collect()
 }
 
 /// Compares both indexes with the truth, and with the number of entries they must have.
