@@ -63,7 +63,8 @@ struct Written {
 }
 
 fn written_rows(figures: &[Vec<Written>; 2]) -> Vec<Row> {
-    let columns: [(&str, fn(&Written) -> f64); 5] = [
+    type Column = (&'static str, fn(&Written) -> f64);
+    let columns: [Column; 5] = [
         ("ingest-fill", |w| w.fill),
         ("ingest-churn", |w| w.churn),
         ("mixed-writer", |w| w.beside.written),
@@ -72,7 +73,7 @@ fn written_rows(figures: &[Vec<Written>; 2]) -> Vec<Row> {
     ];
     let lookups: Vec<usize> = figures.iter().flatten().map(|w| w.beside.samples).collect();
     let few = lookups.iter().any(|&n| n < 1000);
-    let row = |(name, column): (&str, fn(&Written) -> f64)| {
+    let row = |(name, column): Column| {
         let [ours, rival] = [0, 1].map(|at| figures[at].iter().map(column).collect::<Vec<_>>());
         let detail = json!({"ours": ours, "rival": rival, "lookups_beside": lookups});
         let row = Row::new(name, median(&ours), median(&rival), Chains::NAME, detail);
@@ -180,7 +181,7 @@ fn time_lookups<P: Peer>(peer: &P, prompts: &[P::Prompt], budget: u128) -> (f64,
             peer.lookup(black_box(prompt), &mut answer);
             black_box(&answer);
             samples.push(before, ticks());
-            if samples.len() % 64 == 0
+            if samples.len().is_multiple_of(64)
                 && (samples.len() >= 1 << 18 || start.elapsed().as_millis() > budget)
             {
                 break 'enough;
