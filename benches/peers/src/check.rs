@@ -75,3 +75,47 @@ pub fn ranker<R: Ranker>(ranker: &R, stream: &Stream, queries: &[Query]) -> Wron
     }
     wrong
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::feed;
+    use crate::chain_index::Chains;
+    use crate::ours::Ours;
+    use crate::peer::Seeds;
+    use crate::query::next_turns;
+    use crate::rng::Rng;
+    use crate::workload::{Fleet, Kind, simulate};
+
+    /// What an index gets wrong that has seen all events but those of a kind after the fill.
+    fn without<P: Peer>(unseen: Option<Kind>) -> Wrong {
+        let fleet =
+            Fleet { workers: 4, pool: 1024, system_prompts: 4, share: true, churn: 4000, seed: 1 };
+        let stream = simulate(&fleet);
+        let peer = P::new(fleet.workers, Seeds::Shared);
+        let mut writer = peer.writer();
+        for at in 0..stream.events.len() {
+            if at < stream.fill_end || unseen != Some(stream.events[at].kind) {
+                feed(&peer, &mut writer, &stream, at..at + 1);
+            }
+        }
+        index(&peer, &stream, &next_turns(&stream, 100, &mut Rng::new(2)))
+    }
+
+    #[test]
+    fn an_index_that_saw_everything_is_right() {
+        assert!(without::<Chains>(None).is_exact());
+        assert!(without::<Ours>(None).is_exact());
+    }
+
+    #[test]
+    fn an_index_that_missed_removals_scores_too_high() {
+        let wrong = without::<Ours>(Some(Kind::Removed));
+        assert!(wrong.over > 0 && wrong.under == 0, "{wrong:?}");
+    }
+
+    #[test]
+    fn nothing_compared_is_not_right() {
+        assert!(!Wrong::default().is_exact());
+    }
+}
