@@ -15,6 +15,8 @@ pub(super) struct PromptBlocks<'a> {
     vocabularies: RwLockReadGuard<'a, Vocabularies>,
     prompt: Prompt<'a>,
     shape: Shape,
+    /// Of the first blocks, as far as they were asked for.
+    digests: &'a mut Vec<Digest>,
     chains: Vec<NameChain<'a>>,
 }
 
@@ -27,9 +29,24 @@ struct NameChain<'a> {
 }
 
 impl<'a> PromptBlocks<'a> {
-    pub(super) fn new(shared: &'a Shared, prompt: Prompt<'a>, shape: Shape) -> PromptBlocks<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        prompt: Prompt<'a>,
+        shape: Shape,
+        digests: &'a mut Vec<Digest>,
+    ) -> PromptBlocks<'a> {
         let vocabularies = shared.vocabularies.read();
-        PromptBlocks { key: &shared.key, vocabularies, prompt, shape, chains: Vec::new() }
+        digests.clear();
+        PromptBlocks { key: &shared.key, vocabularies, prompt, shape, digests, chains: Vec::new() }
+    }
+
+    fn digest(&self, block: usize) -> Option<Digest> {
+        let size = self.shape.size.tokens();
+        let (start, end) = (block * size, (block + 1) * size);
+        let tokens = self.prompt.token_ids.get(start..end)?;
+        let lookahead = self.prompt.token_ids.get(end..end + self.shape.lookahead as usize)?;
+        let extra_keys = content::extra_keys(&self.prompt, self.shape, block);
+        Some(self.key.digest(tokens, lookahead, extra_keys))
     }
 }
 
@@ -38,13 +55,13 @@ impl BlockSource for PromptBlocks<'_> {
         self.shape.blocks_in(self.prompt.token_ids.len())
     }
 
-    fn digest(&mut self, block: usize) -> Option<Digest> {
-        let size = self.shape.size.tokens();
-        let (start, end) = (block * size, (block + 1) * size);
-        let tokens = self.prompt.token_ids.get(start..end)?;
-        let lookahead = self.prompt.token_ids.get(end..end + self.shape.lookahead as usize)?;
-        let extra_keys = content::extra_keys(&self.prompt, self.shape, block);
-        Some(self.key.digest(tokens, lookahead, extra_keys))
+    fn digests(&mut self, from: usize, least: usize) -> &[Digest] {
+        while self.digests.len() < from + least
+            && let Some(digest) = self.digest(self.digests.len())
+        {
+            self.digests.push(digest);
+        }
+        self.digests.get(from..).unwrap_or_default()
     }
 
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
@@ -73,8 +90,8 @@ impl BlockSource for NameBlocks<'_> {
         self.0.len()
     }
 
-    fn digest(&mut self, _: usize) -> Option<Digest> {
-        None
+    fn digests(&mut self, _: usize, _: usize) -> &[Digest] {
+        &[]
     }
 
     fn name(&mut self, _: VocabularyId, block: usize) -> Option<Name> {
