@@ -67,7 +67,7 @@ proptest! {
         let mut history: Vec<Step> =
             assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home)).collect();
         history.extend(steps);
-        let options = MemoryOptions { unplaced_per_worker };
+        let options = MemoryOptions { unplaced_per_worker, ..MemoryOptions::default() };
         if let Err(difference) = conformance::run(&MemoryIndex::new(options), options, &history) {
             prop_assert!(false, "{}", difference);
         }

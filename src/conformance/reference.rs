@@ -287,7 +287,7 @@ impl Reference {
                     }
                 }
             };
-            let digest = blocks.digest(at);
+            let digest = blocks.digests(at, 1).first().copied();
             if let Some(digest) = digest {
                 path.digests.push(digest);
                 take(&Spot::Placed(path.clone()), None);

@@ -111,8 +111,9 @@ pub struct Home {
 
 /// A prompt's blocks, produced one after the other while a lookup walks.
 ///
-/// An index asks for block 0 first and for block `n + 1` only after block `n`; it stops asking as
-/// soon as no worker can match. Implementations compute lazily.
+/// An index asks for the first block first and for further ones as it comes to them, a few at a time;
+/// it stops asking as soon as no worker can match. Implementations compute lazily, and keep what they
+/// computed: an index may ask for the same blocks again.
 pub trait BlockSource {
     /// How many full blocks the prompt has.
     fn len(&self) -> usize;
@@ -122,8 +123,9 @@ pub trait BlockSource {
         self.len() == 0
     }
 
-    /// The content of a block; `None` when the prompt is known by names only.
-    fn digest(&mut self, block: usize) -> Option<Digest>;
+    /// The contents of the blocks from number `from` on: at least `least` of them, which exist, or
+    /// more if they are at hand. Nothing when the prompt is known by names only.
+    fn digests(&mut self, from: usize, least: usize) -> &[Digest];
 
     /// What an engine of this vocabulary would call the block; `None` when that cannot be computed.
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name>;
@@ -170,14 +172,15 @@ pub struct Span {
     pub end: u32,
 }
 
-/// The answer of a lookup, owned by the caller and reused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The answer of a lookup, owned by the caller and reused. It also owns the memory that a lookup
+/// works in, so that one with an answer of the usual size allocates nothing.
+#[derive(Debug, Default)]
 pub struct Matches {
-    /// Ascending by worker and group; (worker, group) pairs that hold neither a leading block nor a
-    /// span are left out.
+    /// In no order, each (worker, group) once; pairs that hold no leading block are left out.
     pub matches: Vec<Match>,
-    /// Ascending by worker, group and start; empty unless [`Query::spans`] was set.
+    /// In no order; empty unless [`Query::spans`] was set.
     pub spans: Vec<Span>,
+    scratch: memory::Scratch,
 }
 
 impl Matches {
@@ -185,6 +188,12 @@ impl Matches {
     pub fn clear(&mut self) {
         self.matches.clear();
         self.spans.clear();
+    }
+
+    /// Orders matches by worker and group, spans by worker, group and start.
+    pub fn sort(&mut self) {
+        self.matches.sort_unstable_by_key(|m| (m.worker, m.group));
+        self.spans.sort_unstable();
     }
 }
 
@@ -197,6 +206,12 @@ pub struct Stats {
     pub unplaced: u64,
     /// (block, worker, group, tier) entries.
     pub entries: u64,
+    /// Entries given up so far because the memory was full; they are not in `entries` any more.
+    pub evicted: u64,
+    /// Bytes in use for all of this; 0 where a backend cannot say.
+    pub bytes: u64,
+    /// Bytes asked of the system, in use or kept for later; 0 where a backend cannot say.
+    pub reserved: u64,
 }
 
 /// The contract of a backend.

@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 use self::directory::{Directory, Worker};
 use self::prompt::{NameBlocks, PromptBlocks};
 use self::stream::Shared;
-use crate::block::{BlockSize, Lora, Name, Prompt, Shape, WorkerId};
+use crate::block::{BlockSize, Digest, Lora, Name, Prompt, Shape, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
@@ -170,6 +170,8 @@ pub struct Ranked {
 pub struct Scratch {
     ranked: Vec<Ranked>,
     matches: Matches,
+    all: Matches,
+    digests: Vec<Digest>,
     candidates: Vec<WorkerId>,
 }
 
@@ -376,7 +378,7 @@ impl Scout {
         blocks: &Blocks<'_>,
         scratch: &'s mut Scratch,
     ) -> Result<&'s [Ranked], Error> {
-        let Scratch { ranked, matches, candidates } = scratch;
+        let Scratch { ranked, matches, all, digests, candidates } = scratch;
         ranked.clear();
         candidates.clear();
         candidates.extend(request.candidates.into_iter().flatten());
@@ -417,13 +419,13 @@ impl Scout {
         shapes.dedup();
         let spans = groups.iter().any(|(_, groups)| groups.iter().any(has_window));
         let filter = request.candidates.is_some().then_some(&candidates[..]);
-        let mut all = Matches::default();
+        all.clear();
         for shape in shapes {
             for space in directory.spaces(request.tenant, model) {
                 let query = Query { space, shape, candidates: filter, spans };
                 match blocks {
                     Blocks::Prompt(prompt) => {
-                        let mut source = PromptBlocks::new(&self.shared, *prompt, shape);
+                        let mut source = PromptBlocks::new(&self.shared, *prompt, shape, digests);
                         self.shared.index.lookup(&query, &mut source, matches);
                     }
                     Blocks::Names { names, block_size } => {
@@ -446,16 +448,16 @@ impl Scout {
                 all.spans.extend(found.copied());
             }
         }
+        all.sort();
         let tokens = match blocks {
             Blocks::Prompt(prompt) => prompt.token_ids.len(),
             // One more than the blocks have, so that the last one may count as cached.
             Blocks::Names { names, block_size } => names.len() * block_size.tokens() + 1,
         };
         for (ranked, (worker, groups)) in ranked.iter_mut().zip(&groups) {
-            let mine: Vec<_> =
-                all.matches.iter().filter(|m| m.worker == *worker).copied().collect();
-            let spans: Vec<_> = all.spans.iter().filter(|s| s.worker == *worker).copied().collect();
-            ranked.score = score::score(tokens, groups, &mine, &spans, &self.weights);
+            let mine = stretch(&all.matches, |m| m.worker, *worker);
+            let spans = stretch(&all.spans, |s| s.worker, *worker);
+            ranked.score = score::score(tokens, groups, mine, spans, &self.weights);
             if matches!(blocks, Blocks::Names { .. }) {
                 ranked.score.expected_cached_tokens = Err(Unpredictable::LengthUnknown);
             }
@@ -502,6 +504,13 @@ impl Scout {
     pub fn stats(&self) -> Stats {
         self.shared.index.stats()
     }
+}
+
+/// What belongs to one worker, of a list in the order of workers.
+fn stretch<T>(all: &[T], worker: impl Fn(&T) -> WorkerId, id: WorkerId) -> &[T] {
+    let from = all.partition_point(|t| worker(t) < id);
+    let len = all[from..].partition_point(|t| worker(t) == id);
+    &all[from..from + len]
 }
 
 fn has_window(facts: &GroupFacts) -> bool {

@@ -10,6 +10,10 @@ use crate::hash::vllm::ChainMemory;
 use crate::index::BlockSource;
 use crate::ingest::verify::Names;
 
+/// Blocks of plain text are digested at least so many at a time. A prompt that nobody holds costs
+/// no more than these.
+const STRETCH: usize = 16;
+
 /// A prompt given by its tokens.
 pub(super) struct PromptBlocks<'a> {
     key: &'a DigestKey,
@@ -17,6 +21,10 @@ pub(super) struct PromptBlocks<'a> {
     vocabularies: RwLockReadGuard<'a, Vocabularies>,
     prompt: Prompt<'a>,
     shape: Shape,
+    /// Whether its blocks have nothing besides their tokens.
+    plain: bool,
+    /// Of the first blocks, as far as they were asked for.
+    digests: &'a mut Vec<Digest>,
     chains: Vec<NameChain<'a>>,
 }
 
@@ -29,10 +37,53 @@ struct NameChain<'a> {
 }
 
 impl<'a> PromptBlocks<'a> {
-    pub(super) fn new(shared: &'a Shared, prompt: Prompt<'a>, shape: Shape) -> PromptBlocks<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        prompt: Prompt<'a>,
+        shape: Shape,
+        digests: &'a mut Vec<Digest>,
+    ) -> PromptBlocks<'a> {
         let vocabularies = shared.vocabularies.read();
         let Shared { key, chains: memory, .. } = shared;
-        PromptBlocks { key, memory, vocabularies, prompt, shape, chains: Vec::new() }
+        digests.clear();
+        let plain = shape.lookahead == 0
+            && prompt.lora.is_none()
+            && prompt.cache_salt.is_none_or(str::is_empty)
+            && prompt.items.is_empty()
+            && prompt.embeds.is_none();
+        PromptBlocks {
+            key,
+            memory,
+            vocabularies,
+            prompt,
+            shape,
+            plain,
+            digests,
+            chains: Vec::new(),
+        }
+    }
+
+    /// Digests at least `least` more blocks, as long as there are any.
+    fn digest(&mut self, least: usize) {
+        let (from, size) = (self.digests.len(), self.shape.size.tokens());
+        if self.plain {
+            // Digests of blocks side by side overlap in the processor.
+            let to = (from + least.max(STRETCH)).min(self.len());
+            self.digests.resize(to, Digest(0));
+            self.key.plain(&self.prompt.token_ids[from * size..], size, &mut self.digests[from..]);
+            return;
+        }
+        for block in from..(from + least).min(self.len()) {
+            let (start, end) = (block * size, (block + 1) * size);
+            let ahead = end + self.shape.lookahead as usize;
+            let tokens = self.prompt.token_ids;
+            let extra_keys = content::extra_keys(&self.prompt, self.shape, block);
+            self.digests.push(self.key.digest(
+                &tokens[start..end],
+                &tokens[end..ahead],
+                extra_keys,
+            ));
+        }
     }
 }
 
@@ -41,13 +92,12 @@ impl BlockSource for PromptBlocks<'_> {
         self.shape.blocks_in(self.prompt.token_ids.len())
     }
 
-    fn digest(&mut self, block: usize) -> Option<Digest> {
-        let size = self.shape.size.tokens();
-        let (start, end) = (block * size, (block + 1) * size);
-        let tokens = self.prompt.token_ids.get(start..end)?;
-        let lookahead = self.prompt.token_ids.get(end..end + self.shape.lookahead as usize)?;
-        let extra_keys = content::extra_keys(&self.prompt, self.shape, block);
-        Some(self.key.digest(tokens, lookahead, extra_keys))
+    fn digests(&mut self, from: usize, least: usize) -> &[Digest] {
+        let missing = (from + least).saturating_sub(self.digests.len());
+        if missing > 0 {
+            self.digest(missing);
+        }
+        self.digests.get(from..).unwrap_or_default()
     }
 
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
@@ -77,8 +127,8 @@ impl BlockSource for NameBlocks<'_> {
         self.0.len()
     }
 
-    fn digest(&mut self, _: usize) -> Option<Digest> {
-        None
+    fn digests(&mut self, _: usize, _: usize) -> &[Digest] {
+        &[]
     }
 
     fn name(&mut self, _: VocabularyId, block: usize) -> Option<Name> {

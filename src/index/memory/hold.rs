@@ -1,0 +1,263 @@
+//! Residency of blocks, and the end of blocks that nobody needs.
+//!
+//! Invariants: copies above one are in `extras`, only for blocks that the slot holds; a run has
+//! blocks up to the last one that somebody holds or below which a child hangs, and a run without
+//! blocks and children is gone. Entries of dead slots are counted no more, though runs may still
+//! mention them.
+
+use super::cut::{ALL, Cut};
+use super::names::VocId;
+use super::run::{
+    BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, NEXT, OFFSET,
+    PART_COUNT, POSITION, Run, RunId, USED,
+};
+use super::store::Lane;
+use super::sync::guard;
+use super::table::{Place, Table};
+use super::write::Pen;
+
+impl<'a> Pen<'a> {
+    #[inline]
+    pub(super) fn run(&self, id: RunId) -> Run<'a> {
+        Run::at(&self.shared.arena, id)
+    }
+
+    /// The only cut of a run that has no part.
+    #[inline]
+    fn only_cut(run: Run<'_>) -> Option<Cut> {
+        (run.get(CUT_COUNT) == 1 && run.get(PART_COUNT) == 0)
+            .then(|| Cut::of(run.raw(INLINE), run.raw(INLINE + 1)))
+    }
+
+    /// One more copy of each of the blocks `lo..hi`.
+    pub(super) fn hold(&mut self, id: RunId, slot: u32, lo: u32, hi: u32) {
+        let run = self.run(id);
+        let len = run.len();
+        let Pen { w, .. } = self;
+        w.cuts.load(run);
+        let mut twice = 0;
+        for (l, h) in w.cuts.held(slot, lo, hi) {
+            twice += h - l;
+            for at in l..h {
+                let more = w.extras.entry((id, at, slot)).or_insert_with(|| {
+                    run.set(EXTRAS, run.get(EXTRAS) + 1);
+                    0
+                });
+                *more = more.saturating_add(1);
+            }
+        }
+        let new = hi - lo - twice;
+        run.set(USED, self.shared.now());
+        if new == 0 {
+            return;
+        }
+        w.cuts.hold(slot, lo, hi, len);
+        guard::open(run.guard());
+        w.cuts.save(run, &mut w.book);
+        guard::close(run.guard());
+        w.entries += u64::from(new);
+        w.slots.count(slot, i64::from(new));
+    }
+
+    /// More copies of one placed block.
+    pub(super) fn add_copies(&mut self, id: RunId, at: u32, slot: u32, copies: u32) {
+        self.hold(id, slot, at, at + 1);
+        if copies > 1 {
+            let run = self.run(id);
+            let more = self.w.extras.entry((id, at, slot)).or_insert_with(|| {
+                run.set(EXTRAS, run.get(EXTRAS) + 1);
+                0
+            });
+            *more = more.saturating_add(copies - 1);
+        }
+    }
+
+    pub(super) fn holds(&mut self, place: Place, slot: u32) -> bool {
+        let run = self.run(RunId(place.run));
+        self.w.cuts.load(run);
+        self.w.cuts.holds(slot, place.at)
+    }
+
+    /// One copy of a block less; whether the slot had one.
+    pub(super) fn drop_copy(&mut self, lane: &Lane, place: Place) -> bool {
+        let (id, at, slot) = (RunId(place.run), place.at, lane.slot);
+        let run = self.run(id);
+        let len = run.len();
+        let hint = Some((lane.voc, &*lane.table));
+        if let Some(cut) = Self::only_cut(run)
+            && cut.end == ALL
+            && cut.page == slot / 64
+            && cut.bits == 1 << (slot % 64)
+            && at + 1 == len
+            && (run.get(KIDS) == 0 || run.get(LAST_KID) < len)
+            && run.get(EXTRAS) == 0
+        {
+            // The common eviction: the last block of a chain that nobody else holds.
+            self.w.entries -= 1;
+            self.w.slots.count(slot, -1);
+            if let Some(parent) = self.cut_off(run, at, hint) {
+                self.trim(parent, hint);
+            }
+            return true;
+        }
+        self.w.cuts.load(run);
+        if !self.w.cuts.holds(slot, at) {
+            return false;
+        }
+        if run.get(EXTRAS) > 0
+            && let Some(more) = self.w.extras.get_mut(&(id, at, slot))
+        {
+            *more -= 1;
+            if *more == 0 {
+                self.w.extras.remove(&(id, at, slot));
+                run.set(EXTRAS, run.get(EXTRAS) - 1);
+            }
+            return true;
+        }
+        let Pen { w, .. } = self;
+        w.cuts.release(slot, at, len);
+        guard::open(run.guard());
+        w.cuts.save(run, &mut w.book);
+        guard::close(run.guard());
+        w.entries -= 1;
+        w.slots.count(slot, -1);
+        let extent = w.cuts.extent(len);
+        if extent < len {
+            self.trim(id, hint);
+        }
+        true
+    }
+
+    /// Takes everything away that nobody needs, from a run on upwards.
+    pub(super) fn trim(&mut self, id: RunId, hint: Option<(VocId, &Table)>) {
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let run = self.run(id);
+            let len = run.len();
+            if run.is_root() {
+                if run.get(KIDS) == 0 {
+                    self.end(run);
+                }
+                return;
+            }
+            let held = match Self::only_cut(run) {
+                Some(cut) => cut.end.min(len),
+                None => {
+                    self.w.cuts.load(run);
+                    self.w.cuts.extent(len)
+                }
+            };
+            let extent = held.max(run.get(LAST_KID));
+            next = if extent < len { self.cut_off(run, extent, hint) } else { None };
+        }
+    }
+
+    /// Ends a run's blocks from `new` on, which nobody holds, and the run itself if nothing is left:
+    /// then its parent may have to be trimmed.
+    pub(super) fn cut_off(
+        &mut self,
+        run: Run<'a>,
+        new: u32,
+        hint: Option<(VocId, &Table)>,
+    ) -> Option<RunId> {
+        let len = run.len();
+        for at in (new..len).rev() {
+            self.unbind(run.id, at, hint);
+        }
+        let Pen { w, .. } = self;
+        let alone = Self::only_cut(run).is_some_and(|cut| cut.end == ALL) && new > 0;
+        if !alone {
+            w.cuts.load(run);
+            w.cuts.shrink(new);
+        }
+        guard::open(run.guard());
+        run.truncate(&mut w.book, new);
+        if !alone {
+            w.cuts.save(run, &mut w.book);
+        }
+        guard::close(run.guard());
+        w.blocks -= u64::from(len - new);
+        w.trims += 1;
+        (new == 0 && run.get(KIDS) == 0).then(|| {
+            let parent = run.parent();
+            self.end(run);
+            parent
+        })
+    }
+
+    /// The end of an empty run without children.
+    fn end(&mut self, run: Run<'a>) {
+        let (parent, at, head) = (run.parent(), run.get(OFFSET), run.field(HEAD));
+        let hash = self.shared.kid_hash(parent, at, head);
+        let place = Place { run: run.id.0, at: 0 };
+        let there = self.shared.kids.remove(&self.shared.arena, hash, place);
+        debug_assert!(there, "every run is in the table of children");
+        if parent != RunId::NONE {
+            self.disown_kid(parent, run, at);
+        }
+        let position = run.get(POSITION);
+        self.w.runs.swap_remove(position as usize);
+        if let Some(&moved) = self.w.runs.get(position as usize) {
+            self.run(moved).set(POSITION, position);
+        }
+        self.w.trims += 1;
+        run.free(&mut self.w.book);
+    }
+
+    pub(super) fn adopt_kid(&mut self, parent: RunId, kid: RunId, at: u32) {
+        let (parent, kid) = (self.run(parent), self.run(kid));
+        let first = parent.get(FIRST_KID);
+        kid.set(NEXT, first);
+        if first != 0 {
+            self.run(RunId(first)).set(BEFORE, kid.id.0);
+        }
+        parent.set(FIRST_KID, kid.id.0);
+        let last = parent.get(LAST_KID);
+        if parent.get(KIDS) == 0 || at > last {
+            parent.set(LAST_KID, at);
+            parent.set(KIDS_AT_LAST, 1u32);
+        } else if at == last {
+            parent.set(KIDS_AT_LAST, parent.get(KIDS_AT_LAST) + 1);
+        }
+        parent.set(KIDS, parent.get(KIDS) + 1);
+    }
+
+    fn disown_kid(&mut self, parent: RunId, kid: Run<'a>, at: u32) {
+        let parent = self.run(parent);
+        let (before, next) = (kid.get(BEFORE), kid.get(NEXT));
+        match before {
+            0 => parent.set(FIRST_KID, next),
+            before => self.run(RunId(before)).set(NEXT, next),
+        }
+        if next != 0 {
+            self.run(RunId(next)).set(BEFORE, before);
+        }
+        let kids = parent.get(KIDS) - 1;
+        parent.set(KIDS, kids);
+        if kids == 0 {
+            parent.set(LAST_KID, 0u32);
+            parent.set(KIDS_AT_LAST, 0u32);
+        } else if at == parent.get(LAST_KID) {
+            let left = parent.get(KIDS_AT_LAST) - 1;
+            parent.set(KIDS_AT_LAST, left);
+            if left == 0 {
+                let offsets = self.kids(parent).map(|k| k.get(OFFSET));
+                let last = offsets.max().unwrap_or(0);
+                let at_last = self.kids(parent).filter(|k| k.get(OFFSET) == last).count();
+                parent.set(LAST_KID, last);
+                parent.set(KIDS_AT_LAST, at_last as u64);
+            }
+        }
+    }
+
+    /// The children of a run.
+    pub(super) fn kids(&self, run: Run<'a>) -> impl Iterator<Item = Run<'a>> + use<'a> {
+        let arena = &self.shared.arena;
+        let mut next = run.get(FIRST_KID);
+        std::iter::from_fn(move || {
+            let kid = (next != 0).then(|| Run::at(arena, RunId(next)))?;
+            next = kid.get(NEXT);
+            Some(kid)
+        })
+    }
+}

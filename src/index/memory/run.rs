@@ -1,0 +1,356 @@
+//! Runs: stretches of chains, held as contiguous sums and segments of sixteen blocks.
+//!
+//! Invariants: a run is never split and its blocks never move, so (run, offset) means one block from
+//! push to pop. A record is used again for other runs, each with a birth number of its own: who goes
+//! from a run to its child looks at the birth number again behind the child. Blocks `0..len` have a content; the sum of a
+//! segment is right once the segment is full. Line 0 of a record is what readers read, under the
+//! guard in its first word; line 1 is the writer's alone.
+
+use super::arena::{Arena, Book, Cell, Kind, Words};
+use super::sync::{AtomicU64, Ordering, guard};
+use crate::block::Digest;
+
+/// Blocks of a segment.
+pub(super) const SEGMENT: usize = 16;
+/// A longer chain goes on in a child: offsets have 12 bits.
+pub(super) const LONGEST: u32 = 4096;
+
+/// Number of a run; its record is at 8 times that many units. 0 is no run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct RunId(pub(super) u32);
+
+impl RunId {
+    pub(super) const NONE: RunId = RunId(0);
+
+    #[inline]
+    pub(super) fn cell(self) -> Cell {
+        Cell(self.0 << 3)
+    }
+}
+
+/// Fields of a record that share a word: word, shift, bits.
+#[derive(Clone, Copy)]
+pub(super) struct Field(usize, u32, u32);
+
+/// The parent; 0 for a root.
+pub(super) const UP: Field = Field(1, 32, 32);
+/// Blocks of the parent before this run; the look-ahead of a root's shape.
+pub(super) const OFFSET: Field = Field(1, 0, 32);
+/// Content of the first block; (space, size) of a root.
+pub(super) const HEAD: Field = Field(2, 0, 64);
+pub(super) const LEN: Field = Field(3, 48, 16);
+/// Entries of [`CUTS`]: how many are cuts, how many are parts.
+pub(super) const CUT_COUNT: Field = Field(3, 24, 24);
+pub(super) const PART_COUNT: Field = Field(3, 0, 24);
+/// The only segment, or the list of (sum, segment).
+const DATA: Field = Field(4, 32, 32);
+/// The list of residency entries, unless the only one is a cut, which is in words 5 and 6.
+pub(super) const CUTS: Field = Field(4, 0, 32);
+pub(super) const INLINE: usize = 5;
+/// When a query or a store last came by.
+pub(super) const USED: Field = Field(7, 0, 32);
+
+pub(super) const FIRST_KID: Field = Field(8, 0, 32);
+pub(super) const NEXT: Field = Field(9, 32, 32);
+pub(super) const BEFORE: Field = Field(9, 0, 32);
+pub(super) const KIDS: Field = Field(10, 32, 32);
+/// How many children are at the greatest offset.
+pub(super) const KIDS_AT_LAST: Field = Field(10, 0, 32);
+/// The greatest offset of a child.
+pub(super) const LAST_KID: Field = Field(11, 48, 16);
+const DATA_CLASS: Field = Field(11, 40, 8);
+pub(super) const CUTS_CLASS: Field = Field(11, 32, 8);
+/// Blocks with names of further vocabularies (segments), further names, further copies.
+pub(super) const MORE: Field = Field(11, 0, 32);
+pub(super) const VOCABULARY: Field = Field(12, 32, 32);
+pub(super) const EXTRAS: Field = Field(12, 0, 32);
+/// Place in the writer's list of runs.
+pub(super) const POSITION: Field = Field(13, 32, 32);
+/// The last retirement of which this run knows.
+pub(super) const FRESH: Field = Field(13, 0, 32);
+pub(super) const ROOT: Field = Field(14, 32, 32);
+pub(super) const ALSO: Field = Field(14, 0, 32);
+
+/// A run's record.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub(super) id: RunId,
+    pub(super) arena: &'a Arena,
+    read: &'a [AtomicU64; 8],
+    write: &'a [AtomicU64; 8],
+}
+
+impl<'a> Run<'a> {
+    #[inline]
+    pub(super) fn at(arena: &'a Arena, id: RunId) -> Run<'a> {
+        let cell = id.cell();
+        Run { id, arena, read: arena.line(cell), write: arena.line(Cell(cell.0 + 4)) }
+    }
+
+    #[inline]
+    pub(super) fn word(self, i: usize) -> &'a AtomicU64 {
+        if i < 8 { &self.read[i] } else { &self.write[i & 7] }
+    }
+
+    #[inline]
+    pub(super) fn raw(self, i: usize) -> u64 {
+        self.word(i).load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn field(self, Field(word, shift, bits): Field) -> u64 {
+        self.raw(word) >> shift & (u64::MAX >> (64 - bits))
+    }
+
+    #[inline]
+    pub(super) fn get(self, field: Field) -> u32 {
+        self.field(field) as u32
+    }
+
+    #[inline]
+    pub(super) fn set(self, Field(word, shift, bits): Field, value: impl Into<u64>) {
+        let mask = (u64::MAX >> (64 - bits)) << shift;
+        let now = self.raw(word);
+        let value = value.into() << shift & mask;
+        self.word(word).store(now & !mask | value, Ordering::Relaxed);
+    }
+
+    /// Notes a use; readers may.
+    #[inline]
+    pub(super) fn touch(self, now: u32) {
+        self.word(7).store(u64::from(now), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn guard(self) -> &'a AtomicU64 {
+        &self.read[0]
+    }
+
+    /// The run's birth number.
+    #[inline]
+    pub(super) fn born(self) -> u32 {
+        self.raw(0) as u32
+    }
+
+    #[inline]
+    pub(super) fn len(self) -> u32 {
+        self.get(LEN)
+    }
+
+    #[inline]
+    pub(super) fn parent(self) -> RunId {
+        RunId(self.get(UP))
+    }
+
+    pub(super) fn is_root(self) -> bool {
+        self.get(UP) == 0
+    }
+
+    /// Content and names of the segment that holds block `at`, of a run of `len` blocks.
+    #[inline]
+    pub(super) fn segment(self, at: u32, len: u32) -> Words<'a> {
+        self.arena.words(self.segment_cell(at as usize / SEGMENT, len))
+    }
+
+    #[inline]
+    fn segment_cell(self, segment: usize, len: u32) -> Cell {
+        let data = Cell(self.get(DATA));
+        if len as usize <= SEGMENT {
+            return data;
+        }
+        Cell(self.arena.words(data).load(2 * segment + 1) as u32)
+    }
+
+    #[inline]
+    pub(super) fn content(self, at: u32, len: u32) -> u64 {
+        self.segment(at, len).load(at as usize % SEGMENT)
+    }
+
+    /// The name of a block in the run's own vocabulary; 0 means none.
+    #[inline]
+    pub(super) fn name(self, at: u32, len: u32) -> &'a AtomicU64 {
+        self.segment(at, len).word(SEGMENT + at as usize % SEGMENT)
+    }
+
+    /// How many blocks from `from` on have these contents, of a run of `len` blocks. Whole segments
+    /// are compared by their sums.
+    #[inline]
+    pub(super) fn compare(self, from: u32, len: u32, digests: &[Digest]) -> usize {
+        let most = digests.len().min((len - from) as usize);
+        let digests = &digests[..most];
+        let data = self.arena.words(Cell(self.get(DATA)));
+        let mut done = 0;
+        while done < most {
+            let at = from as usize + done;
+            let segment = at / SEGMENT;
+            let step = (SEGMENT - at % SEGMENT).min(most - done);
+            if len as usize > SEGMENT
+                && let Some(whole) = digests[done..].first_chunk::<SEGMENT>()
+                && step == SEGMENT
+                && data.load(2 * segment) == sum(whole)
+            {
+                done += SEGMENT;
+                continue;
+            }
+            let words = self.segment(at as u32, len);
+            for digest in &digests[done..done + step] {
+                if words.load((from as usize + done) % SEGMENT) != digest.0 {
+                    return done;
+                }
+                done += 1;
+            }
+        }
+        done
+    }
+
+    /// A new run without blocks and holders; its guard stays open until the caller closes it.
+    pub(super) fn make(arena: &'a Arena, book: &mut Book, born: u32) -> Run<'a> {
+        let cell = book.take(arena, Kind::Run);
+        let run = Run::at(arena, RunId(cell.0 >> 3));
+        for i in 1..16 {
+            run.word(i).store(0, Ordering::Relaxed);
+        }
+        let guard = run.raw(0);
+        debug_assert!(guard::is_open(guard));
+        run.word(0).store(guard & !0xffff_ffff | u64::from(born), Ordering::Relaxed);
+        run
+    }
+
+    /// Gives an empty run's record back, its guard open.
+    pub(super) fn free(self, book: &mut Book) {
+        guard::open(self.guard());
+        // No reader takes it for a child any more.
+        self.set(OFFSET, u32::MAX);
+        book.give(self.arena, Kind::Run, self.id.cell());
+    }
+
+    /// Adds blocks at the end, with their names if `names` has some. The guard is open.
+    pub(super) fn push(
+        self,
+        book: &mut Book,
+        blocks: impl ExactSizeIterator<Item = (Digest, u64)>,
+    ) {
+        let old = self.len() as usize;
+        let new = old + blocks.len();
+        let segments = new.div_ceil(SEGMENT);
+        let had = old.div_ceil(SEGMENT);
+        self.reserve(book, had, segments);
+        let list = segments > 1;
+        let data = Cell(self.get(DATA));
+        for segment in had..segments {
+            let cell = book.take(self.arena, Kind::Segment);
+            let words = self.arena.words(cell);
+            for i in SEGMENT..2 * SEGMENT {
+                words.store(i, 0);
+            }
+            if list {
+                self.arena.words(data).store(2 * segment + 1, u64::from(cell.0));
+            } else {
+                self.set(DATA, cell.0);
+            }
+        }
+        self.set(LEN, new as u64);
+        let mut words = self.segment(old as u32, new as u32);
+        for (i, (digest, name)) in blocks.enumerate() {
+            let at = (old + i) % SEGMENT;
+            if at == 0 {
+                words = self.segment((old + i) as u32, new as u32);
+            }
+            words.store(at, digest.0);
+            words.store(SEGMENT + at, name);
+            if at == SEGMENT - 1 && list {
+                self.write_sum((old + i) / SEGMENT);
+            }
+        }
+        if list && had == 1 && old == SEGMENT {
+            self.write_sum(0);
+        }
+    }
+
+    fn write_sum(self, segment: usize) {
+        let data = self.arena.words(Cell(self.get(DATA)));
+        let words = self.arena.words(Cell(data.load(2 * segment + 1) as u32));
+        data.store(2 * segment, sum(&std::array::from_fn(|i| Digest(words.load(i)))));
+    }
+
+    /// Takes the blocks from `new` on away; their names are unbound already. The guard is open.
+    pub(super) fn truncate(self, book: &mut Book, new: u32) {
+        let old = self.len() as usize;
+        let segments = (new as usize).div_ceil(SEGMENT);
+        for segment in segments..old.div_ceil(SEGMENT) {
+            book.give(self.arena, Kind::Segment, self.segment_cell(segment, old as u32));
+        }
+        let class = self.get(DATA_CLASS) as u8;
+        if old > SEGMENT && segments <= 1 {
+            let data = Cell(self.get(DATA));
+            let first = self.arena.words(data).load(1);
+            self.set(DATA, if segments == 1 { first } else { 0 });
+            book.give(self.arena, Kind::List(class), data);
+        } else if old > SEGMENT && segments << 2 <= 1 << class && class > 2 {
+            self.move_list(book, segments, Kind::list(segments * 2), Kind::List(class));
+        } else if segments == 0 {
+            self.set(DATA, 0u32);
+        }
+        self.set(LEN, u64::from(new));
+    }
+
+    /// Makes room for the list of `segments` segments, of which `had` exist.
+    fn reserve(self, book: &mut Book, had: usize, segments: usize) {
+        if segments <= 1 {
+            return;
+        }
+        if had <= 1 {
+            let first = self.get(DATA);
+            let Kind::List(class) = Kind::list(segments.max(2)) else { return };
+            let list = book.take(self.arena, Kind::List(class));
+            self.arena.words(list).store(1, u64::from(first));
+            self.set(DATA, list.0);
+            self.set(DATA_CLASS, class);
+        } else if segments > 1 << self.get(DATA_CLASS) {
+            let old = Kind::List(self.get(DATA_CLASS) as u8);
+            self.move_list(book, had, Kind::list(segments), old);
+        }
+    }
+
+    fn move_list(self, book: &mut Book, segments: usize, to: Kind, from: Kind) {
+        let Kind::List(class) = to else { return };
+        let (old, new) = (Cell(self.get(DATA)), book.take(self.arena, to));
+        for i in 0..2 * segments {
+            self.arena.words(new).store(i, self.arena.words(old).load(i));
+        }
+        self.set(DATA, new.0);
+        self.set(DATA_CLASS, class);
+        book.give(self.arena, from, old);
+    }
+}
+
+/// Odd constants of no meaning (SplitMix64 from 0), one for each place in a segment.
+const SALTS: [u64; SEGMENT] = {
+    let mut salts = [0; SEGMENT];
+    let mut i = 0;
+    while i < SEGMENT {
+        let z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        salts[i] = z ^ (z >> 31);
+        i += 1;
+    }
+    salts
+};
+
+/// 64 bits that stand for sixteen contents in this order.
+///
+/// One round of XXH3's accumulation for each place: halves of the salted content are multiplied and
+/// the content itself is added with its halves exchanged. Contents are keyed 64-bit digests that
+/// nobody outside can choose or see, so different segments have equal sums with odds of about
+/// 2^-63, those of two digests being equal. It compiles to two-lane SSE2.
+#[inline]
+pub(super) fn sum(contents: &[Digest; SEGMENT]) -> u64 {
+    let mut all = 0u64;
+    for i in 0..SEGMENT {
+        let salted = contents[i].0 ^ SALTS[i];
+        let product = (salted & 0xffff_ffff).wrapping_mul(salted >> 32);
+        all = all.wrapping_add(product).wrapping_add(contents[i].0.rotate_left(32));
+    }
+    all
+}

@@ -1,0 +1,381 @@
+//! Changes of one worker: stores walk down the tree, removals come by name.
+//!
+//! Invariant: after each block of a store everything that could be placed because of it is placed,
+//! and between any two changes every run ends where its last placed block is.
+
+use std::sync::Arc;
+
+use super::cut::{ALL, Cut};
+use super::names::VocId;
+use super::orphan::Link;
+use super::run::{
+    CUT_COUNT, FRESH, HEAD, INLINE, LONGEST, OFFSET, PART_COUNT, POSITION, ROOT, Run, RunId, UP,
+    USED, VOCABULARY,
+};
+use super::sync::{Ordering, guard};
+use super::table::{Place, Table};
+use super::write::Pen;
+use crate::block::{Digest, Name, Shape, SpaceId, WorkerId};
+use crate::index::{Applied, Block, Parent, Store};
+
+/// Who changes something, and what its names mean.
+#[derive(Clone, Debug)]
+pub(super) struct Lane {
+    pub(super) worker: WorkerId,
+    pub(super) space: SpaceId,
+    pub(super) voc: VocId,
+    pub(super) table: Arc<Table>,
+    pub(super) slot: u32,
+}
+
+/// How many blocks ahead the buckets of names are asked for.
+const AHEAD: usize = 8;
+
+/// What is known of the block before the next one of a store.
+#[derive(Clone, Copy)]
+enum Above {
+    /// So many blocks into a run.
+    At(RunId, u32),
+    Name(Name),
+    Nothing,
+}
+
+impl<'a> Pen<'a> {
+    pub(super) fn store(&mut self, lane: &Lane, store: &Store<'_>, applied: &mut Applied) {
+        let mut above = match store.parent {
+            Parent::Root => Above::At(self.root(lane.space, store.shape), 0),
+            Parent::Block(name) => {
+                let of_shape = |pen: &Self, p: Place| pen.shape(RunId(p.run)) == store.shape;
+                match self.meaning(lane, name, of_shape) {
+                    Some(place) => Above::At(RunId(place.run), place.at + 1),
+                    None => Above::Name(name),
+                }
+            }
+            Parent::Unknown => Above::Nothing,
+        };
+        let mut rest = store.blocks;
+        while let [block, ..] = rest {
+            let mut taken = 1;
+            above = match (block.digest, above) {
+                (Some(_), Above::At(run, at)) => {
+                    let known = rest.iter().take_while(|b| b.digest.is_some()).count();
+                    // With blocks waiting for a name, each binding may place some of them.
+                    taken = if self.w.unplaced > 0 { 1 } else { known };
+                    let (run, at) = self.place(lane, (run, at), &rest[..taken]);
+                    applied.stored += taken as u64;
+                    Above::At(run, at)
+                }
+                (digest, above) => {
+                    let link = match (digest, above) {
+                        (Some(digest), Above::Name(parent)) => {
+                            Some(Link { shape: store.shape, parent, digest })
+                        }
+                        _ => None,
+                    };
+                    match self.store_by_name(lane, block.name, link, applied) {
+                        Some(place) => Above::At(RunId(place.run), place.at + 1),
+                        None => Above::Name(block.name),
+                    }
+                }
+            };
+            rest = &rest[taken..];
+        }
+        if let Above::At(run, _) = above {
+            // A root made for a store without blocks.
+            self.trim(run, None);
+        }
+    }
+
+    /// The block that a name means to a worker: the one that it holds, else the first one bound.
+    pub(super) fn meaning(
+        &mut self,
+        lane: &Lane,
+        name: Name,
+        fits: impl Fn(&Self, Place) -> bool,
+    ) -> Option<Place> {
+        if self.w.dups == 0 && !self.w.slots.has_dead() {
+            let hash = self.shared.hash(name.0);
+            let is = |p| self.is_named(p, lane.voc, name);
+            let place = lane.table.find(&self.shared.arena, hash, is)?;
+            return fits(self, place).then_some(place);
+        }
+        let mut places = std::mem::take(&mut self.w.places);
+        self.places(lane.voc, &lane.table, name, &mut places);
+        places.retain(|&p| fits(self, p));
+        let slots = self.w.slots_of(lane.worker);
+        let held = places.iter().find(|p| slots.iter().any(|&slot| self.holds(**p, slot)));
+        let meant = held.or(places.first()).copied();
+        self.w.places = places;
+        meant
+    }
+
+    /// Stores blocks with contents below a place; returns the place below them.
+    fn place(&mut self, lane: &Lane, above: (RunId, u32), blocks: &[Block]) -> (RunId, u32) {
+        let (mut id, mut at) = above;
+        let mut rest = blocks;
+        while let [first, ..] = rest {
+            self.refresh(id);
+            let run = self.run(id);
+            let len = run.len();
+            let digest = content(first);
+            if at < len {
+                let same = common(run, at, len, rest);
+                if same > 0 {
+                    self.hold(id, lane.slot, at, at + same as u32);
+                    for (i, block) in rest[..same].iter().enumerate() {
+                        self.bind_and_settle(lane, id, at + i as u32, block.name);
+                    }
+                    rest = &rest[same..];
+                    at += same as u32;
+                    continue;
+                }
+            }
+            if let Some(kid) = self.kid(id, at, digest) {
+                self.refresh(kid);
+                // It may have been held by the dead only.
+                if self.is_kid(kid, id, at, digest) {
+                    (id, at) = (kid, 0);
+                    continue;
+                }
+            }
+            let base;
+            if at == len && len > 0 && len < LONGEST && self.holds_all(run, lane.slot) {
+                base = len;
+                let most = rest.len().min((LONGEST - len) as usize);
+                self.append(lane, id, &rest[..most]);
+                at = len + most as u32;
+            } else {
+                base = 0;
+                let most = rest.len().min(LONGEST as usize);
+                id = self.branch(lane, (id, at), &rest[..most]);
+                at = most as u32;
+            }
+            let new = (at - base) as usize;
+            self.name_new(lane, id, base, &rest[..new]);
+            rest = &rest[new..];
+        }
+        (id, at)
+    }
+
+    /// Binds the names of blocks that were just pushed, which bear them already if the run's own
+    /// vocabulary is the worker's.
+    fn name_new(&mut self, lane: &Lane, id: RunId, base: u32, blocks: &[Block]) {
+        let own = self.run(id).get(VOCABULARY) == lane.voc.0;
+        let touch = |block: &Block| {
+            lane.table.touch(&self.shared.arena, self.shared.hash(block.name.0));
+        };
+        blocks.iter().take(AHEAD).for_each(touch);
+        for (i, block) in blocks.iter().enumerate() {
+            if let Some(ahead) = blocks.get(i + AHEAD) {
+                lane.table.touch(&self.shared.arena, self.shared.hash(ahead.name.0));
+            }
+            let at = base + i as u32;
+            if own && block.name.0 != 0 {
+                self.link(lane.voc, &lane.table, block.name, id, at);
+                if self.w.unplaced > 0 {
+                    self.settle_below(lane, block.name, Place { run: id.0, at });
+                }
+            } else {
+                self.bind_and_settle(lane, id, at, block.name);
+            }
+        }
+    }
+
+    fn bind_and_settle(&mut self, lane: &Lane, id: RunId, at: u32, name: Name) {
+        self.bind(lane.voc, &lane.table, id, at, name);
+        if self.w.unplaced > 0 {
+            self.settle_below(lane, name, Place { run: id.0, at });
+        }
+    }
+
+    /// Places one block with the copies that were counted while it was unplaced, and binds its name.
+    pub(super) fn adopt(
+        &mut self,
+        lane: &Lane,
+        above: (RunId, u32),
+        digest: Digest,
+        name: Name,
+        holders: &[(u32, u32)],
+    ) -> Option<Place> {
+        let mut place = None;
+        for &(slot, copies) in holders {
+            // The block bears the name, so that binding it again below changes nothing.
+            let mine = Lane { slot, ..lane.clone() };
+            let block = [Block { name, digest: Some(digest) }];
+            let (run, at) = match place {
+                None => self.place_unsettled(&mine, above, &block),
+                Some(Place { run, at }) => {
+                    self.add_copies(RunId(run), at, slot, copies);
+                    continue;
+                }
+            };
+            place = Some(Place { run: run.0, at: at - 1 });
+            if copies > 1 {
+                self.add_copies(run, at - 1, slot, copies - 1);
+            }
+        }
+        place
+    }
+
+    /// `place`, with what waits for the names left to the caller.
+    fn place_unsettled(
+        &mut self,
+        lane: &Lane,
+        above: (RunId, u32),
+        blocks: &[Block],
+    ) -> (RunId, u32) {
+        let unplaced = std::mem::take(&mut self.w.unplaced);
+        let end = self.place(lane, above, blocks);
+        self.w.unplaced = unplaced;
+        end
+    }
+
+    /// Whether a slot is a whole holder.
+    fn holds_all(&mut self, run: Run<'_>, slot: u32) -> bool {
+        let has = |c: &Cut| c.end == ALL && c.page == slot / 64 && c.bits >> (slot % 64) & 1 == 1;
+        if run.get(CUT_COUNT) == 1 && run.get(PART_COUNT) == 0 {
+            return has(&Cut::of(run.raw(INLINE), run.raw(INLINE + 1)));
+        }
+        self.w.cuts.load(run);
+        self.w.cuts.cuts.iter().any(has)
+    }
+
+    /// Adds blocks at the end of a run that the slot holds as a whole.
+    fn append(&mut self, lane: &Lane, id: RunId, blocks: &[Block]) {
+        let run = self.run(id);
+        let len = run.len();
+        let own = run.get(VOCABULARY) == lane.voc.0;
+        let alone = run.get(CUT_COUNT) == 1
+            && run.get(PART_COUNT) == 0
+            && run.raw(INLINE + 1).is_power_of_two();
+        let Pen { w, .. } = self;
+        if !alone {
+            w.cuts.load(run);
+            w.cuts.grow(len, lane.slot);
+        }
+        guard::open(run.guard());
+        run.push(&mut w.book, blocks.iter().map(|b| (content(b), if own { b.name.0 } else { 0 })));
+        if !alone {
+            w.cuts.save(run, &mut w.book);
+        }
+        guard::close(run.guard());
+        self.added(run, lane.slot, blocks.len());
+    }
+
+    /// A new run below a place.
+    fn branch(&mut self, lane: &Lane, above: (RunId, u32), blocks: &[Block]) -> RunId {
+        let (parent, at) = above;
+        let root = self.run(parent).get(ROOT);
+        let head = content(&blocks[0]);
+        let run = self.make(parent, at, head.0);
+        run.set(ROOT, root);
+        run.set(VOCABULARY, lane.voc.0);
+        run.push(&mut self.w.book, blocks.iter().map(|b| (content(b), b.name.0)));
+        run.word(INLINE).store(u64::from(ALL) << 32 | u64::from(lane.slot / 64), Ordering::Relaxed);
+        run.word(INLINE + 1).store(1 << (lane.slot % 64), Ordering::Relaxed);
+        run.set(CUT_COUNT, 1u32);
+        guard::close(run.guard());
+        self.publish(run, parent, at, head.0);
+        self.adopt_kid(parent, run.id, at);
+        self.added(run, lane.slot, blocks.len());
+        run.id
+    }
+
+    fn added(&mut self, run: Run<'_>, slot: u32, blocks: usize) {
+        self.w.blocks += blocks as u64;
+        self.w.entries += blocks as u64;
+        self.w.slots.count(slot, blocks as i64);
+        run.set(USED, self.shared.now());
+    }
+
+    /// A new record with its guard open.
+    fn make(&mut self, parent: RunId, at: u32, head: u64) -> Run<'a> {
+        let w = &mut *self.w;
+        w.born = w.born.wrapping_add(1);
+        let run = Run::make(&self.shared.arena, &mut w.book, w.born);
+        run.set(UP, parent.0);
+        run.set(OFFSET, at);
+        run.set(HEAD, head);
+        run.set(FRESH, w.slots.deaths);
+        run.set(POSITION, w.runs.len() as u64);
+        w.runs.push(run.id);
+        run
+    }
+
+    fn publish(&mut self, run: Run<'_>, parent: RunId, at: u32, head: u64) {
+        let hash = self.shared.kid_hash(parent, at, head);
+        let place = Place { run: run.id.0, at: 0 };
+        let shared = self.shared;
+        let rehash = |place: Place, _: u64| {
+            let run = shared.run(RunId(place.run));
+            shared.kid_hash(run.parent(), run.get(OFFSET), run.field(HEAD))
+        };
+        shared.kids.insert(&shared.arena, &mut self.w.book, hash, place, |_| false, &rehash);
+    }
+
+    /// The run that stands for the empty prefix of a (space, shape).
+    fn root(&mut self, space: SpaceId, shape: Shape) -> RunId {
+        let head = u64::from(space.0) << 32 | u64::from(shape.size.get());
+        if let Some(root) = self.kid(RunId::NONE, shape.lookahead, Digest(head)) {
+            return root;
+        }
+        let run = self.make(RunId::NONE, shape.lookahead, head);
+        run.set(ROOT, run.id.0);
+        guard::close(run.guard());
+        self.publish(run, RunId::NONE, shape.lookahead, head);
+        run.id
+    }
+
+    fn kid(&self, parent: RunId, at: u32, head: Digest) -> Option<RunId> {
+        let hash = self.shared.kid_hash(parent, at, head.0);
+        let is = |p: Place| self.is_kid(RunId(p.run), parent, at, head);
+        self.shared.kids.find(&self.shared.arena, hash, is).map(|p| RunId(p.run))
+    }
+
+    fn is_kid(&self, id: RunId, parent: RunId, at: u32, head: Digest) -> bool {
+        let run = self.run(id);
+        !guard::is_open(run.raw(0))
+            && run.get(UP) == parent.0
+            && run.get(OFFSET) == at
+            && run.field(HEAD) == head.0
+    }
+
+    /// Takes one copy away; whether the worker had one.
+    pub(super) fn remove(&mut self, lane: &Lane, name: Name) -> bool {
+        if self.w.dups == 0 && !self.w.slots.has_dead() {
+            let hash = self.shared.hash(name.0);
+            let is = |p| self.is_named(p, lane.voc, name);
+            if let Some(place) = lane.table.find(&self.shared.arena, hash, is)
+                && self.drop_copy(lane, place)
+            {
+                return true;
+            }
+        } else {
+            let mut places = std::mem::take(&mut self.w.places);
+            self.places(lane.voc, &lane.table, name, &mut places);
+            let dropped = places.iter().any(|&place| self.drop_copy(lane, place));
+            self.w.places = places;
+            if dropped {
+                return true;
+            }
+        }
+        self.w.unplaced > 0 && self.drop_orphan(lane, name)
+    }
+}
+
+fn content(block: &Block) -> Digest {
+    // Callers pass blocks with contents only; 0 is as good as any other for a bug.
+    block.digest.unwrap_or(Digest(0))
+}
+
+/// How many blocks a run has in common with a store from `at` on.
+fn common(run: Run<'_>, at: u32, len: u32, blocks: &[Block]) -> usize {
+    let mut same = 0;
+    for (at, block) in (at..len).zip(blocks) {
+        if run.content(at, len) != content(block).0 {
+            break;
+        }
+        same += 1;
+    }
+    same
+}

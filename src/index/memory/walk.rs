@@ -1,0 +1,278 @@
+//! The common query: by content, nobody in several tiers, nothing unplaced, no spans.
+//!
+//! Invariants: nothing is waited for and nothing is written but a run's time of use; what was read
+//! of a run counts only if its guard held; what was read of a path counts only if each run was still
+//! the same run once its child had been read; what was said of a slot counts only if the epoch held.
+
+use super::cut::{ALL, Cuts};
+use super::run::{HEAD, OFFSET, Run, RunId, SEGMENT, UP, USED};
+use super::sync::guard;
+use super::table::Place;
+use super::write::Shared;
+use crate::block::{Digest, WorkerId};
+use crate::index::{BlockSource, Match, Matches, Query};
+
+/// Memory of a lookup, in the caller's `Matches`.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Slots that hold every block so far, and those that also hold the next stretch.
+    alive: Vec<u64>,
+    keep: Vec<u64>,
+    pub(super) cuts: Cuts,
+    pub(super) detail: super::detail::Detail,
+}
+
+/// How an attempt to answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// Something changed under way.
+    Again,
+    /// The question is not a common one.
+    Detail,
+}
+
+/// A child as the way to it names it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    pub(super) parent: RunId,
+    pub(super) at: u32,
+    pub(super) head: u64,
+}
+
+impl Key {
+    pub(super) fn is(self, run: Run<'_>) -> bool {
+        run.get(UP) == self.parent.0 && run.get(OFFSET) == self.at && run.field(HEAD) == self.head
+    }
+}
+
+/// What was read of a run, its holders left out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) born: u32,
+    /// How many of its first blocks are the prompt's.
+    pub(super) same: u32,
+}
+
+impl Shared {
+    pub(super) fn lookup(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut impl BlockSource,
+        matches: &mut Matches,
+    ) {
+        let mut scratch = std::mem::take(&mut matches.scratch);
+        let mut tries = 0u32;
+        loop {
+            matches.clear();
+            let outcome = match self.is_common(query) {
+                true => self.walk(query, blocks, matches, &mut scratch),
+                false => Outcome::Detail,
+            };
+            let outcome = match outcome {
+                Outcome::Detail => self.detail(query, blocks, matches, &mut scratch),
+                other => other,
+            };
+            if outcome == Outcome::Done {
+                break;
+            }
+            pause(&mut tries);
+        }
+        matches.scratch = scratch;
+    }
+
+    fn is_common(&self, query: &Query<'_>) -> bool {
+        use super::sync::Ordering::Acquire;
+        !query.spans && self.layered.load(Acquire) == 0 && self.unplaced.load(Acquire) == 0
+    }
+
+    /// The root of a query's tree.
+    pub(super) fn root_key(query: &Query<'_>) -> Key {
+        let head = u64::from(query.space.0) << 32 | u64::from(query.shape.size.get());
+        Key { parent: RunId::NONE, at: query.shape.lookahead, head }
+    }
+
+    pub(super) fn find_kid(&self, key: Key) -> Option<RunId> {
+        let hash = self.kid_hash(key.parent, key.at, key.head);
+        let is = |p: Place| key.is(self.run(RunId(p.run)));
+        self.kids.find(&self.arena, hash, is).map(|p| RunId(p.run))
+    }
+
+    /// Reads a run with its holders, and how much of it the prompt has from block `start` on.
+    /// `None` if it is no longer the child that it was found as.
+    #[inline]
+    pub(super) fn see(
+        &self,
+        run: Run<'_>,
+        key: Key,
+        start: usize,
+        blocks: &mut impl BlockSource,
+        cuts: &mut Cuts,
+    ) -> Option<Seen> {
+        let total = blocks.len();
+        let mut tries = 0;
+        loop {
+            let seen = guard::enter(run.guard());
+            if !key.is(run) {
+                return None;
+            }
+            if guard::is_open(seen) {
+                pause(&mut tries);
+                continue;
+            }
+            let len = run.len();
+            let most = (len as usize).min(total - start);
+            let mut same = 0;
+            while same < most {
+                let digests = blocks.digests(start + same, (most - same).min(SEGMENT));
+                let digests = &digests[..digests.len().min(most - same)];
+                let more = run.compare(same as u32, len, digests);
+                same += more;
+                if more < digests.len() || digests.is_empty() {
+                    break;
+                }
+            }
+            cuts.load(run);
+            let now = self.now();
+            if guard::held(run.guard(), seen) {
+                if run.get(USED) != now {
+                    run.touch(now);
+                }
+                return Some(Seen { born: seen as u32, same: same as u32 });
+            }
+            pause(&mut tries);
+        }
+    }
+
+    fn walk(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut impl BlockSource,
+        matches: &mut Matches,
+        scratch: &mut Scratch,
+    ) -> Outcome {
+        let total = blocks.len();
+        if total == 0 {
+            return Outcome::Done;
+        }
+        let epoch = self.slots.epoch();
+        let Some(root) = self.find_kid(Self::root_key(query)) else { return Outcome::Done };
+        let root_born = self.run(root).born();
+        let Some(&Digest(mut head)) = blocks.digests(0, 1).first() else { return Outcome::Detail };
+        let mut above = (root, root_born);
+        let mut key = Key { parent: root, at: 0, head };
+        let mut start = 0;
+        let Scratch { alive, keep, cuts, .. } = scratch;
+        alive.clear();
+        let mut emit = Emit { shared: self, candidates: query.candidates, matches, layered: false };
+        let mut first = true;
+        while let Some(id) = self.find_kid(key) {
+            let run = self.run(id);
+            let Some(seen) = self.see(run, key, start, blocks, cuts) else { return Outcome::Again };
+            if self.run(above.0).born() != above.1 {
+                return Outcome::Again;
+            }
+            if seen.same == 0 {
+                break;
+            }
+            keep.clear();
+            if first {
+                first = false;
+                for cut in &cuts.cuts {
+                    let page = cut.page as usize;
+                    if cut.end >= seen.same {
+                        if keep.len() <= page {
+                            keep.resize(page + 1, 0);
+                        }
+                        keep[page] |= cut.bits;
+                    } else {
+                        emit.all(cut.page, cut.bits, cut.end);
+                    }
+                }
+            } else {
+                keep.resize(alive.len(), 0);
+                for cut in &cuts.cuts {
+                    let page = cut.page as usize;
+                    let Some(word) = alive.get_mut(page) else { continue };
+                    let bits = *word & cut.bits;
+                    if bits == 0 {
+                        continue;
+                    }
+                    if cut.end >= seen.same {
+                        keep[page] |= bits;
+                    } else {
+                        emit.all(cut.page, bits, start as u32 + cut.end);
+                    }
+                    *word &= !bits;
+                }
+                for (page, &bits) in alive.iter().enumerate() {
+                    emit.all(page as u32, bits, start as u32);
+                }
+            }
+            std::mem::swap(alive, keep);
+            start += seen.same as usize;
+            if alive.iter().all(|&bits| bits == 0) || start == total {
+                break;
+            }
+            let Some(&Digest(next)) = blocks.digests(start, 1).first() else { break };
+            head = next;
+            key = Key { parent: id, at: seen.same, head };
+            above = (id, seen.born);
+        }
+        for (page, &bits) in alive.iter().enumerate() {
+            emit.all(page as u32, bits, start as u32);
+        }
+        if emit.layered {
+            return Outcome::Detail;
+        }
+        if self.slots.is(epoch) { Outcome::Done } else { Outcome::Again }
+    }
+}
+
+/// Where the slots of an answer go.
+struct Emit<'a> {
+    shared: &'a Shared,
+    candidates: Option<&'a [WorkerId]>,
+    matches: &'a mut Matches,
+    layered: bool,
+}
+
+impl Emit<'_> {
+    #[inline]
+    fn all(&mut self, page: u32, mut bits: u64, blocks: u32) {
+        debug_assert_ne!(blocks, ALL);
+        while bits != 0 {
+            let slot = page * 64 + bits.trailing_zeros();
+            bits &= bits - 1;
+            let Some(owner) = self.shared.slots.owner(slot) else { continue };
+            let Some(rank) = owner.tier.rank() else { continue };
+            if !is_candidate(self.candidates, owner.worker) || blocks == 0 {
+                continue;
+            }
+            self.layered |= owner.layered;
+            let mut found = Match {
+                worker: owner.worker,
+                group: owner.group,
+                leading: [blocks; 4],
+                fastest: [0; 4],
+            };
+            found.leading[..rank].fill(0);
+            found.fastest[rank] = blocks;
+            self.matches.matches.push(found);
+        }
+    }
+}
+
+pub(super) fn is_candidate(candidates: Option<&[WorkerId]>, worker: WorkerId) -> bool {
+    candidates.is_none_or(|ids| ids.binary_search(&worker).is_ok())
+}
+
+/// Lets the writer, which may have been put to sleep in the middle of a change, go on.
+pub(super) fn pause(tries: &mut u32) {
+    *tries += 1;
+    if *tries % 64 == 0 {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}

@@ -1,0 +1,380 @@
+//! The writer: everything that changes the index, under one lock that readers never take.
+//!
+//! Invariant: a `Pen` exists only while that lock is held, so words of the arena have one writer.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::MemoryOptions;
+use super::arena::{Arena, Book};
+use super::cut::Cuts;
+use super::names::{Names, VocId};
+use super::run::{Run, RunId};
+use super::slot::{Owner, Slots};
+use super::slots::SlotBook;
+use super::store::Lane;
+use super::sweep::STEP;
+use super::sync::{AtomicU32, Ordering};
+use super::table::{Place, Table};
+use crate::block::{Group, Name, Tier, WorkerId};
+use crate::error::{Error, ErrorKind};
+use crate::index::{Applied, Change, Home, Stats};
+
+/// What readers and the writer share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) arena: Arena,
+    /// Runs by (parent, offset, content of the first block); roots by (0, look-ahead, space, size).
+    pub(super) kids: Table,
+    pub(super) slots: Slots,
+    pub(super) names: RwLock<Names>,
+    pub(super) homes: RwLock<HashMap<WorkerId, (Home, VocId)>>,
+    /// Unplaced blocks: queries need not look for any while there are none.
+    pub(super) unplaced: AtomicU32,
+    /// (worker, group) pairs whose blocks lie in several tiers.
+    pub(super) layered: AtomicU32,
+    clock: AtomicU32,
+    keys: [u64; 2],
+}
+
+impl Shared {
+    pub(super) fn new(book: &mut Book) -> Shared {
+        let arena = Arena::default();
+        let kids = Table::new(&arena, book);
+        let random = RandomState::new();
+        Shared {
+            arena,
+            kids,
+            slots: Slots::default(),
+            names: RwLock::default(),
+            homes: RwLock::default(),
+            unplaced: AtomicU32::new(0),
+            layered: AtomicU32::new(0),
+            clock: AtomicU32::new(0),
+            keys: [random.hash_one(0), random.hash_one(1) | 1],
+        }
+    }
+
+    /// A hash that who chooses the names cannot steer.
+    #[inline]
+    pub(super) fn hash(&self, name: u64) -> u64 {
+        let wide = u128::from(name ^ self.keys[0]) * u128::from(self.keys[1]);
+        wide as u64 ^ (wide >> 64) as u64
+    }
+
+    #[inline]
+    pub(super) fn kid_hash(&self, parent: RunId, at: u32, head: u64) -> u64 {
+        self.hash(head ^ self.hash(u64::from(parent.0) << 32 | u64::from(at)))
+    }
+
+    #[inline]
+    pub(super) fn run(&self, id: RunId) -> Run<'_> {
+        Run::at(&self.arena, id)
+    }
+
+    /// Coarse time, for recency.
+    #[inline]
+    pub(super) fn now(&self) -> u32 {
+        self.clock.load(Ordering::Relaxed)
+    }
+}
+
+/// What only the writer knows.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) options: MemoryOptions,
+    pub(super) book: Book,
+    pub(super) slots: SlotBook,
+    workers: HashMap<WorkerId, Worker>,
+    /// Every run, roots included, in no order.
+    pub(super) runs: Vec<RunId>,
+    /// Where the sweep under way is in `runs`.
+    pub(super) cursor: usize,
+    /// Copies above one, by run, block and slot.
+    pub(super) extras: HashMap<(RunId, u32, u32), u32>,
+    pub(super) born: u32,
+    pub(super) blocks: u64,
+    pub(super) entries: u64,
+    pub(super) unplaced: u64,
+    pub(super) evicted: u64,
+    /// Bindings in `Names::dups`.
+    pub(super) dups: u64,
+    /// Changes whenever blocks go.
+    pub(super) trims: u64,
+    pub(super) cuts: Cuts,
+    pub(super) places: Vec<Place>,
+    changes: u32,
+}
+
+#[derive(Debug)]
+struct Worker {
+    home: Home,
+    voc: VocId,
+    table: Arc<Table>,
+    lanes: Vec<(Group, Tier, u32)>,
+    unplaced: usize,
+}
+
+impl Writer {
+    pub(super) fn new(options: MemoryOptions, book: Book) -> Writer {
+        Writer {
+            options,
+            book,
+            slots: SlotBook::default(),
+            workers: HashMap::new(),
+            runs: Vec::new(),
+            cursor: 0,
+            extras: HashMap::new(),
+            born: 0,
+            blocks: 0,
+            entries: 0,
+            unplaced: 0,
+            evicted: 0,
+            dups: 0,
+            trims: 0,
+            cuts: Cuts::default(),
+            places: Vec::new(),
+            changes: 0,
+        }
+    }
+
+    pub(super) fn unplaced_of(&self, worker: WorkerId) -> usize {
+        self.workers.get(&worker).map_or(0, |w| w.unplaced)
+    }
+
+    pub(super) fn count_unplaced(&mut self, worker: WorkerId, change: i64) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.unplaced = worker.unplaced.saturating_add_signed(change as isize);
+        }
+    }
+
+    pub(super) fn slots_of(&self, worker: WorkerId) -> Vec<u32> {
+        let lanes = self.workers.get(&worker).map(|w| w.lanes.iter().map(|l| l.2).collect());
+        lanes.unwrap_or_default()
+    }
+}
+
+/// The right to change an index.
+#[derive(Debug)]
+pub(super) struct Pen<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) w: &'a mut Writer,
+}
+
+impl Pen<'_> {
+    pub(super) fn assign(&mut self, id: WorkerId, home: Home) -> Result<(), Error> {
+        let Some(worker) = self.w.workers.get(&id) else {
+            let (voc, table) = self.move_in(id, home);
+            let new = Worker { home, voc, table, lanes: Vec::new(), unplaced: 0 };
+            self.w.workers.insert(id, new);
+            return Ok(());
+        };
+        let (old, old_voc, old_table) = (worker.home, worker.voc, worker.table.clone());
+        if old == home {
+            return Ok(());
+        }
+        let in_runs = worker.lanes.iter().any(|l| self.w.slots.entries(l.2) > 0);
+        let holds = in_runs || worker.unplaced > 0;
+        if holds {
+            if old.space != home.space {
+                return Err(Error::invalid(format!(
+                    "worker {} holds blocks in space {} and cannot move to space {}: remove it first",
+                    id.0, old.space.0, home.space.0
+                )));
+            }
+            if self.w.workers.iter().any(|(&other, w)| other != id && w.home == old) {
+                return Err(Error::invalid(format!(
+                    "worker {} shares vocabulary {} with other workers and cannot leave it with its \
+                     blocks: remove it first",
+                    id.0, old.vocabulary.0
+                )));
+            }
+        } else {
+            // Slots belong to a space for as long as they live.
+            self.retire_lanes(id, None);
+        }
+        let (voc, table) = self.move_in(id, home);
+        if let Some(worker) = self.w.workers.get_mut(&id) {
+            (worker.home, worker.voc, worker.table) = (home, voc, table.clone());
+        }
+        if holds {
+            self.move_names(id, (old_voc, &old_table), (voc, table), home);
+        }
+        self.move_out(old_voc);
+        Ok(())
+    }
+
+    fn move_in(&mut self, id: WorkerId, home: Home) -> (VocId, Arc<Table>) {
+        let (voc, table) = self.vocabulary((home.space, home.vocabulary));
+        if let Some(v) = self.shared.names.write().vocabularies.get_mut(&voc) {
+            v.workers += 1;
+        }
+        self.shared.homes.write().insert(id, (home, voc));
+        (voc, table)
+    }
+
+    fn move_out(&mut self, voc: VocId) {
+        if let Some(v) = self.shared.names.write().vocabularies.get_mut(&voc) {
+            v.workers -= 1;
+        }
+        self.retire_vocabulary(voc);
+    }
+
+    /// Moves everything the names of a vocabulary mean to another, and settles what can be placed
+    /// there.
+    fn move_names(
+        &mut self,
+        worker: WorkerId,
+        old: (VocId, &Table),
+        new: (VocId, Arc<Table>),
+        home: Home,
+    ) {
+        while self.sweep(usize::MAX) {}
+        let (voc, table) = new;
+        // No lane is needed to bind and to settle; adopted orphans bring their own slots.
+        let lane = Lane { worker, space: home.space, voc, table, slot: u32::MAX };
+        for (name, place) in self.bindings(old.0, old.1) {
+            self.unname(old.0, old.1, name, place);
+            self.bind(voc, &lane.table, RunId(place.run), place.at, name);
+            if self.w.unplaced > 0 {
+                self.settle_below(&lane, name, place);
+            }
+        }
+        self.move_orphans(old.0, &lane);
+    }
+
+    pub(super) fn apply(&mut self, id: WorkerId, changes: &[Change<'_>]) -> Result<Applied, Error> {
+        let Some(worker) = self.w.workers.get(&id) else {
+            return Err(Error::new(
+                ErrorKind::UnknownWorker,
+                format!("worker {} has no home: assign one before its first change", id.0),
+            ));
+        };
+        let (space, voc, table) = (worker.home.space, worker.voc, worker.table.clone());
+        let mut lane = Lane { worker: id, space, voc, table, slot: 0 };
+        let mut applied = Applied::default();
+        for (i, change) in changes.iter().enumerate() {
+            self.look_ahead(&lane, changes, i);
+            match change {
+                Change::Store(store) => {
+                    lane.slot = self.lane(id, store.group, store.tier);
+                    self.store(&lane, store, &mut applied);
+                }
+                Change::Remove { group, tier, names } => {
+                    let Some(slot) = self.find_lane(id, *group, *tier) else {
+                        applied.unknown_removals += names.len() as u64;
+                        continue;
+                    };
+                    lane.slot = slot;
+                    for &name in *names {
+                        match self.remove(&lane, name) {
+                            true => applied.removed += 1,
+                            false => applied.unknown_removals += 1,
+                        }
+                    }
+                }
+                Change::Clear { tier } => self.retire_lanes(id, *tier),
+            }
+            if self.w.slots.has_dead() {
+                self.sweep(STEP);
+            }
+        }
+        self.w.changes = self.w.changes.wrapping_add(1);
+        Ok(applied)
+    }
+
+    /// Brings into the cache what the changes after this one will look at.
+    #[inline]
+    fn look_ahead(&self, lane: &Lane, changes: &[Change<'_>], i: usize) {
+        let first = |change: &Change<'_>| match change {
+            Change::Remove { names: [name, ..], .. } => Some(*name),
+            _ => None,
+        };
+        let arena = &self.shared.arena;
+        if let Some(name) = changes.get(i + 12).and_then(first) {
+            lane.table.touch(arena, self.shared.hash(name.0));
+        }
+        let guess = |ahead: usize| {
+            let name: Name = changes.get(i + ahead).and_then(first)?;
+            lane.table.guess(arena, self.shared.hash(name.0))
+        };
+        if let Some(place) = guess(6) {
+            let run = self.run(RunId(place.run));
+            super::prefetch::word(run.word(0));
+            super::prefetch::word(run.word(8));
+        }
+    }
+
+    fn find_lane(&self, id: WorkerId, group: Group, tier: Tier) -> Option<u32> {
+        let lanes = &self.w.workers.get(&id)?.lanes;
+        lanes.iter().find(|l| (l.0, l.1) == (group, tier)).map(|l| l.2)
+    }
+
+    fn lane(&mut self, id: WorkerId, group: Group, tier: Tier) -> u32 {
+        if let Some(slot) = self.find_lane(id, group, tier) {
+            return slot;
+        }
+        let owner = Owner { worker: id, group, tier, layered: false };
+        let slot = self.w.slots.take(&self.shared.slots, owner);
+        if let Some(worker) = self.w.workers.get_mut(&id) {
+            worker.lanes.push((group, tier, slot));
+        }
+        self.mark_layers(id, group);
+        slot
+    }
+
+    /// Notes in each slot of a worker's group whether there are several that count.
+    fn mark_layers(&mut self, worker: WorkerId, group: Group) {
+        let Some(w) = self.w.workers.get(&worker) else { return };
+        let counted = |l: &&(Group, Tier, u32)| l.0 == group && l.1 != Tier::Unknown;
+        let layered = w.lanes.iter().filter(counted).count() > 1;
+        for &(group, tier, slot) in w.lanes.iter().filter(counted) {
+            self.shared.slots.set(slot, Owner { worker, group, tier, layered });
+        }
+        self.count_layers();
+    }
+
+    fn count_layers(&self) {
+        let pairs = self.w.workers.values().map(|w| {
+            let mut tiers: Vec<Group> =
+                w.lanes.iter().filter(|l| l.1 != Tier::Unknown).map(|l| l.0).collect();
+            tiers.sort_unstable();
+            tiers.windows(2).filter(|pair| pair[0] == pair[1]).count() as u32
+        });
+        self.shared.layered.store(pairs.sum(), Ordering::Release);
+    }
+
+    fn retire_lanes(&mut self, id: WorkerId, tier: Option<Tier>) {
+        let Some(worker) = self.w.workers.get_mut(&id) else { return };
+        let voc = worker.voc;
+        let gone: Vec<_> =
+            worker.lanes.extract_if(.., |l| tier.is_none_or(|tier| l.1 == tier)).collect();
+        let slots: Vec<u32> = gone.iter().map(|l| l.2).collect();
+        self.clear_orphans(voc, &slots);
+        for (group, _, slot) in gone {
+            self.retire(slot);
+            self.mark_layers(id, group);
+        }
+    }
+
+    pub(super) fn remove_worker(&mut self, id: WorkerId) {
+        self.retire_lanes(id, None);
+        self.shared.homes.write().remove(&id);
+        if let Some(worker) = self.w.workers.remove(&id) {
+            self.move_out(worker.voc);
+        }
+    }
+
+    pub(super) fn stats(&mut self) -> Stats {
+        while self.sweep(usize::MAX) {}
+        Stats {
+            blocks: self.w.blocks,
+            unplaced: self.w.unplaced,
+            entries: self.w.entries,
+            ..Stats::default()
+        }
+    }
+}
