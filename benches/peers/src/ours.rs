@@ -106,8 +106,8 @@ impl BlockSource for Ready<'_> {
         self.0.len()
     }
 
-    fn digest(&mut self, block: usize) -> Option<Digest> {
-        self.0.get(block).copied()
+    fn digests(&mut self, from: usize, _: usize) -> &[Digest] {
+        &self.0[from..]
     }
 
     fn name(&mut self, _: VocabularyId, _: usize) -> Option<Name> {
