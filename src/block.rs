@@ -187,7 +187,7 @@ impl fmt::Display for Tier {
 /// A block's extra keys always come in this order: adapter, items by position, salt, embeddings.
 /// The engine's event and the router's prompt are both brought to this form before their digests
 /// are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExtraKey<'a> {
     /// Name of the LoRA adapter; on every block of its requests.
     Lora(&'a str),
@@ -203,6 +203,22 @@ pub enum ExtraKey<'a> {
     Salt(&'a str),
     /// SHA-256 of the rows of prompt embeddings of the block and its look-ahead.
     Embeds([u8; 32]),
+}
+
+/// Leaves the salt out: it is a secret.
+impl fmt::Debug for ExtraKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExtraKey::Lora(name) => f.debug_tuple("Lora").field(name).finish(),
+            ExtraKey::Item { identifier, offset } => f
+                .debug_struct("Item")
+                .field("identifier", identifier)
+                .field("offset", offset)
+                .finish(),
+            ExtraKey::Salt(_) => f.write_str("Salt(..)"),
+            ExtraKey::Embeds(digest) => f.debug_tuple("Embeds").field(digest).finish(),
+        }
+    }
 }
 
 /// A LoRA adapter as a request names it.
@@ -252,7 +268,7 @@ pub enum Embeds<'a> {
 /// let prompt = Prompt { cache_salt: Some("tenant-a"), ..Prompt::new(&tokens) };
 /// assert_eq!(prompt.token_ids.len(), 3);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Prompt<'a> {
     /// The prompt's token ids.
     pub token_ids: &'a [TokenId],
@@ -273,9 +289,29 @@ impl<'a> Prompt<'a> {
     }
 }
 
+/// Shows how much there is, never what: tokens are the user's words and a salt is a secret.
+impl fmt::Debug for Prompt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prompt")
+            .field("tokens", &self.token_ids.len())
+            .field("lora", &self.lora)
+            .field("salted", &self.cache_salt.is_some_and(|salt| !salt.is_empty()))
+            .field("items", &self.items.len())
+            .field("embeds", &self.embeds.is_some())
+            .finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neither_tokens_nor_salts_show_in_debug_output() {
+        let prompt = Prompt { cache_salt: Some("secret"), ..Prompt::new(&[987_654]) };
+        let text = format!("{prompt:?} {:?}", ExtraKey::Salt("secret"));
+        assert!(!text.contains("secret") && !text.contains("987654"), "{text}");
+    }
 
     #[test]
     fn a_name_is_the_last_eight_bytes_of_any_hash() {

@@ -162,7 +162,7 @@ pub fn score(
     let blocks = shape.blocks_in(tokens);
     Score {
         matched_blocks: leading[3],
-        tier_tokens: leading.map(|n| n * shape.size.get()),
+        tier_tokens: leading.map(|n| n.saturating_mul(shape.size.get())),
         expected_cached_tokens: expected(tokens, groups, rule, leading[0], spans),
         weighted,
         ratio: if blocks == 0 { 0.0 } else { weighted / blocks as f64 },
@@ -196,17 +196,44 @@ fn expected(
     let cap = tokens.saturating_sub(1) / shape.size.tokens();
     let cap = u32::try_from(cap).unwrap_or(u32::MAX);
     let mut hit = if has_full { full_hit.min(cap) } else { cap };
-    while hit > 0 {
-        let satisfied = windows.iter().all(|&(group, need)| {
-            let from = hit.saturating_sub(need);
-            from == hit || spans.iter().any(|s| s.group == group && s.start <= from && hit <= s.end)
-        });
-        if satisfied {
-            break;
+    // Each window allows the hit or says where, to the left, it may be allowed next; when all allow
+    // it, none moved it. A hit only ever moves to the edge of a span, so this ends after as many
+    // steps as there are spans.
+    let mut settled = 0;
+    while hit > 0 && settled < windows.len() {
+        for &(group, need) in &windows {
+            let allowed = allowed_hit(spans_of(spans, group), hit, need);
+            settled = if allowed == hit { settled + 1 } else { 0 };
+            hit = allowed;
         }
-        hit -= 1;
     }
     Ok(hit.saturating_mul(size))
+}
+
+/// The spans of one group; they come by group and start.
+fn spans_of(spans: &[Span], group: Group) -> &[Span] {
+    let from = spans.partition_point(|span| span.group < group);
+    let len = spans[from..].partition_point(|span| span.group == group);
+    &spans[from..from + len]
+}
+
+/// `hit` if the `need` blocks before it are in one span (or all blocks before it, if those are
+/// fewer), else the largest smaller hit that this may hold for.
+fn allowed_hit(spans: &[Span], hit: u32, need: u32) -> u32 {
+    if need == 0 || hit == 0 {
+        return hit;
+    }
+    // The last span that begins before the hit.
+    let Some(span) = spans[..spans.partition_point(|span| span.start < hit)].last() else {
+        return 0;
+    };
+    if span.end < hit {
+        span.end
+    } else if span.start <= hit.saturating_sub(need) {
+        hit
+    } else {
+        span.start
+    }
 }
 
 /// A router's easy way to weigh cache against load: the part of the prompt that is held, less
@@ -265,6 +292,24 @@ mod tests {
         assert_eq!(hit(200, &groups, 8, &[span(1, 7, 8)]), 0);
         assert_eq!(hit(200, &groups, 8, &[span(1, 2, 5), span(1, 7, 8)]), 80);
         assert_eq!(hit(200, &groups, 8, &[span(1, 0, 1)]), 16, "shorter than the window");
+    }
+
+    #[test]
+    fn two_windows_walk_left_together() {
+        let groups = [
+            facts(0, GroupRule::Full),
+            facts(1, GroupRule::Window { tokens: 33 }),
+            facts(2, GroupRule::Window { tokens: 17 }),
+        ];
+        let spans = [span(1, 0, 3), span(1, 4, 6), span(2, 0, 1), span(2, 4, 5), span(2, 7, 8)];
+        assert_eq!(hit(200, &groups, 8, &spans), 16, "5 suits the second only, 6 the first only");
+    }
+
+    #[test]
+    fn many_holes_in_a_long_prompt_cost_no_more_than_there_are_holes() {
+        let groups = [facts(0, GroupRule::Full), facts(1, GroupRule::Window { tokens: 1 << 20 })];
+        let spans: Vec<Span> = (0..200_000).map(|n| span(1, 2 * n + 1, 2 * n + 2)).collect();
+        assert_eq!(hit(16 << 20, &groups, 400_000, &spans), 0);
     }
 
     #[test]

@@ -436,6 +436,63 @@ fn chunks_of_another_unit_are_not_counted_as_blocks() {
 }
 
 #[test]
+fn a_chunk_that_comes_first_does_not_hide_the_blocks_that_follow() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    let chunk =
+        with(stored(&[99], None, &tokens), &[("medium", json!("CPU")), ("block_size", json!(8))]);
+    scout.apply(a, 0, &batch(1.0, &[chunk, stored(&[11, 12], None, &tokens)])).unwrap();
+    assert_eq!(matched(&scout, a, &tokens), 2);
+}
+
+#[test]
+fn a_partial_block_does_not_change_the_unit_and_a_larger_one_does() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    let partial = with(stored(&[9], None, &tokens[..2]), &[("block_size", json!(2))]);
+    scout.apply(a, 0, &batch(1.0, &[stored(&[11, 12], None, &tokens), partial.clone()])).unwrap();
+    assert_eq!((matched(&scout, a, &tokens), scout.worker(a).unwrap().events.other_unit), (2, 1));
+    let b = scout.register(Registration::new("b", "m")).unwrap();
+    scout.apply(b, 0, &batch(1.0, &[partial, stored(&[11, 12], None, &tokens)])).unwrap();
+    assert_eq!(matched(&scout, b, &tokens), 2);
+}
+
+#[test]
+fn a_restarted_engine_may_have_another_block_size() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    let wide = with(stored(&[1], None, &tokens), &[("block_size", json!(8))]);
+    scout.apply(a, 0, &batch(1.0, &[wide])).unwrap();
+    scout.apply(a, 0, &batch(9.0, &[stored(&[11, 12], None, &tokens)])).unwrap();
+    assert_eq!(matched(&scout, a, &tokens), 2);
+}
+
+#[test]
+fn what_kind_a_group_is_may_be_announced_later() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let tokens: Vec<u32> = (0..9).collect();
+    let mut first = stored(&[11], None, &tokens[..4]);
+    first.as_object_mut().unwrap().remove("kv_cache_spec_kind");
+    scout.apply(a, 0, &batch(1.0, &[first])).unwrap();
+    scout.apply(a, 1, &batch(2.0, &[stored(&[12], Some(11), &tokens[4..8])])).unwrap();
+    assert_eq!(scout.worker(a).unwrap().groups[0].rule, kvscout::score::GroupRule::Full);
+}
+
+#[test]
+fn a_model_that_is_served_is_not_taken_for_an_adapter() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    scout.apply(a, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
+    let adapter = Adapter { model: "elsewhere".into(), id: None, path: None };
+    scout.register_adapter(Registration::DEFAULT_TENANT, "m", adapter);
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 1);
+}
+
+#[test]
 fn look_ahead_tokens_belong_to_a_blocks_identity() {
     let scout = scout();
     let a = scout.register(Registration::new("a", "m")).unwrap();

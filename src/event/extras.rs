@@ -351,11 +351,17 @@ mod tests {
             .map(|block| match block {
                 BlockExtras::Plain => "plain".into(),
                 BlockExtras::Opaque => "opaque".into(),
-                BlockExtras::Keys(keys) => {
-                    keys.map(|k| format!("{k:?}")).collect::<Vec<_>>().join(" ")
-                }
+                BlockExtras::Keys(keys) => keys.map(text).collect::<Vec<_>>().join(" "),
             })
             .collect()
+    }
+
+    fn text(key: ExtraKey<'_>) -> String {
+        match key {
+            // Its `Debug` hides it.
+            ExtraKey::Salt(salt) => format!("Salt({salt:?})"),
+            key => format!("{key:?}"),
+        }
     }
 
     /// An event of vLLM 0.24 or later about as many blocks as there are entries.

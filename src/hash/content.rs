@@ -221,7 +221,13 @@ mod tests {
 
     fn keys_of(prompt: &Prompt<'_>, lookahead: u32, block: usize) -> Vec<String> {
         let shape = Shape { size: BlockSize::DEFAULT, lookahead };
-        extra_keys(prompt, shape, block).map(|key| format!("{key:?}")).collect()
+        extra_keys(prompt, shape, block)
+            .map(|key| match key {
+                // Its `Debug` hides it.
+                ExtraKey::Salt(salt) => format!("Salt({salt:?})"),
+                key => format!("{key:?}"),
+            })
+            .collect()
     }
 
     #[test]

@@ -4,6 +4,10 @@ use std::collections::VecDeque;
 
 use super::Reason;
 
+/// How many late batches in a row, each the next of the one before, are a publisher that started
+/// anew under an older clock.
+const RESTART_AFTER: u32 = 3;
+
 /// How many applied batches a lane remembers, to tell a repeated batch from a restart.
 ///
 /// A publisher's replay socket repeats at most its buffer (10,000 batches by default); the newest
@@ -33,11 +37,13 @@ pub enum Verdict {
 /// Numbers start at 0 with each life of a publisher and grow by 1 (vLLM's `ZmqEventPublisher`);
 /// there is no epoch in the stream, so a restart is recognised by the number going back: either the
 /// batch differs from the one that was applied under its number, or its timestamp is newer than the
-/// last one's.
+/// last one's, or it is one of several old numbers in a row.
 #[derive(Clone, Debug, Default)]
 pub struct Lane {
     last: Option<Applied>,
     recent: VecDeque<(u64, u64)>,
+    /// The number after the last late batch, and how many late ones followed each other.
+    late: Option<(u64, u32)>,
     unsound: Option<Reason>,
     counters: Counters,
 }
@@ -70,10 +76,23 @@ impl Lane {
     /// Judges a batch by its number, its own timestamp and a digest of its bytes, and records the
     /// outcome.
     pub fn judge(&mut self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
-        let verdict = self.verdict(seq, timestamp, digest);
+        let mut verdict = self.verdict(seq, timestamp, digest);
+        if verdict == Verdict::Late {
+            let run = match self.late {
+                Some((next, run)) if next == seq => run + 1,
+                _ => 1,
+            };
+            self.late = seq.checked_add(1).map(|next| (next, run));
+            if run == RESTART_AFTER {
+                verdict = Verdict::Restart;
+            }
+        }
         match verdict {
             Verdict::Duplicate => self.counters.duplicates += 1,
-            Verdict::Late => self.counters.late += 1,
+            Verdict::Late => {
+                self.counters.late += 1;
+                self.degrade(Reason::OutOfOrder);
+            }
             Verdict::Next | Verdict::Gap { .. } => self.record(seq, timestamp, digest),
             Verdict::Restart => {
                 let restarts = self.counters.restarts + 1;
@@ -98,8 +117,8 @@ impl Lane {
                 self.counters.late += 1;
                 Verdict::Late
             }
-            // It has no clock of its own, so the last one's goes on.
-            last => self.judge(seq, last.map_or(f64::NEG_INFINITY, |last| last.timestamp), digest),
+            // It has no clock of its own.
+            _ => self.judge(seq, f64::NAN, digest),
         }
     }
 
@@ -124,6 +143,8 @@ impl Lane {
             self.counters.missing += seq;
             self.degrade(Reason::MissedStart);
         }
+        let before = self.last.map_or(f64::NEG_INFINITY, |last| last.timestamp);
+        let timestamp = if timestamp.is_finite() { timestamp } else { before };
         self.last = Some(Applied { seq, timestamp });
         if self.recent.len() == REMEMBERED {
             self.recent.pop_front();
@@ -249,5 +270,26 @@ mod tests {
         }
         assert_eq!(lane.recent.len(), REMEMBERED);
         assert_eq!(lane.judge(0, 0.0, 0), Verdict::Late, "too old to compare, clock not newer");
+        assert_eq!(lane.unsound(), Some(Reason::OutOfOrder), "it may be a restart");
+    }
+
+    #[test]
+    fn old_numbers_in_a_row_are_a_restart_under_an_older_clock() {
+        let mut lane = Lane::default();
+        for seq in 0..5000 {
+            lane.judge(seq, 1e9 + seq as f64, seq);
+        }
+        let verdicts = feed(&mut lane, &[(0, 5.0), (1, 6.0), (2, 7.0), (3, 8.0)]);
+        let late = Verdict::Late;
+        assert_eq!(verdicts, [late, late, Verdict::Restart, Verdict::Next]);
+        assert_eq!(lane.unsound(), Some(Reason::MissedStart), "its first two were dropped");
+    }
+
+    #[test]
+    fn a_clock_that_is_no_number_is_no_clock() {
+        let mut lane = Lane::default();
+        feed(&mut lane, &[(0, 1.0)]);
+        assert_eq!(lane.judge(2000, f64::INFINITY, 7), Verdict::Gap { missing: 1999 });
+        assert_eq!(feed(&mut lane, &[(5, 2.0)]), [Verdict::Restart], "newer than the last clock");
     }
 }

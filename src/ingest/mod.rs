@@ -55,6 +55,8 @@ pub enum Reason {
     MissedStart,
     /// Batches between two that were received are missing.
     Gap,
+    /// A batch came that was neither the next one nor a known one.
+    OutOfOrder,
     /// A batch or an event could not be decoded or made no sense; its effect is missing.
     Undecodable,
     /// The worker's share of blocks known by name only was full; further ones were refused.
@@ -70,6 +72,7 @@ impl Reason {
         match self {
             Reason::MissedStart => "missed_start",
             Reason::Gap => "gap",
+            Reason::OutOfOrder => "out_of_order",
             Reason::Undecodable => "undecodable",
             Reason::Overflow => "overflow",
             Reason::ExtrasHidden => "extras_hidden",

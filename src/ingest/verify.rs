@@ -20,7 +20,8 @@ use crate::hash::vllm::{self, Algorithm, BlockHash, ChainMemory, Root, Version};
 const PATIENCE: usize = 8;
 
 /// How many full hashes are kept for a worker that hides extra keys: four million tokens in blocks of
-/// 16, about 20 MB. Blocks below one that is not kept are held by name, which is exact, too.
+/// 16, about 20 MB. Blocks below one that is not kept are held by name, which is as exact, but counts
+/// towards the share of such blocks.
 const MAX_FULL: usize = 1 << 18;
 
 /// Seeds that are always tried: what guides and charts of vLLM deployments set.

@@ -49,15 +49,19 @@ pub(super) struct Directory {
     spaces: HashMap<(String, Option<String>), SpaceId>,
     adapters: HashMap<(String, String), Adapter>,
     next_worker: u32,
+    next_space: u32,
 }
 
 impl Directory {
     pub(super) fn add(&mut self, registration: Registration) -> Arc<Worker> {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
-        let next = SpaceId(self.spaces.len() as u32);
         let key = (registration.tenant.clone(), registration.model.clone());
-        let space = *self.spaces.entry(key).or_insert(next);
+        let space = *self.spaces.entry(key).or_insert_with(|| {
+            // Never given twice: what is left of an old space must not show in a new one.
+            self.next_space += 1;
+            SpaceId(self.next_space)
+        });
         let identity = (registration.tenant.clone(), registration.pod.clone(), registration.rank);
         let worker = Arc::new(Worker {
             id,
@@ -71,11 +75,19 @@ impl Directory {
         worker
     }
 
-    pub(super) fn remove(&mut self, id: WorkerId) -> Option<Arc<Worker>> {
+    /// Removes a worker, and its space if it was the last one there.
+    pub(super) fn remove(&mut self, id: WorkerId) -> Option<(Arc<Worker>, Option<SpaceId>)> {
         let worker = self.workers.remove(&id)?;
-        let Registration { tenant, pod, rank, .. } = &worker.registration;
+        let Registration { tenant, pod, rank, model, .. } = &worker.registration;
         self.by_identity.remove(&(tenant.clone(), pod.clone(), *rank));
-        Some(worker)
+        let shares = |other: &Arc<Worker>| {
+            (&other.registration.tenant, &other.registration.model) == (tenant, model)
+        };
+        let emptied = match self.workers.values().any(shares) {
+            true => None,
+            false => self.spaces.remove(&(tenant.clone(), model.clone())),
+        };
+        Some((worker, emptied))
     }
 
     pub(super) fn get(&self, id: WorkerId) -> Option<&Arc<Worker>> {
@@ -129,13 +141,18 @@ impl Directory {
         self.adapters.get(&(tenant.to_owned(), name.to_owned()))
     }
 
-    /// The model that a request's model name means: its own, or the one its adapter belongs to.
+    /// The model that a request's model name means: its own, or the one its adapter belongs to. A name
+    /// that some worker serves as a model is no adapter's.
     pub(super) fn resolve<'a>(
         &'a self,
         tenant: &str,
         model: Option<&'a str>,
     ) -> (Option<&'a str>, Option<&'a Adapter>) {
-        match model.and_then(|name| self.adapter(tenant, name)) {
+        let is_served =
+            |name: &str| self.spaces.contains_key(&(tenant.to_owned(), Some(name.to_owned())));
+        let adapter =
+            model.and_then(|name| self.adapter(tenant, name).filter(|_| !is_served(name)));
+        match adapter {
             Some(adapter) => (Some(&adapter.model), Some(adapter)),
             None => (model, None),
         }

@@ -298,7 +298,7 @@ impl Scout {
     /// No such worker.
     pub fn unregister(&self, worker: WorkerId) -> Result<(), Error> {
         let removed = self.directory.write().remove(worker);
-        let removed = removed.ok_or_else(|| unknown_worker(worker))?;
+        let (removed, emptied) = removed.ok_or_else(|| unknown_worker(worker))?;
         // Under the stream's lock, so that a batch being applied ends before its blocks go.
         let mut stream = removed.stream.lock();
         if stream.is_waiting() {
@@ -306,6 +306,9 @@ impl Scout {
         }
         stream.retire();
         self.shared.index.remove(worker);
+        if let Some(space) = emptied {
+            self.shared.vocabularies.write().forget(space);
+        }
         Ok(())
     }
 

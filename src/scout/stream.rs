@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::vocabulary::Vocabularies;
 use super::{EventCounters, Ingested};
-use crate::block::{Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
+use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
 use crate::error::Error;
 use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
@@ -64,6 +64,8 @@ pub(super) struct Stream {
     lane: Lane,
     verifier: Verifier,
     groups: Vec<GroupFacts>,
+    /// The groups whose unit was seen on the GPU.
+    seen_on_gpu: Vec<Group>,
     events: EventCounters,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
@@ -86,6 +88,7 @@ impl Stream {
             lane: Lane::default(),
             verifier: Verifier::default(),
             groups: Vec::new(),
+            seen_on_gpu: Vec::new(),
             events: EventCounters::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -160,6 +163,7 @@ impl Stream {
         shared.index.remove(self.seat.worker);
         self.verifier = Verifier::default();
         self.groups.clear();
+        self.seen_on_gpu.clear();
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
@@ -256,8 +260,7 @@ impl Stream {
         ingested: &mut Ingested,
     ) -> Result<Applied, Error> {
         let nothing = Ok(Applied::default());
-        let Scratch { tokens, blocks, .. } = &mut self.scratch;
-        let outline = match translate::outline(stored, tokens) {
+        let outline = match translate::outline(stored, &mut self.scratch.tokens) {
             Ok(outline) => outline,
             Err(_) => {
                 ingested.rejected += 1;
@@ -265,14 +268,15 @@ impl Stream {
                 return nothing;
             }
         };
-        if !outline.dense && !tokens.is_empty() {
+        let describes = !self.scratch.tokens.is_empty();
+        if describes && !outline.dense {
             self.events.sparse += 1;
         }
-        if !tokens.is_empty() && !learn_group(&mut self.groups, stored, outline.shape) {
+        if describes && !self.learn_group(stored, outline.shape) {
             self.events.other_unit += 1;
             return nothing;
         }
-        let verifier = &mut self.verifier;
+        let Stream { scratch: Scratch { tokens, blocks, .. }, verifier, .. } = self;
         let parent = match translate::blocks(stored, outline, tokens, &shared.key, verifier, blocks)
         {
             Ok(parent) => parent,
@@ -285,6 +289,37 @@ impl Stream {
         let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
         let store = Store { shape, group, tier, parent, blocks };
         shared.index.apply(self.seat.worker, &[Change::Store(store)])
+    }
+
+    /// Records what an event says about its group; whether its blocks are the group's unit.
+    ///
+    /// The unit of a group is the largest block that it stores on the GPU, or what it stored first as
+    /// long as nothing is there: chunks of offload tiers (LMCache, offloading with a `block_size` of its
+    /// own) and partial blocks (Mamba's aligned states, SGLang's last pages) come in other sizes.
+    fn learn_group(&mut self, stored: &Stored<'_>, shape: Shape) -> bool {
+        let group = stored.group;
+        let rule = rule(stored.kind, stored.window);
+        let on_gpu = stored.tier == Tier::Gpu;
+        let first_on_gpu = on_gpu && !self.seen_on_gpu.contains(&group);
+        if first_on_gpu {
+            self.seen_on_gpu.push(group);
+        }
+        let at = self.groups.partition_point(|facts| facts.group < group);
+        match self.groups.get_mut(at).filter(|facts| facts.group == group) {
+            Some(facts) => {
+                if first_on_gpu || (on_gpu && shape.size > facts.shape.size) {
+                    facts.shape = shape;
+                }
+                if facts.rule == GroupRule::Unannounced {
+                    facts.rule = rule;
+                }
+                facts.shape == shape
+            }
+            None => {
+                self.groups.insert(at, GroupFacts { group, rule, shape });
+                true
+            }
+        }
     }
 
     fn removed(&mut self, shared: &Shared, removed: &Removed<'_>) -> Result<Applied, Error> {
@@ -350,32 +385,6 @@ impl Stream {
 
     pub(super) fn contract(&self) -> &Status {
         self.verifier.status()
-    }
-}
-
-/// Records what an event says about its group; whether its blocks are the group's unit.
-///
-/// The unit of a group is the largest block that it stores on the GPU: chunks of offload tiers
-/// (LMCache, offloading with `block_size` of its own) and partial blocks (Mamba's aligned states,
-/// SGLang's last pages) come in other sizes.
-fn learn_group(groups: &mut Vec<GroupFacts>, stored: &Stored<'_>, shape: Shape) -> bool {
-    let on_gpu = stored.tier == Tier::Gpu;
-    let rule = rule(stored.kind, stored.window);
-    match groups.iter_mut().find(|facts| facts.group == stored.group) {
-        Some(facts) => {
-            if on_gpu && shape.size > facts.shape.size {
-                facts.shape = shape;
-            }
-            if facts.rule == GroupRule::Unannounced {
-                facts.rule = rule;
-            }
-            facts.shape == shape
-        }
-        None => {
-            let at = groups.partition_point(|facts| facts.group < stored.group);
-            groups.insert(at, GroupFacts { group: stored.group, rule, shape });
-            true
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The vocabularies in use.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::block::{SpaceId, VocabularyId};
 use crate::ingest::verify::Contract;
@@ -35,5 +35,12 @@ impl Vocabularies {
     /// The contract of a vocabulary, unless it is private.
     pub(super) fn contract(&self, id: VocabularyId) -> Option<&Contract> {
         self.contracts.get(&id)
+    }
+
+    /// Forgets what belongs to a space that is gone.
+    pub(super) fn forget(&mut self, space: SpaceId) {
+        self.shared.retain(|(of, _), _| *of != space);
+        let used: HashSet<VocabularyId> = self.shared.values().copied().collect();
+        self.contracts.retain(|id, _| used.contains(id));
     }
 }
