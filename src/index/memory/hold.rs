@@ -135,7 +135,7 @@ impl<'a> Pen<'a> {
             let run = self.run(id);
             let len = run.len();
             if run.is_root() {
-                if run.get(KIDS) == 0 {
+                if run.get(KIDS) == 0 && self.w.pinned != id {
                     self.end(run);
                 }
                 return;

@@ -43,7 +43,10 @@ enum Above {
 impl<'a> Pen<'a> {
     pub(super) fn store(&mut self, lane: &Lane, store: &Store<'_>, applied: &mut Applied) {
         let mut above = match store.parent {
-            Parent::Root => Above::At(self.root(lane.space, store.shape), 0),
+            Parent::Root => {
+                self.w.pinned = self.root(lane.space, store.shape);
+                Above::At(self.w.pinned, 0)
+            }
             Parent::Block(name) => {
                 let of_shape = |pen: &Self, p: Place| pen.shape(RunId(p.run)) == store.shape;
                 match self.meaning(lane, name, of_shape) {
@@ -80,9 +83,10 @@ impl<'a> Pen<'a> {
             };
             rest = &rest[taken..];
         }
-        if let Above::At(run, _) = above {
-            // A root made for a store without blocks.
-            self.trim(run, None);
+        let root = std::mem::replace(&mut self.w.pinned, RunId::NONE);
+        if root != RunId::NONE {
+            // It may have been made for a store without blocks.
+            self.trim(root, None);
         }
     }
 

@@ -104,6 +104,8 @@ pub(super) struct Writer {
     pub(super) dups: u64,
     /// Changes whenever blocks go.
     pub(super) trims: u64,
+    /// The root that a store stands on, which stays however little hangs below it.
+    pub(super) pinned: RunId,
     pub(super) cuts: Cuts,
     pub(super) places: Vec<Place>,
     changes: u32,
@@ -135,6 +137,7 @@ impl Writer {
             evicted: 0,
             dups: 0,
             trims: 0,
+            pinned: RunId::NONE,
             cuts: Cuts::default(),
             places: Vec::new(),
             changes: 0,
