@@ -6,7 +6,7 @@ use kvscout::block::{
     BlockSize, Digest, Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId,
 };
 use kvscout::hash::content::DigestKey;
-use kvscout::hash::vllm::{Algorithm, BlockHash, Contract, Root, Version};
+use kvscout::hash::vllm::{Algorithm, BlockHash, ChainMemory, Contract, Root, Version};
 use kvscout::index::{
     Applied, Block, BlockSource, Change, Home, Matches, MemoryIndex, Parent, Query as Lookup, Store,
 };
@@ -74,6 +74,27 @@ impl Exact {
         let chain = self.0.chain(SHAPE, &Prompt::new(tokens));
         let mut chain = chain.expect("plain tokens have hashes");
         chain.extend(tokens).for_each(|hash| sink(hash.name().0));
+    }
+}
+
+/// The memory of chains after a turn of a chat.
+#[derive(Debug)]
+pub struct Turn<'a>(&'a Contract, ChainMemory);
+
+impl Exact {
+    /// What is remembered once a prompt was hashed.
+    pub fn turn_after(&self, tokens: &[TokenId]) -> Turn<'_> {
+        let turn = Turn(&self.0, ChainMemory::new(DigestKey::from_bytes([7; 16]), 64 << 10));
+        turn.names(tokens, |_| {});
+        turn
+    }
+}
+
+impl Turn<'_> {
+    /// Hands the name of each block of a prompt to `sink`.
+    pub fn names(&self, tokens: &[TokenId], sink: impl FnMut(u64)) {
+        let names = self.1.names(self.0, SHAPE, &Prompt::new(tokens));
+        names.expect("plain tokens have hashes").map(|name| name.0).for_each(sink);
     }
 }
 

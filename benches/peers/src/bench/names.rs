@@ -22,6 +22,9 @@ pub const ROWS: [&str; 2] = ["names-cold", "names-next-turn"];
 /// Blocks of the prompt.
 const BLOCKS: u64 = 1000;
 
+/// Blocks of the turn before.
+const BEFORE: usize = 900;
+
 /// Where the parent's 32 bytes lie in a pickle.
 const PARENT: std::ops::Range<usize> = 13..45;
 
@@ -32,8 +35,7 @@ pub fn rows(options: &Options) -> Vec<Row> {
         rows.push(cold(options));
     }
     if options.wants(ROWS[1]) {
-        let why = "not built: there is no bounded memory of chains";
-        rows.push(Row::failed(ROWS[1], why));
+        rows.push(next_turn(options));
     }
     rows
 }
@@ -79,6 +81,39 @@ fn cold(options: &Options) -> Row {
         "blocks": BLOCKS, "ours": ours, "compressions": floor, "sha2_one_shot": one_shot,
     });
     Row::new(ROWS[0], median(&ours), median(&floor), "SHA-256", detail)
+}
+
+/// A prompt of which the first blocks were hashed for the turn before, against one hashed anew.
+fn next_turn(options: &Options) -> Row {
+    progress("exact names of a next turn");
+    pin(1);
+    let tokens: Vec<u32> = (0..BLOCKS).flat_map(|n| tokens(mix(n))).collect();
+    let exact = Exact::new();
+    let (mut cold, mut remembered) = (Vec::new(), Vec::new());
+    exact.names(&tokens, |name| cold.push(name));
+    exact.turn_after(&tokens[..BEFORE * BLOCK]).names(&tokens, |name| remembered.push(name));
+    if cold != remembered {
+        return Row::failed(ROWS[1], "a remembered chain has other names");
+    }
+    let mut times = [const { Vec::new() }; 2];
+    for _ in 0..options.reps {
+        // What a next turn adds is remembered too, so each measured one needs a memory of its own.
+        let mut turns: Vec<_> =
+            (0..256).map(|_| exact.turn_after(&tokens[..BEFORE * BLOCK])).collect();
+        times[0].push(time_each(&mut turns, |turn| {
+            turn.names(black_box(&tokens), |name| {
+                black_box(name);
+            });
+        }));
+        times[1].push(time(options.budget(), || {
+            exact.names(black_box(&tokens), |name| {
+                black_box(name);
+            });
+        }));
+    }
+    let [ours, floor] = times;
+    let detail = json!({ "blocks": BLOCKS, "before": BEFORE, "ours": ours, "cold": floor });
+    Row::new(ROWS[1], median(&ours), median(&floor), "cold", detail)
 }
 
 /// The floor: SHA-256's compressions of each pickle, padded beforehand, after the hash before was
@@ -151,6 +186,17 @@ fn time(budget: u128, mut operation: impl FnMut()) -> f64 {
     while samples.len() < 64 || start.elapsed().as_millis() < budget {
         let before = ticks();
         operation();
+        samples.push(before, ticks());
+    }
+    samples.quantile(0.5)
+}
+
+/// The same, once on each of these.
+fn time_each<T>(on: &mut [T], mut operation: impl FnMut(&mut T)) -> f64 {
+    let mut samples = Samples::with_capacity(on.len());
+    for one in on {
+        let before = ticks();
+        operation(one);
         samples.push(before, ticks());
     }
     samples.quantile(0.5)
