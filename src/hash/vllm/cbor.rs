@@ -29,8 +29,8 @@ impl Cbor {
     }
 
     /// The bytes written since [`start`](Cbor::start).
-    pub(super) fn finish(&self) -> &[u8] {
-        &self.bytes
+    pub(super) fn finish(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
     }
 
     fn head(&mut self, major: u8, n: u64) {

@@ -44,10 +44,10 @@ impl Pickle {
     }
 
     /// Ends the pickle and gives its bytes.
-    pub(super) fn finish(&mut self) -> &[u8] {
+    pub(super) fn finish(&mut self) -> &mut Vec<u8> {
         self.put(b".");
         self.end_frame();
-        &self.bytes
+        &mut self.bytes
     }
 
     /// Writes into the open frame; opens one if there is none.

@@ -1,6 +1,6 @@
 //! The recurrence, and what writes it.
 
-use sha2::{Digest as _, Sha256};
+use sha2::block_api::compress256;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::block_hash::{BlockHash, Int, Value};
@@ -185,13 +185,43 @@ impl Encoder {
     }
 }
 
+/// SHA-256 of what is in the buffer, which is padded in place (FIPS 180-4, section 5.1.1): the hasher's
+/// own buffer would copy a message that is whole already.
+fn sha256(bytes: &mut Vec<u8>) -> [u8; 32] {
+    let bits = bytes.len() as u64 * 8;
+    bytes.push(0x80);
+    let padded = (bytes.len() + 8).next_multiple_of(64);
+    bytes.resize(padded - 8, 0);
+    bytes.extend_from_slice(&bits.to_be_bytes());
+    let mut state = SHA256_START;
+    compress256(&mut state, bytes.as_chunks().0);
+    let mut hash = [0; 32];
+    for (bytes, word) in hash.chunks_exact_mut(4).zip(state) {
+        bytes.copy_from_slice(&word.to_be_bytes());
+    }
+    hash
+}
+
+/// The initial hash value (FIPS 180-4, section 5.3.3).
+const SHA256_START: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
+
 impl Finish {
-    fn hash(self, bytes: &[u8]) -> BlockHash {
+    /// Hashes what was encoded and leaves the buffer as it may.
+    fn hash(self, bytes: &mut Vec<u8>) -> BlockHash {
         BlockHash(match self {
-            Finish::Sha256 => Value::Bytes32(Sha256::digest(bytes).into()),
-            Finish::Sha256Int => Value::Int(Sha256::digest(bytes).into()),
+            Finish::Sha256 => Value::Bytes32(sha256(bytes)),
+            Finish::Sha256Int => Value::Int(sha256(bytes)),
             Finish::Sha256Low => {
-                let mut low: Int = Sha256::digest(bytes).into();
+                let mut low: Int = sha256(bytes);
                 low[..24].fill(0);
                 Value::Int(low)
             }
