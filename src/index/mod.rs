@@ -180,7 +180,8 @@ pub struct Matches {
     pub matches: Vec<Match>,
     /// In no order; empty unless [`Query::spans`] was set.
     pub spans: Vec<Span>,
-    scratch: memory::Scratch,
+    /// What a lookup works in.
+    pub(crate) scratch: memory::Scratch,
 }
 
 impl Matches {

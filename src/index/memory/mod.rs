@@ -5,12 +5,13 @@
 //! block's. Readers take no lock that a batch holds.
 
 mod arena;
+mod cpu;
 mod cut;
 mod detail;
 mod hold;
 mod names;
 mod orphan;
-mod prefetch;
+
 mod run;
 mod slot;
 mod slots;

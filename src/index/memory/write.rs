@@ -258,20 +258,29 @@ impl Pen<'_> {
         };
         let (space, voc, table) = (worker.home.space, worker.voc, worker.table.clone());
         let mut lane = Lane { worker: id, space, voc, table, slot: 0 };
+        // The slot of the change before: most changes of a batch are of one group and tier.
+        let mut last: Option<(Group, Tier, u32)> = None;
+        let same = |last: Option<(Group, Tier, u32)>, group, tier| {
+            last.filter(|l| (l.0, l.1) == (group, tier)).map(|l| l.2)
+        };
         let mut applied = Applied::default();
         for (i, change) in changes.iter().enumerate() {
             self.look_ahead(&lane, changes, i);
             match change {
                 Change::Store(store) => {
-                    lane.slot = self.lane(id, store.group, store.tier);
+                    lane.slot = same(last, store.group, store.tier)
+                        .unwrap_or_else(|| self.lane(id, store.group, store.tier));
+                    last = Some((store.group, store.tier, lane.slot));
                     self.store(&lane, store, &mut applied);
                 }
                 Change::Remove { group, tier, names } => {
-                    let Some(slot) = self.find_lane(id, *group, *tier) else {
+                    let known = same(last, *group, *tier);
+                    let Some(slot) = known.or_else(|| self.find_lane(id, *group, *tier)) else {
                         applied.unknown_removals += names.len() as u64;
                         continue;
                     };
                     lane.slot = slot;
+                    last = Some((*group, *tier, slot));
                     for &name in *names {
                         match self.remove(&lane, name) {
                             true => applied.removed += 1,
@@ -279,7 +288,10 @@ impl Pen<'_> {
                         }
                     }
                 }
-                Change::Clear { tier } => self.retire_lanes(id, *tier),
+                Change::Clear { tier } => {
+                    self.retire_lanes(id, *tier);
+                    last = None;
+                }
             }
             if self.w.slots.has_dead() {
                 self.sweep(STEP);
@@ -306,8 +318,8 @@ impl Pen<'_> {
         };
         if let Some(place) = guess(6) {
             let run = self.run(RunId(place.run));
-            super::prefetch::word(run.word(0));
-            super::prefetch::word(run.word(8));
+            super::cpu::prefetch(run.word(0));
+            super::cpu::prefetch(run.word(8));
         }
     }
 
