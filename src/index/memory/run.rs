@@ -337,7 +337,7 @@ const SALTS: [u64; SEGMENT] = {
 /// much as XXH3 accumulates. Contents are keyed 64-bit digests that nobody outside can choose or
 /// see, so different segments have equal sums with odds of about 2^-63, those of two digests being
 /// equal. Made so that compilers vectorise it.
-#[inline]
+#[inline(always)]
 pub(super) fn sum(contents: &[Digest; SEGMENT]) -> u64 {
     let mut all = 0u64;
     for i in 0..SEGMENT {
@@ -351,6 +351,13 @@ pub(super) fn sum(contents: &[Digest; SEGMENT]) -> u64 {
 /// How many leading segments of `digests` have the sums that are in every second word from `first`.
 #[inline(always)]
 pub(super) fn equal_sums(sums: Words<'_>, first: usize, digests: &[Digest]) -> usize {
-    let segments = digests.as_chunks::<SEGMENT>().0.iter();
-    segments.zip(first..).take_while(|(s, at)| sums.load(2 * at) == sum(s)).count()
+    // A plain loop: what an iterator calls would not be compiled for the caller's features.
+    let mut same = 0;
+    for segment in digests.as_chunks::<SEGMENT>().0 {
+        if sums.load(2 * (first + same)) != sum(segment) {
+            break;
+        }
+        same += 1;
+    }
+    same
 }
