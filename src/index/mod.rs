@@ -96,7 +96,8 @@ pub struct Applied {
     pub unknown_removals: u64,
     /// Copies added to unplaced blocks.
     pub unplaced: u64,
-    /// Copies not added because the worker's share of unplaced blocks was full.
+    /// Copies not added because the worker's share of unplaced blocks was full, or because no memory
+    /// was left and nothing could be evicted.
     pub refused: u64,
 }
 
@@ -180,7 +181,8 @@ pub struct Matches {
     pub matches: Vec<Match>,
     /// In no order; empty unless [`Query::spans`] was set.
     pub spans: Vec<Span>,
-    scratch: memory::Scratch,
+    /// What a lookup works in.
+    pub(crate) scratch: memory::Scratch,
 }
 
 impl Matches {

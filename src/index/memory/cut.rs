@@ -210,6 +210,34 @@ impl Cuts {
         }
     }
 
+    /// Every slot that holds something; one behind holes more than once.
+    pub(super) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        let cuts = self
+            .cuts
+            .iter()
+            .flat_map(|cut| (0..64).filter(|i| cut.bits >> i & 1 == 1).map(|i| cut.page * 64 + i));
+        let parts = self.parts.iter().map(|p| p.slot);
+        let cut = |slot: &u32| self.position(*slot).is_none();
+        let parts = parts.filter(cut);
+        cuts.chain(parts)
+    }
+
+    /// A slot holds no block from `end` on.
+    pub(super) fn keep_first(&mut self, slot: u32, end: u32) {
+        if let Some(at) = self.position(slot)
+            && self.cuts[at].end > end
+        {
+            self.leave(at, slot);
+            if end > 0 {
+                self.join(slot, end);
+            }
+        }
+        self.parts.retain_mut(|p| {
+            p.hi = if p.slot == slot { p.hi.min(end) } else { p.hi };
+            p.lo < p.hi
+        });
+    }
+
     /// One past the last block that somebody holds, of a run of `len` blocks.
     pub(super) fn extent(&self, len: u32) -> u32 {
         let cuts = self.cuts.iter().map(|c| c.end.min(len));

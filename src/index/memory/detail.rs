@@ -81,7 +81,6 @@ impl Shared {
         query: &Query<'_>,
         blocks: &mut impl BlockSource,
         matches: &mut Matches,
-        scratch: &mut Scratch,
     ) -> Outcome {
         matches.clear();
         let total = blocks.len();
@@ -89,7 +88,7 @@ impl Shared {
             return Outcome::Done;
         }
         let epoch = self.slots.epoch();
-        let Scratch { cuts, detail, .. } = scratch;
+        let Matches { matches, spans, scratch: Scratch { cuts, detail, .. } } = matches;
         let Detail { pieces, vocabularies, above, below, places } = detail;
         pieces.clear();
         let mut into = Collect { shared: self, candidates: query.candidates, pieces, end: 0 };
@@ -128,7 +127,7 @@ impl Shared {
                 }
             }
         }
-        summarize(pieces, query.spans, matches);
+        summarize(pieces, matches, query.spans.then_some(spans));
         if self.slots.is(epoch) { Outcome::Done } else { Outcome::Again }
     }
 
@@ -246,7 +245,7 @@ impl Shared {
 }
 
 /// Puts the pieces of each (worker, group) together.
-fn summarize(pieces: &mut [Piece], spans: bool, matches: &mut Matches) {
+fn summarize(pieces: &mut [Piece], matches: &mut Vec<Match>, mut spans: Option<&mut Vec<Span>>) {
     pieces.sort_unstable();
     for mine in pieces.chunk_by(|a, b| (a.worker, a.group) == (b.worker, b.group)) {
         let (worker, group) = (mine[0].worker, mine[0].group);
@@ -266,21 +265,21 @@ fn summarize(pieces: &mut [Piece], spans: bool, matches: &mut Matches) {
         let fastest = [0, 1, 2, 3]
             .map(|rank| if rank == 0 { within[0] } else { within[rank] - within[rank - 1] });
         if leading[3] > 0 {
-            matches.matches.push(Match { worker, group, leading, fastest });
+            matches.push(Match { worker, group, leading, fastest });
         }
-        if spans {
+        if let Some(spans) = &mut spans {
             let mut open: Option<Span> = None;
             for p in mine.iter().filter(|p| p.rank == 0) {
                 match &mut open {
                     Some(span) if p.start <= span.end => span.end = span.end.max(p.end),
                     _ => {
-                        matches.spans.extend(open);
+                        spans.extend(open);
                         let (start, end) = (p.start, p.end);
                         open = Some(Span { worker, group, start, end });
                     }
                 }
             }
-            matches.spans.extend(open);
+            spans.extend(open);
         }
     }
 }

@@ -5,12 +5,14 @@
 //! block's. Readers take no lock that a batch holds.
 
 mod arena;
+mod budget;
+mod cpu;
 mod cut;
 mod detail;
 mod hold;
 mod names;
 mod orphan;
-mod prefetch;
+
 mod run;
 mod slot;
 mod slots;
@@ -43,8 +45,10 @@ use crate::error::Error;
 pub struct MemoryOptions {
     /// How many unplaced blocks one worker may hold; further ones are refused and counted.
     pub unplaced_per_worker: usize,
-    /// Bytes that blocks, names and holders may take together. What was not used for longest goes
-    /// when they are full; see [`Stats::evicted`].
+    /// Bytes that blocks, names and holders may take together, at most 15 GiB. When they are full,
+    /// ends of chains that were not used for longest go, those of a worker with more than twice its
+    /// share first ([`Stats::evicted`]); a chain that alone is more is refused beyond
+    /// ([`Applied::refused`]).
     pub budget: usize,
 }
 
@@ -73,6 +77,7 @@ impl Default for MemoryIndex {
 impl MemoryIndex {
     /// An empty index with these limits.
     pub fn new(options: MemoryOptions) -> MemoryIndex {
+        let options = MemoryOptions { budget: options.budget.min(15 << 30), ..options };
         let mut book = Book::default();
         let shared = Shared::new(&mut book);
         MemoryIndex { shared, writer: Mutex::new(Writer::new(options, book)) }

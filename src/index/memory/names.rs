@@ -75,14 +75,18 @@ impl Names {
         [Name(first)].into_iter().filter(|n| n.0 != 0).chain(also).collect()
     }
 
-    /// Bytes of what is not in cells and tables, by the sizes of its entries.
+    /// Bytes of what is not in cells, unplaced blocks left out.
     pub(super) fn bytes(&self) -> usize {
         let more: usize = self.more.values().map(|m| 48 + m.capacity() * 8).sum();
         let also: usize = self.also.values().map(|a| 48 + a.capacity() * 16).sum();
         let dups: usize = self.dups.values().map(|d| 48 + d.capacity() * 8).sum();
-        let orphans: usize = self.vocabularies.values().map(|v| v.orphans.bytes()).sum();
         let tables: usize = self.vocabularies.values().map(|v| v.table.directory_bytes()).sum();
-        more + also + dups + orphans + tables
+        more + also + dups + tables
+    }
+
+    /// Bytes of unplaced blocks.
+    pub(super) fn orphan_bytes(&self) -> usize {
+        self.vocabularies.values().map(|v| v.orphans.bytes()).sum()
     }
 }
 

@@ -97,7 +97,8 @@ impl Pen<'_> {
             applied.stored += 1;
             return Some(place);
         }
-        let full = self.w.unplaced_of(lane.worker) >= self.w.options.unplaced_per_worker;
+        let share = self.w.options.unplaced_per_worker;
+        let full = self.w.unplaced_of(lane.worker) >= share || !self.has_room();
         if full && !self.holds_orphan(lane, name) {
             applied.refused += 1;
             return None;

@@ -7,6 +7,7 @@
 //! guard in its first word; line 1 is the writer's alone.
 
 use super::arena::{Arena, Book, Cell, Kind, Words};
+use super::cpu;
 use super::sync::{AtomicU64, Ordering, guard};
 use crate::block::Digest;
 
@@ -172,33 +173,25 @@ impl<'a> Run<'a> {
         self.segment(at, len).word(SEGMENT + at as usize % SEGMENT)
     }
 
-    /// How many blocks from `from` on have these contents, of a run of `len` blocks. Whole segments
-    /// are compared by their sums.
+    /// How many blocks from `from` on, which begins a segment, have these contents, of a run of
+    /// `len` blocks. Whole segments are compared by their sums.
     #[inline]
     pub(super) fn compare(self, from: u32, len: u32, digests: &[Digest]) -> usize {
-        let most = digests.len().min((len - from) as usize);
-        let digests = &digests[..most];
-        let data = self.arena.words(Cell(self.get(DATA)));
         let mut done = 0;
-        while done < most {
+        if len as usize > SEGMENT {
+            let sums = self.arena.words(Cell(self.get(DATA)));
+            done = SEGMENT * cpu::equal_sums(sums, from as usize / SEGMENT, digests);
+        }
+        let mut words = None;
+        for digest in &digests[done..] {
             let at = from as usize + done;
-            let segment = at / SEGMENT;
-            let step = (SEGMENT - at % SEGMENT).min(most - done);
-            if len as usize > SEGMENT
-                && let Some(whole) = digests[done..].first_chunk::<SEGMENT>()
-                && step == SEGMENT
-                && data.load(2 * segment) == sum(whole)
-            {
-                done += SEGMENT;
-                continue;
+            if at % SEGMENT == 0 || words.is_none() {
+                words = Some(self.segment(at as u32, len));
             }
-            let words = self.segment(at as u32, len);
-            for digest in &digests[done..done + step] {
-                if words.load((from as usize + done) % SEGMENT) != digest.0 {
-                    return done;
-                }
-                done += 1;
+            if words.is_some_and(|w| w.load(at % SEGMENT) != digest.0) {
+                break;
             }
+            done += 1;
         }
         done
     }
@@ -340,17 +333,31 @@ const SALTS: [u64; SEGMENT] = {
 
 /// 64 bits that stand for sixteen contents in this order.
 ///
-/// One round of XXH3's accumulation for each place: halves of the salted content are multiplied and
-/// the content itself is added with its halves exchanged. Contents are keyed 64-bit digests that
-/// nobody outside can choose or see, so different segments have equal sums with odds of about
-/// 2^-63, those of two digests being equal. It compiles to two-lane SSE2.
-#[inline]
+/// For each place, the halves of the salted content are multiplied and the content itself is added,
+/// much as XXH3 accumulates. Contents are keyed 64-bit digests that nobody outside can choose or
+/// see, so different segments have equal sums with odds of about 2^-63, those of two digests being
+/// equal. Made so that compilers vectorise it.
+#[inline(always)]
 pub(super) fn sum(contents: &[Digest; SEGMENT]) -> u64 {
     let mut all = 0u64;
     for i in 0..SEGMENT {
         let salted = contents[i].0 ^ SALTS[i];
         let product = (salted & 0xffff_ffff).wrapping_mul(salted >> 32);
-        all = all.wrapping_add(product).wrapping_add(contents[i].0.rotate_left(32));
+        all = all.wrapping_add(product).wrapping_add(contents[i].0);
     }
     all
+}
+
+/// How many leading segments of `digests` have the sums that are in every second word from `first`.
+#[inline(always)]
+pub(super) fn equal_sums(sums: Words<'_>, first: usize, digests: &[Digest]) -> usize {
+    // A plain loop: what an iterator calls would not be compiled for the caller's features.
+    let mut same = 0;
+    for segment in digests.as_chunks::<SEGMENT>().0 {
+        if sums.load(2 * (first + same)) != sum(segment) {
+            break;
+        }
+        same += 1;
+    }
+    same
 }

@@ -54,10 +54,22 @@ impl Slots {
         self.chunks.get(at / CHUNK)?.get()?.get(at % CHUNK)
     }
 
+    /// The 64 slots of a page.
+    #[inline]
+    pub(super) fn page(&self, page: u32) -> Option<&[[AtomicU64; 2]; 64]> {
+        let at = page as usize * 64;
+        self.chunks.get(at / CHUNK)?.get()?.get(at % CHUNK..)?.first_chunk()
+    }
+
     /// The owner of a slot, `None` once it is retired.
     #[inline]
     pub(super) fn owner(&self, slot: u32) -> Option<Owner> {
-        let [first, group] = self.words(slot)?;
+        Slots::owner_in(self.words(slot)?)
+    }
+
+    /// The owner in the words of a slot.
+    #[inline]
+    pub(super) fn owner_in([first, group]: &[AtomicU64; 2]) -> Option<Owner> {
         let word = first.load(Ordering::Acquire);
         if word & ALIVE == 0 {
             return None;

@@ -68,10 +68,6 @@ impl SlotBook {
         !self.sweeping.is_empty() || !self.next.is_empty()
     }
 
-    pub(super) fn is_dead(&self, slot: u32) -> bool {
-        self.dead_bits(slot / 64) >> (slot % 64) & 1 == 1
-    }
-
     pub(super) fn dead_bits(&self, page: u32) -> u64 {
         self.dead.get(page as usize).copied().unwrap_or(0)
     }

@@ -31,6 +31,10 @@ pub(super) struct Lane {
 /// How many blocks ahead the buckets of names are asked for.
 const AHEAD: usize = 8;
 
+/// Blocks pushed at a time: bounds how long a run is being changed, and what the budget has to have
+/// room for.
+const STRETCH: usize = 256;
+
 /// What is known of the block before the next one of a store.
 #[derive(Clone, Copy)]
 enum Above {
@@ -64,8 +68,12 @@ impl<'a> Pen<'a> {
                     let known = rest.iter().take_while(|b| b.digest.is_some()).count();
                     // With blocks waiting for a name, each binding may place some of them.
                     taken = if self.w.unplaced > 0 { 1 } else { known };
-                    let (run, at) = self.place(lane, (run, at), &rest[..taken]);
-                    applied.stored += taken as u64;
+                    let (run, at, placed) = self.place(lane, (run, at), &rest[..taken]);
+                    applied.stored += placed as u64;
+                    if placed < taken {
+                        applied.refused += (rest.len() - placed) as u64;
+                        break;
+                    }
                     Above::At(run, at)
                 }
                 (digest, above) => {
@@ -113,8 +121,9 @@ impl<'a> Pen<'a> {
         meant
     }
 
-    /// Stores blocks with contents below a place; returns the place below them.
-    fn place(&mut self, lane: &Lane, above: (RunId, u32), blocks: &[Block]) -> (RunId, u32) {
+    /// Stores blocks with contents below a place, as many as there is room for; returns the place
+    /// below them and how many they are.
+    fn place(&mut self, lane: &Lane, above: (RunId, u32), blocks: &[Block]) -> (RunId, u32, usize) {
         let (mut id, mut at) = above;
         let mut rest = blocks;
         while let [first, ..] = rest {
@@ -142,15 +151,19 @@ impl<'a> Pen<'a> {
                     continue;
                 }
             }
+            self.w.busy = id;
+            if !self.make_room() {
+                break;
+            }
             let base;
             if at == len && len > 0 && len < LONGEST && self.holds_all(run, lane.slot) {
                 base = len;
-                let most = rest.len().min((LONGEST - len) as usize);
+                let most = rest.len().min((LONGEST - len) as usize).min(STRETCH);
                 self.append(lane, id, &rest[..most]);
                 at = len + most as u32;
             } else {
                 base = 0;
-                let most = rest.len().min(LONGEST as usize);
+                let most = rest.len().min(STRETCH);
                 id = self.branch(lane, (id, at), &rest[..most]);
                 at = most as u32;
             }
@@ -158,7 +171,7 @@ impl<'a> Pen<'a> {
             self.name_new(lane, id, base, &rest[..new]);
             rest = &rest[new..];
         }
-        (id, at)
+        (id, at, blocks.len() - rest.len())
     }
 
     /// Binds the names of blocks that were just pushed, which bear them already if the run's own
@@ -207,7 +220,7 @@ impl<'a> Pen<'a> {
             let mine = Lane { slot, ..lane.clone() };
             let block = [Block { name, digest: Some(digest) }];
             let (run, at) = match place {
-                None => self.place_unsettled(&mine, above, &block),
+                None => self.place_unsettled(&mine, above, &block)?,
                 Some(Place { run, at }) => {
                     self.add_copies(RunId(run), at, slot, copies);
                     continue;
@@ -227,11 +240,11 @@ impl<'a> Pen<'a> {
         lane: &Lane,
         above: (RunId, u32),
         blocks: &[Block],
-    ) -> (RunId, u32) {
+    ) -> Option<(RunId, u32)> {
         let unplaced = std::mem::take(&mut self.w.unplaced);
-        let end = self.place(lane, above, blocks);
+        let (run, at, placed) = self.place(lane, above, blocks);
         self.w.unplaced = unplaced;
-        end
+        (placed == blocks.len()).then_some((run, at))
     }
 
     /// Whether a slot is a whole holder.

@@ -114,7 +114,7 @@ impl Table {
     pub(super) fn touch(&self, arena: &Arena, hash: u64) {
         let depth = self.depth.load(Ordering::Relaxed);
         let bucket = arena.words(self.bucket(hash & ((1 << depth) - 1)));
-        super::prefetch::word(bucket.word(1 + home(hash)));
+        super::cpu::prefetch(bucket.word(1 + home(hash)));
     }
 
     /// The first run that a hash may mean, unchecked: for prefetching.

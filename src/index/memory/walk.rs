@@ -6,10 +6,11 @@
 
 use super::cut::{ALL, Cuts};
 use super::run::{HEAD, OFFSET, Run, RunId, SEGMENT, UP, USED};
+use super::slot::Slots;
 use super::sync::guard;
 use super::table::Place;
 use super::write::Shared;
-use crate::block::{Digest, WorkerId};
+use crate::block::{Digest, Tier, WorkerId};
 use crate::index::{BlockSource, Match, Matches, Query};
 
 /// Memory of a lookup, in the caller's `Matches`.
@@ -61,24 +62,22 @@ impl Shared {
         blocks: &mut impl BlockSource,
         matches: &mut Matches,
     ) {
-        let mut scratch = std::mem::take(&mut matches.scratch);
         let mut tries = 0u32;
         loop {
             matches.clear();
             let outcome = match self.is_common(query) {
-                true => self.walk(query, blocks, matches, &mut scratch),
+                true => self.walk(query, blocks, matches),
                 false => Outcome::Detail,
             };
             let outcome = match outcome {
-                Outcome::Detail => self.detail(query, blocks, matches, &mut scratch),
+                Outcome::Detail => self.detail(query, blocks, matches),
                 other => other,
             };
             if outcome == Outcome::Done {
-                break;
+                return;
             }
             pause(&mut tries);
         }
-        matches.scratch = scratch;
     }
 
     fn is_common(&self, query: &Query<'_>) -> bool {
@@ -125,10 +124,14 @@ impl Shared {
             let mut same = 0;
             while same < most {
                 let digests = blocks.digests(start + same, (most - same).min(SEGMENT));
-                let digests = &digests[..digests.len().min(most - same)];
-                let more = run.compare(same as u32, len, digests);
+                let mut n = digests.len().min(most - same);
+                if same + n < most {
+                    // The next comparison begins a segment, too.
+                    n -= n % SEGMENT;
+                }
+                let more = run.compare(same as u32, len, &digests[..n]);
                 same += more;
-                if more < digests.len() || digests.is_empty() {
+                if more < n || n == 0 {
                     break;
                 }
             }
@@ -149,7 +152,6 @@ impl Shared {
         query: &Query<'_>,
         blocks: &mut impl BlockSource,
         matches: &mut Matches,
-        scratch: &mut Scratch,
     ) -> Outcome {
         let total = blocks.len();
         if total == 0 {
@@ -162,7 +164,7 @@ impl Shared {
         let mut above = (root, root_born);
         let mut key = Key { parent: root, at: 0, head };
         let mut start = 0;
-        let Scratch { alive, keep, cuts, .. } = scratch;
+        let Matches { matches, scratch: Scratch { alive, keep, cuts, .. }, .. } = matches;
         alive.clear();
         let mut emit = Emit { shared: self, candidates: query.candidates, matches, layered: false };
         let mut first = true;
@@ -233,7 +235,7 @@ impl Shared {
 struct Emit<'a> {
     shared: &'a Shared,
     candidates: Option<&'a [WorkerId]>,
-    matches: &'a mut Matches,
+    matches: &'a mut Vec<Match>,
     layered: bool,
 }
 
@@ -241,24 +243,29 @@ impl Emit<'_> {
     #[inline]
     fn all(&mut self, page: u32, mut bits: u64, blocks: u32) {
         debug_assert_ne!(blocks, ALL);
+        if bits == 0 || blocks == 0 {
+            return;
+        }
+        let Some(slots) = self.shared.slots.page(page) else { return };
+        self.matches.reserve(64);
         while bits != 0 {
-            let slot = page * 64 + bits.trailing_zeros();
+            let slot = bits.trailing_zeros() as usize % 64;
             bits &= bits - 1;
-            let Some(owner) = self.shared.slots.owner(slot) else { continue };
-            let Some(rank) = owner.tier.rank() else { continue };
-            if !is_candidate(self.candidates, owner.worker) || blocks == 0 {
+            let Some(owner) = Slots::owner_in(&slots[slot]) else { continue };
+            if !is_candidate(self.candidates, owner.worker) {
                 continue;
             }
             self.layered |= owner.layered;
-            let mut found = Match {
-                worker: owner.worker,
-                group: owner.group,
-                leading: [blocks; 4],
-                fastest: [0; 4],
+            let (worker, group) = (owner.worker, owner.group);
+            let (b, n) = (blocks, 0);
+            let (leading, fastest) = match owner.tier {
+                Tier::Gpu => ([b, b, b, b], [b, n, n, n]),
+                Tier::Cpu => ([n, b, b, b], [n, b, n, n]),
+                Tier::Disk => ([n, n, b, b], [n, n, b, n]),
+                Tier::Remote => ([n, n, n, b], [n, n, n, b]),
+                Tier::Unknown => continue,
             };
-            found.leading[..rank].fill(0);
-            found.fastest[rank] = blocks;
-            self.matches.matches.push(found);
+            self.matches.push(Match { worker, group, leading, fastest });
         }
     }
 }

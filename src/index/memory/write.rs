@@ -36,7 +36,7 @@ pub(super) struct Shared {
     pub(super) unplaced: AtomicU32,
     /// (worker, group) pairs whose blocks lie in several tiers.
     pub(super) layered: AtomicU32,
-    clock: AtomicU32,
+    pub(super) clock: AtomicU32,
     keys: [u64; 2],
 }
 
@@ -108,7 +108,13 @@ pub(super) struct Writer {
     pub(super) pinned: RunId,
     pub(super) cuts: Cuts,
     pub(super) places: Vec<Place>,
-    changes: u32,
+    pub(super) changes: u32,
+    /// Where in `runs` the last look for something to evict ended.
+    pub(super) hand: usize,
+    /// The run that a store is at.
+    pub(super) busy: RunId,
+    /// Bytes outside of the arena when they were last added up.
+    pub(super) side: usize,
 }
 
 #[derive(Debug)]
@@ -141,6 +147,9 @@ impl Writer {
             cuts: Cuts::default(),
             places: Vec::new(),
             changes: 0,
+            hand: 0,
+            busy: RunId::NONE,
+            side: 0,
         }
     }
 
@@ -152,6 +161,18 @@ impl Writer {
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.unplaced = worker.unplaced.saturating_add_signed(change as isize);
         }
+    }
+
+    pub(super) fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The worker with the most entries in runs.
+    pub(super) fn largest(&self) -> Option<(WorkerId, u64)> {
+        let sizes = self.workers.iter().map(|(&id, worker)| {
+            (id, worker.lanes.iter().map(|l| self.slots.entries(l.2)).sum::<u64>())
+        });
+        sizes.max_by_key(|&(id, entries)| (entries, id))
     }
 
     pub(super) fn slots_of(&self, worker: WorkerId) -> Vec<u32> {
@@ -258,20 +279,30 @@ impl Pen<'_> {
         };
         let (space, voc, table) = (worker.home.space, worker.voc, worker.table.clone());
         let mut lane = Lane { worker: id, space, voc, table, slot: 0 };
+        // The slot of the change before: most changes of a batch are of one group and tier.
+        let mut last: Option<(Group, Tier, u32)> = None;
+        let same = |last: Option<(Group, Tier, u32)>, group, tier| {
+            last.filter(|l| (l.0, l.1) == (group, tier)).map(|l| l.2)
+        };
         let mut applied = Applied::default();
         for (i, change) in changes.iter().enumerate() {
             self.look_ahead(&lane, changes, i);
+            self.tick();
             match change {
                 Change::Store(store) => {
-                    lane.slot = self.lane(id, store.group, store.tier);
+                    lane.slot = same(last, store.group, store.tier)
+                        .unwrap_or_else(|| self.lane(id, store.group, store.tier));
+                    last = Some((store.group, store.tier, lane.slot));
                     self.store(&lane, store, &mut applied);
                 }
                 Change::Remove { group, tier, names } => {
-                    let Some(slot) = self.find_lane(id, *group, *tier) else {
+                    let known = same(last, *group, *tier);
+                    let Some(slot) = known.or_else(|| self.find_lane(id, *group, *tier)) else {
                         applied.unknown_removals += names.len() as u64;
                         continue;
                     };
                     lane.slot = slot;
+                    last = Some((*group, *tier, slot));
                     for &name in *names {
                         match self.remove(&lane, name) {
                             true => applied.removed += 1,
@@ -279,13 +310,15 @@ impl Pen<'_> {
                         }
                     }
                 }
-                Change::Clear { tier } => self.retire_lanes(id, *tier),
+                Change::Clear { tier } => {
+                    self.retire_lanes(id, *tier);
+                    last = None;
+                }
             }
             if self.w.slots.has_dead() {
                 self.sweep(STEP);
             }
         }
-        self.w.changes = self.w.changes.wrapping_add(1);
         Ok(applied)
     }
 
@@ -306,8 +339,8 @@ impl Pen<'_> {
         };
         if let Some(place) = guess(6) {
             let run = self.run(RunId(place.run));
-            super::prefetch::word(run.word(0));
-            super::prefetch::word(run.word(8));
+            super::cpu::prefetch(run.word(0));
+            super::cpu::prefetch(run.word(8));
         }
     }
 
@@ -377,7 +410,9 @@ impl Pen<'_> {
             blocks: self.w.blocks,
             unplaced: self.w.unplaced,
             entries: self.w.entries,
-            ..Stats::default()
+            evicted: self.w.evicted,
+            bytes: self.bytes() as u64,
+            reserved: self.reserved() as u64,
         }
     }
 }

@@ -1,0 +1,181 @@
+//! The budget: what goes when the memory is full.
+//!
+//! Invariants: before blocks are pushed, what is in use leaves room for them or everything that may
+//! go is gone; only the end of a run without children goes, so chains stay closed; a worker that
+//! holds more than twice its share goes first, and alone: blocks that it shares stay with the others.
+
+use super::arena::CHUNK_BYTES;
+use super::run::{EXTRAS, KIDS, Run, RunId, USED};
+use super::sync::{Ordering, guard};
+use super::write::Pen;
+use crate::block::WorkerId;
+
+/// Room that a store of one stretch may need at once.
+const RESERVE: usize = 64 << 10;
+/// What an unplaced block takes in its maps and lists, about; `bytes` adds them up.
+const UNPLACED: usize = 288;
+/// Runs looked at to find the one that was not used for longest.
+const SAMPLE: usize = 48;
+/// How many runs are looked at for one that a flooding worker holds.
+const SEARCH: usize = 1024;
+/// Blocks given up at a time: a few segments.
+const BITE: u32 = 64;
+/// Changes between two ticks of the clock of recency, as a power of two.
+const TICK: u32 = 6;
+/// Changes between two looks at the bytes outside of the arena, as a power of two.
+const WEIGH: u32 = 14;
+
+impl Pen<'_> {
+    /// Bytes in use, of everything that grows with blocks, names and holders.
+    pub(super) fn bytes(&self) -> usize {
+        self.w.book.live() + self.side_bytes() + self.shared.names.read().orphan_bytes()
+    }
+
+    /// Bytes asked of the system.
+    pub(super) fn reserved(&self) -> usize {
+        self.w.book.made() + self.side_bytes() + self.shared.names.read().orphan_bytes()
+    }
+
+    /// What is neither in the arena nor unplaced.
+    fn side_bytes(&self) -> usize {
+        // A map keeps a control byte for each of its places.
+        let extras = self.w.extras.capacity() * 17;
+        self.w.runs.capacity() * 4
+            + extras
+            + self.w.slots.bytes()
+            + self.shared.names.read().bytes()
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.w.changes = self.w.changes.wrapping_add(1);
+        if self.w.changes % (1 << TICK) == 0 {
+            let clock = &self.shared.clock;
+            clock.store(clock.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            if self.w.changes % (1 << WEIGH) == 0 {
+                self.weigh();
+            }
+        }
+    }
+
+    /// Makes room for a stretch of blocks; `false` if nothing is left that may go.
+    #[inline]
+    pub(super) fn make_room(&mut self) -> bool {
+        // Most of it is in the arena, whose book is at hand; the rest is added up now and then.
+        self.has_room() || {
+            self.evict();
+            self.has_room()
+        }
+    }
+
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.in_use() + RESERVE <= self.w.options.budget
+    }
+
+    #[inline]
+    fn in_use(&self) -> usize {
+        self.w.book.live() + self.w.side + self.w.unplaced as usize * UNPLACED
+    }
+
+    /// Brings what is known of the bytes outside of the arena up to date.
+    pub(super) fn weigh(&mut self) {
+        self.w.side = self.side_bytes();
+    }
+
+    #[cold]
+    fn evict(&mut self) {
+        self.weigh();
+        // A little more than needed, so that not every store comes here.
+        let goal = self
+            .w
+            .options
+            .budget
+            .saturating_sub(RESERVE + CHUNK_BYTES.min(self.w.options.budget / 64));
+        let mut idle = 0;
+        while self.in_use() > goal && idle < 64 {
+            let before = (self.w.book.live(), self.w.entries);
+            if self.w.slots.has_dead() {
+                // The dead first.
+                self.sweep(SAMPLE);
+            } else if self.w.runs.is_empty() {
+                return;
+            } else {
+                self.evict_one();
+            }
+            idle = if before == (self.w.book.live(), self.w.entries) { idle + 1 } else { 0 };
+        }
+    }
+
+    fn evict_one(&mut self) {
+        let flooder = self.flooder();
+        let search = if flooder.is_some() { SEARCH } else { SAMPLE };
+        let mut oldest: Option<(bool, u32, RunId)> = None;
+        let now = self.shared.now();
+        for seen in 0..search.min(self.w.runs.len().max(SAMPLE)) {
+            self.w.hand = (self.w.hand + 1) % self.w.runs.len();
+            let id = self.w.runs[self.w.hand];
+            let run = self.run(id);
+            if run.is_root() || run.get(KIDS) > 0 || self.w.pinned == id || self.w.busy == id {
+                continue;
+            }
+            let floods = flooder.is_some_and(|worker| self.is_held_by(run, worker));
+            let age = now.wrapping_sub(run.get(USED));
+            if oldest.is_none_or(|(f, a, _)| (floods, age) > (f, a)) {
+                oldest = Some((floods, age, id));
+            }
+            if seen >= SAMPLE && oldest.is_some_and(|o| o.0) {
+                break;
+            }
+        }
+        let Some((floods, _, id)) = oldest else { return };
+        let worker = flooder.filter(|_| floods);
+        self.cut_holders(id, worker);
+    }
+
+    /// The worker with the most entries, if it has more than twice its share.
+    fn flooder(&self) -> Option<WorkerId> {
+        let (worker, entries) = self.w.largest()?;
+        let workers = self.w.worker_count() as u64;
+        (workers > 1 && entries * workers > 2 * self.w.entries).then_some(worker)
+    }
+
+    fn is_held_by(&mut self, run: Run<'_>, worker: WorkerId) -> bool {
+        self.w.cuts.load(run);
+        let slots = self.w.slots_of(worker);
+        slots.iter().any(|&slot| self.w.cuts.held(slot, 0, u32::MAX).next().is_some())
+    }
+
+    /// Takes the last blocks of a run without children from their holders, or from one of them.
+    fn cut_holders(&mut self, id: RunId, worker: Option<WorkerId>) {
+        let run = self.run(id);
+        let len = run.len();
+        self.w.cuts.load(run);
+        let holders: Vec<u32> = self.w.cuts.slots().collect();
+        let mine = |slot: &u32| worker.is_none_or(|w| self.w.slots.worker(*slot) == w);
+        let holders: Vec<u32> = holders.into_iter().filter(mine).collect();
+        // The end of what these hold, which for one of several may be before the run's end.
+        let ends = holders.iter().flat_map(|&s| self.w.cuts.held(s, 0, len).map(|h| h.1));
+        let from = ends.max().unwrap_or(0).saturating_sub(BITE);
+        for &slot in &holders {
+            let gone: Vec<(u32, u32)> = self.w.cuts.held(slot, from, len).collect();
+            for (lo, hi) in gone {
+                if run.get(EXTRAS) > 0 {
+                    for at in lo..hi {
+                        if self.w.extras.remove(&(id, at, slot)).is_some() {
+                            run.set(EXTRAS, run.get(EXTRAS) - 1);
+                        }
+                    }
+                }
+                let entries = u64::from(hi - lo);
+                self.w.entries -= entries;
+                self.w.evicted += entries;
+                self.w.slots.count(slot, -(entries as i64));
+            }
+            self.w.cuts.keep_first(slot, from);
+        }
+        guard::open(run.guard());
+        self.w.cuts.save(run, &mut self.w.book);
+        guard::close(run.guard());
+        self.trim(id, None);
+    }
+}
