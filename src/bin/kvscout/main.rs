@@ -2,9 +2,11 @@
 
 mod config;
 mod demo;
+mod fields;
 mod hash;
 mod http;
 mod intake;
+mod lines;
 mod logs;
 mod metrics;
 mod replay;
