@@ -4,7 +4,7 @@
 mod daemon_support;
 mod zmq_support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use kvscout::event::{Batch as Events, Event, Limits};
@@ -318,6 +318,37 @@ fn ranks_are_workers_of_their_own_at_the_next_ports() {
     let body = json!({ "token_ids": tokens, "candidates": [{ "worker": "pod", "rank": 1 }] });
     let answer = daemon.post("/v1/score", &body).json(200);
     assert_eq!(answer["workers"].as_array().unwrap().len(), 1);
+#[test]
+fn a_client_that_sends_too_much_before_it_reads_has_its_answer() {
+    let environment = [("KVSCOUT_LIMITS_MAX_BODY_BYTES", "2000000")];
+    let daemon = Daemon::start(&[], "", &environment);
+    // More than both sockets' buffers hold, so that the client depends on being read.
+    let body = "7".repeat(7_500_000);
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    for (framing, body) in [
+        (format!("content-length: {}", body.len()), &body),
+        ("transfer-encoding: chunked".to_owned(), &chunked),
+    ] {
+        let mut stream = TcpStream::connect(daemon.address()).unwrap();
+        let head =
+            format!("POST /query HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{framing}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{framing}: {answer}");
+        assert!(answer.contains("body_too_large"), "{framing}: {answer}");
+    }
+    // Who waits for leave to send is told at once.
+    let mut stream = TcpStream::connect(daemon.address()).unwrap();
+    let head = "POST /query HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                expect: 100-continue\r\ncontent-length: 7500000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
     assert_eq!(answer["workers"][0]["matched_blocks"], 0);
 }
 
