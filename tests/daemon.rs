@@ -272,6 +272,24 @@ fn bad_requests_name_what_is_wrong() {
 fn a_gap_shows_on_its_worker_and_in_its_scores() {
     let (daemon, socket) = with_pod_7(&[]);
     let batches = batches();
+        ("/register", json!({ "modelname": "m", "endpoint": "ipc:///run/vllm.sock" }), "endpoint"),
+        (
+            "/register",
+            json!({
+                "model_name": "m", "instance_id": 1, "block_size": 16,
+                "endpoint": "ipc:///run/vllm.sock",
+            }),
+            "endpoint",
+        ),
+        (
+            "/register",
+            json!({
+                "model_name": "m", "instance_id": 1, "block_size": 16,
+                "endpoint": "tcp://127.0.0.1:9", "replay_endpoint": "ipc://a",
+            }),
+            "replay_endpoint",
+        ),
+        ("/v1/score", json!({ "model": 5, "token_ids": [1] }), "model"),
     daemon.feed(&socket, "", &batches[0], "7");
     publish(&socket, b"", 3, &batches[3].payload);
     eventually("the batch after the gap is applied", || daemon.has_applied("7", 0, 3));
@@ -279,6 +297,8 @@ fn a_gap_shows_on_its_worker_and_in_its_scores() {
     assert_eq!((&worker["gaps"], &worker["missing"]), (&json!(1), &json!(2)));
     assert_eq!((&worker["trust"], &worker["reason"]), (&json!("degraded"), &json!("gap")));
     let answer = daemon.post("/v1/score", &json!({ "token_ids": [1] })).json(200);
+    let error = daemon.post("/query", &json!([])).json(400);
+    assert!(error["error"].as_str().unwrap().contains("found a list"), "{error}");
     assert_eq!(answer["workers"][0]["reason"], "gap");
     let metrics = daemon.get("/metrics").body;
     for line in ["kvscout_gaps_total 1", "kvscout_missing_batches_total 2"] {
