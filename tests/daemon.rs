@@ -4,7 +4,7 @@
 mod daemon_support;
 mod zmq_support;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use kvscout::event::{Batch as Events, Event, Limits};
@@ -132,6 +132,36 @@ fn the_dialects_answer_in_their_documented_shapes() {
 }
 
 #[test]
+fn a_worker_that_was_never_heard_of_is_silent() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = free.local_addr().unwrap();
+    drop(free);
+    let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
+    let sources = [format!("gone=tcp://{nobody}"), format!("here={endpoint}")];
+    let daemon = Daemon::start(&["--source", &sources[0], "--source", &sources[1]], "", &[]);
+    eventually("the sources are added", || daemon.get("/ready").status == 200);
+    let trust = |pod: &str| {
+        let question = json!({ "token_ids": [1], "candidates": [pod] });
+        let scored = daemon.post("/v1/score", &question).json(200);
+        let shown = daemon.worker(pod, 0);
+        assert_eq!((&scored["workers"][0]["as_of"], &shown["as_of"]), (&Value::Null, &Value::Null));
+        (scored["workers"][0]["trust"].clone(), shown["trust"].clone())
+    };
+    let both = |trust: &str| (json!(trust), json!(trust));
+    eventually("the link is up", || daemon.worker("here", 0)["link"]["state"] == "up");
+    assert_eq!(trust("here"), both("exact"), "it has published nothing: that is known");
+    assert_eq!(trust("gone"), both("silent"));
+    let metrics = daemon.get("/metrics").body;
+    for line in ["kvscout_workers{trust=\"exact\"} 1", "kvscout_workers{trust=\"silent\"} 1"] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    daemon.feed(&socket, "", &batches()[0], "here");
+    drop(socket);
+    eventually("the link is down", || daemon.worker("here", 0)["link"]["state"] == "down");
+    assert_eq!(daemon.worker("here", 0)["trust"], "exact", "as of the batch that it names");
+}
+
+#[test]
 fn a_million_tokens_are_answered() {
     let daemon = Daemon::start(&["--source", "a=tcp://127.0.0.1:9"], "", &[]);
     eventually("the source is added", || daemon.get("/ready").status == 200);
@@ -242,6 +272,24 @@ fn bad_requests_name_what_is_wrong() {
         ("/query_by_hash", json!({ "model": "m", "seq_hashes": [1] }), "block_size"),
         ("/register", json!({ "modelname": "m", "endpoint": "tcp://*:1" }), "endpoint"),
         ("/register", json!({ "model_name": "m", "instance_id": 1 }), "block_size"),
+        ("/register", json!({ "modelname": "m", "endpoint": "ipc:///run/vllm.sock" }), "endpoint"),
+        (
+            "/register",
+            json!({
+                "model_name": "m", "instance_id": 1, "block_size": 16,
+                "endpoint": "ipc:///run/vllm.sock",
+            }),
+            "endpoint",
+        ),
+        (
+            "/register",
+            json!({
+                "model_name": "m", "instance_id": 1, "block_size": 16,
+                "endpoint": "tcp://127.0.0.1:9", "replay_endpoint": "ipc://a",
+            }),
+            "replay_endpoint",
+        ),
+        ("/v1/score", json!({ "model": 5, "token_ids": [1] }), "model"),
     ] {
         let error = daemon.post(path, &body).json(400);
         assert_eq!(error["field"], field, "{body} {error}");
@@ -249,6 +297,8 @@ fn bad_requests_name_what_is_wrong() {
     }
     let json = "content-type: application/json\r\n";
     assert_eq!(daemon.send("POST", "/query", json, "{").json(400)["reason"], "invalid_json");
+    let error = daemon.post("/query", &json!([])).json(400);
+    assert!(error["error"].as_str().unwrap().contains("found a list"), "{error}");
     let long = json!({ "token_ids": vec![1; 1000] });
     assert_eq!(daemon.post("/v1/score", &long).json(413)["reason"], "body_too_large");
     let msgpack = "content-type: application/msgpack\r\n";
@@ -262,10 +312,41 @@ fn bad_requests_name_what_is_wrong() {
     for line in [
         "kvscout_http_requests_total{route=\"other\",status=\"404\"} 1",
         "kvscout_http_requests_total{route=\"/v1/score\",status=\"413\"} 1",
-        "kvscout_workers{trust=\"exact\"} 1",
+        "kvscout_workers{trust=\"silent\"} 1",
     ] {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
+}
+
+#[test]
+fn a_client_that_sends_too_much_before_it_reads_has_its_answer() {
+    let environment = [("KVSCOUT_LIMITS_MAX_BODY_BYTES", "2000000")];
+    let daemon = Daemon::start(&[], "", &environment);
+    // More than both sockets' buffers hold, so that the client depends on being read.
+    let body = "7".repeat(7_500_000);
+    let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    for (framing, body) in [
+        (format!("content-length: {}", body.len()), &body),
+        ("transfer-encoding: chunked".to_owned(), &chunked),
+    ] {
+        let mut stream = TcpStream::connect(daemon.address()).unwrap();
+        let head =
+            format!("POST /query HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{framing}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{framing}: {answer}");
+        assert!(answer.contains("body_too_large"), "{framing}: {answer}");
+    }
+    // Who waits for leave to send is told at once.
+    let mut stream = TcpStream::connect(daemon.address()).unwrap();
+    let head = "POST /query HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                expect: 100-continue\r\ncontent-length: 7500000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 mod config;
 mod demo;
+mod fields;
 mod hash;
 mod http;
 mod intake;
+mod lines;
 mod logs;
 mod metrics;
 mod replay;
@@ -18,7 +20,7 @@ use clap::{Parser, Subcommand};
 
 /// KV-cache block index for LLM routers: which engine already holds how much of a prompt?
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = false)]
+#[command(version, arg_required_else_help = false, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -114,9 +116,14 @@ mod tests {
 
     #[test]
     fn every_help_fits_a_screen_and_shows_an_example() {
-        for command in Cli::command().get_subcommands_mut() {
+        let mut cli = Cli::command();
+        // Subcommands take the bound of the width from the command above them.
+        cli.build();
+        for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             let help = command.render_long_help().to_string();
             assert!(help.lines().count() <= 50, "{}: {}", command.get_name(), help.lines().count());
+            let widest = help.lines().map(|line| line.chars().count()).max();
+            assert!(widest <= Some(100), "{}: {widest:?}", command.get_name());
             assert!(help.contains("Example"), "{}", command.get_name());
         }
     }

@@ -7,15 +7,23 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 
-use kvscout::block::{BlockSize, Item, Lora, Prompt, WorkerId};
+use kvscout::block::{Prompt, WorkerId};
 use kvscout::hash::vllm::Version;
 use kvscout::scout::{Blocks, Options, Ranked, Registration, Request, Scout, Scratch};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::fields::Fields;
+use crate::lines::Lines;
 
 /// Reads a recording and writes an answer for each question.
 ///
-/// A line that makes no sense is reported with its number on stderr and skipped; the result says
-/// whether there was none.
+/// A line that makes no sense is reported with its number on stderr and skipped; a question that
+/// makes none is answered with its error, too. The result says whether there was no such line.
+///
+/// # Errors
+///
+/// The recording cannot be read, or an answer not be written.
 pub(crate) fn run(
     input: impl BufRead,
     mut output: impl Write,
@@ -29,20 +37,17 @@ pub(crate) fn run(
         }
     };
     let mut fine = true;
-    for (number, line) in input.lines().enumerate() {
-        let line = line?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        match replay.line(&line) {
-            Ok(Some(answer)) => {
-                serde_json::to_writer(&mut output, &answer)?;
-                output.write_all(b"\n")?;
-            }
+    let mut lines = Lines::new(input);
+    while let Some((number, line)) = lines.next()? {
+        match line.map_err(Problem::from).and_then(|line| replay.line(line)) {
+            Ok(Some(answer)) => write(&mut output, &answer)?,
             Ok(None) => {}
-            Err(error) => {
+            Err(Problem { message, question }) => {
                 fine = false;
-                eprintln!("kvscout replay: line {}: {error}", number + 1);
+                eprintln!("kvscout replay: line {number}: {message}");
+                if let Some(id) = question {
+                    write(&mut output, &Refused { id, error: message })?;
+                }
             }
         }
     }
@@ -50,62 +55,34 @@ pub(crate) fn run(
     Ok(fine)
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "op", rename_all = "lowercase")]
-enum Line {
-    Worker(WorkerLine),
-    Events(EventsLine),
-    Query(QueryLine),
+fn write(output: &mut impl Write, answer: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *output, answer)?;
+    output.write_all(b"\n")
 }
 
-#[derive(Deserialize)]
-struct WorkerLine {
-    worker: String,
-    #[serde(default)]
-    rank: u32,
-    model: Option<String>,
-    vllm: Option<String>,
-    block_size: Option<u32>,
+/// Why a line was skipped.
+struct Problem {
+    message: String,
+    /// The id of the question that has no other answer; null where it has none.
+    question: Option<Value>,
 }
 
-#[derive(Deserialize)]
-struct EventsLine {
-    worker: String,
-    #[serde(default)]
-    rank: u32,
-    seq: u64,
-    payload: String,
-}
-
-#[derive(Deserialize)]
-struct QueryLine {
-    id: serde_json::Value,
-    model: Option<String>,
-    token_ids: Vec<u32>,
-    lora: Option<LoraField>,
-    cache_salt: Option<String>,
-    #[serde(default)]
-    mm: Option<Vec<ItemField>>,
-}
-
-#[derive(Deserialize)]
-struct LoraField {
-    name: String,
-    id: Option<i64>,
-    path: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct ItemField {
-    hash: String,
-    offset: u32,
-    length: u32,
+impl From<String> for Problem {
+    fn from(message: String) -> Problem {
+        Problem { message, question: None }
+    }
 }
 
 #[derive(Serialize)]
 struct Answer {
-    id: serde_json::Value,
+    id: Value,
     workers: Vec<WorkerAnswer>,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    id: Value,
+    error: String,
 }
 
 #[derive(Serialize)]
@@ -152,37 +129,42 @@ impl Replay {
         Ok(Replay { scout, scratch: Scratch::default() })
     }
 
-    fn line(&mut self, line: &str) -> Result<Option<Answer>, String> {
-        match serde_json::from_str(line).map_err(|e| e.to_string())? {
-            Line::Worker(worker) => self.register(worker).map(|()| None),
-            Line::Events(events) => self.events(&events).map(|()| None),
-            Line::Query(query) => self.query(query).map(Some),
+    fn line(&mut self, line: &str) -> Result<Option<Answer>, Problem> {
+        let line: Value = serde_json::from_str(line).map_err(|e| format!("no JSON: {e}"))?;
+        let fields = Fields::new(&line)?;
+        match fields.required_text("op")? {
+            "worker" => Ok(self.register(&fields).map(|()| None)?),
+            "events" => Ok(self.events(&fields).map(|()| None)?),
+            "query" => self
+                .query(&line, &fields)
+                .map(Some)
+                .map_err(|message| Problem { message, question: Some(line["id"].clone()) }),
+            op => Err(format!("`op` is {op:?}; it is one of worker, events, query").into()),
         }
     }
 
-    fn register(&self, line: WorkerLine) -> Result<(), String> {
-        let vllm = line.vllm.map(|v| v.parse::<Version>()).transpose();
-        let block_size = match line.block_size {
-            Some(n) => Some(BlockSize::new(n).ok_or("block_size 0 should be above 0")?),
-            None => None,
-        };
+    fn register(&self, fields: &Fields<'_>) -> Result<(), String> {
+        let vllm = fields.text("vllm")?.map(|version| version.parse::<Version>()).transpose();
         let registration = Registration {
-            pod: line.worker,
-            rank: line.rank,
+            pod: fields.required_text("worker")?.to_owned(),
+            rank: fields.u32("rank")?.unwrap_or(0),
             tenant: Registration::DEFAULT_TENANT.to_owned(),
-            model: line.model,
-            vllm: vllm.map_err(|e| e.to_string())?,
-            block_size,
+            model: fields.text("model")?.map(str::to_owned),
+            vllm: vllm.map_err(|e| format!("`vllm`: {e}"))?,
+            block_size: fields.block_size("block_size")?,
         };
         self.scout.register(registration).map(drop).map_err(|e| e.to_string())
     }
 
-    fn events(&self, line: &EventsLine) -> Result<(), String> {
-        let payload = unhex(&line.payload)?;
-        let worker = self.worker(&line.worker, line.rank)?;
-        let ingested = self.scout.apply(worker, line.seq, &payload).map_err(|e| e.to_string())?;
+    fn events(&self, fields: &Fields<'_>) -> Result<(), String> {
+        let pod = fields.required_text("worker")?;
+        let rank = fields.u32("rank")?.unwrap_or(0);
+        let seq = fields.required_u64("seq")?;
+        let payload = unhex(fields.required_text("payload")?)?;
+        let worker = self.worker(pod, rank)?;
+        let ingested = self.scout.apply(worker, seq, &payload).map_err(|e| e.to_string())?;
         match ingested.error {
-            Some(error) => Err(format!("batch {} of {}: {error}", line.seq, line.worker)),
+            Some(error) => Err(format!("batch {seq} of {pod}: {error}")),
             None => Ok(()),
         }
     }
@@ -196,27 +178,19 @@ impl Replay {
         self.scout.register(registration).map_err(|e| e.to_string())
     }
 
-    fn query(&mut self, line: QueryLine) -> Result<Answer, String> {
-        let lora = line.lora.as_ref().map(|lora| Lora {
-            name: &lora.name,
-            id: lora.id,
-            path: lora.path.as_deref(),
-        });
-        let items: Vec<Item<'_>> = line
-            .mm
-            .iter()
-            .flatten()
-            .map(|m| Item { identifier: &m.hash, offset: m.offset, length: m.length })
-            .collect();
+    fn query(&mut self, line: &Value, fields: &Fields<'_>) -> Result<Answer, String> {
+        // A null is an id like any other.
+        let id = line.get("id").ok_or_else(|| fields.missing("id"))?;
+        let (token_ids, items) = (fields.token_ids()?, fields.items()?);
         let prompt = Prompt {
-            lora,
-            cache_salt: line.cache_salt.as_deref(),
+            lora: fields.lora()?,
+            cache_salt: fields.text("cache_salt")?,
             items: &items,
-            ..Prompt::new(&line.token_ids)
+            ..Prompt::new(&token_ids)
         };
         let request = Request {
             tenant: Registration::DEFAULT_TENANT,
-            model: line.model.as_deref(),
+            model: fields.text("model")?,
             blocks: Blocks::Prompt(prompt),
             candidates: None,
         };
@@ -227,7 +201,7 @@ impl Replay {
             Err(error) => return Err(error.to_string()),
         };
         workers.sort_by(|a, b| (&a.worker, a.rank).cmp(&(&b.worker, b.rank)));
-        Ok(Answer { id: line.id, workers })
+        Ok(Answer { id: id.clone(), workers })
     }
 }
 
@@ -242,7 +216,7 @@ fn unhex(text: &str) -> Result<Vec<u8>, String> {
                 }
                 _ => None,
             }
-            .ok_or_else(|| format!("payload is not hex at character {}", at * 2))
+            .ok_or_else(|| format!("`payload` is not hex at character {}", at * 2))
         })
         .collect()
 }

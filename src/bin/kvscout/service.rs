@@ -3,6 +3,7 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use kvscout::block::WorkerId;
+use kvscout::ingest::Trust;
 use kvscout::ingest::zmq::{Endpoint, Mode, Receiver, Source, SourceId, SourceStatus};
 use kvscout::scout::{
     Adapter, Options, Ranked, Registration, Request, Scout, Scratch, WorkerStatus,
@@ -324,9 +326,32 @@ impl Service {
         let answer = SCRATCH.with_borrow_mut(|scratch| {
             let ranked = self.scout.score(request, scratch)?;
             self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
-            Ok::<T, Error>(read(ranked))
+            Ok::<T, Error>(read(&self.heard(ranked)))
         });
         Ok(answer?)
+    }
+
+    /// The answer with the trust of workers that were never heard of.
+    fn heard<'r>(&self, ranked: &'r [Ranked]) -> Cow<'r, [Ranked]> {
+        let unheard = |ranked: &Ranked| ranked.trust == Trust::Exact && ranked.as_of.is_none();
+        if !ranked.iter().any(unheard) {
+            return Cow::Borrowed(ranked);
+        }
+        let mut ranked = ranked.to_vec();
+        let feeds = self.switchboard.feeds.lock();
+        for ranked in ranked.iter_mut().filter(|ranked| unheard(ranked)) {
+            let feed = feeds.get(&ranked.worker);
+            ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
+        }
+        Cow::Owned(ranked)
+    }
+
+    /// What a worker's own source has counted.
+    fn source_of(&self, feed: Option<&Feed>) -> Option<SourceStatus> {
+        match feed {
+            Some(Feed::Source { source, .. }) => self.receiver.status_of(*source),
+            _ => None,
+        }
     }
 
     /// The workers of a pod: the one of a rank, or all.
@@ -340,12 +365,10 @@ impl Service {
     /// Every worker, by tenant, pod and rank.
     pub(crate) fn workers(&self) -> Vec<WorkerView> {
         let feeds = self.switchboard.feeds.lock().clone();
-        let views = self.scout.workers().into_iter().map(|status| {
+        let views = self.scout.workers().into_iter().map(|mut status| {
             let feed = feeds.get(&status.worker).cloned();
-            let source = match &feed {
-                Some(Feed::Source { source, .. }) => self.receiver.status_of(*source),
-                _ => None,
-            };
+            let source = self.source_of(feed.as_ref());
+            status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
             WorkerView { status, feed, source }
         });
         views.collect()
@@ -361,9 +384,9 @@ impl Service {
         // Held throughout, so that nobody is counted twice or not at all.
         let departed = self.departed.lock();
         let mut totals = departed.clone();
-        for status in self.scout.workers() {
-            totals.add_worker(&status);
-            totals.count_trust(&status);
+        for view in self.workers() {
+            totals.add_worker(&view.status);
+            totals.count_trust(&view.status);
         }
         for status in self.receiver.status() {
             totals.add_source(&status);
@@ -372,6 +395,23 @@ impl Service {
         totals.add_topics(&self.switchboard.topics);
         totals.index = self.scout.stats();
         totals
+    }
+}
+
+/// How far a worker can be believed, the link to it considered: before its first batch, nothing is
+/// known of an engine that we do not reach. Later, `as_of` says what an answer rests on.
+fn trust(
+    trust: Trust,
+    as_of: Option<u64>,
+    feed: Option<&Feed>,
+    source: &Option<SourceStatus>,
+) -> Trust {
+    // A batch that was applied always leaves a number or another trust.
+    let unheard = trust == Trust::Exact && as_of.is_none();
+    let reached = source.as_ref().is_some_and(|source| source.up);
+    match feed {
+        Some(Feed::Source { .. }) if unheard && !reached => Trust::Silent,
+        _ => trust,
     }
 }
 

@@ -7,9 +7,18 @@ use std::collections::BTreeMap;
 use kvscout::block::{BlockSize, Name, TokenId};
 use kvscout::ingest::zmq::Endpoint;
 use serde::Deserialize;
+use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use super::refusal::HttpError;
+
+const U32: &str = "an integer from 0 to 4294967295";
+const U64: &str = "an integer from 0 to 18446744073709551615";
+const I64: &str = "an integer of 64 bits";
+const SIZE: &str = "a number of tokens from 1";
+
+/// The expectations that a number may meet.
+const NUMBERS: [&str; 4] = [U32, U64, I64, SIZE];
 
 /// The fields of a JSON object; what is null is not there.
 #[derive(Debug)]
@@ -22,7 +31,11 @@ pub(super) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The fields of a body.
     pub(super) fn parse(body: &'a [u8]) -> Result<Fields<'a>, HttpError> {
-        let fields = serde_json::from_slice(body).map_err(|error| HttpError::no_json(&error))?;
+        let fields = serde_json::from_slice(body).map_err(|error| match error.classify() {
+            // It is JSON so far, but of another kind.
+            Category::Data => HttpError::no_object(kind(body.trim_ascii_start())),
+            _ => HttpError::no_json(&error),
+        })?;
         Ok(Fields { within: String::new(), fields }.without_nulls())
     }
 
@@ -83,29 +96,28 @@ impl<'a> Fields<'a> {
 
     /// A number that fits 32 bits.
     pub(super) fn u32(&self, name: &str) -> Result<Option<u32>, HttpError> {
-        self.get(name, "an integer from 0 to 4294967295")
+        self.get(name, U32)
     }
 
     /// A number that fits 32 bits and must be there.
     pub(super) fn required_u32(&self, name: &str) -> Result<u32, HttpError> {
         let number = self.u32(name)?;
-        number.ok_or_else(|| self.missing(name, "an integer from 0 to 4294967295"))
+        number.ok_or_else(|| self.missing(name, U32))
     }
 
     /// A number that fits 64 bits and must be there.
     pub(super) fn required_u64(&self, name: &str) -> Result<u64, HttpError> {
-        let expected = "an integer from 0 to 18446744073709551615";
-        self.get(name, expected)?.ok_or_else(|| self.missing(name, expected))
+        self.get(name, U64)?.ok_or_else(|| self.missing(name, U64))
     }
 
     /// A signed number.
     pub(super) fn i64(&self, name: &str) -> Result<Option<i64>, HttpError> {
-        self.get(name, "an integer of 64 bits")
+        self.get(name, I64)
     }
 
     /// A block size.
     pub(super) fn block_size(&self, name: &str) -> Result<Option<BlockSize>, HttpError> {
-        let Some(tokens) = self.get(name, "a number of tokens from 1")? else { return Ok(None) };
+        let Some(tokens) = self.get(name, SIZE)? else { return Ok(None) };
         let size = BlockSize::new(tokens);
         let none = || HttpError::field(self.path(name), "0 is no block size; at least 1 token");
         size.map(Some).ok_or_else(none)
@@ -114,14 +126,18 @@ impl<'a> Fields<'a> {
     /// A block size that must be there.
     pub(super) fn required_block_size(&self, name: &str) -> Result<BlockSize, HttpError> {
         let size = self.block_size(name)?;
-        size.ok_or_else(|| self.missing(name, "a number of tokens from 1"))
+        size.ok_or_else(|| self.missing(name, SIZE))
     }
 
-    /// An endpoint.
+    /// An endpoint on the network: files of this machine are for its operator to name, not for
+    /// everyone who reaches us.
     pub(super) fn endpoint(&self, name: &str) -> Result<Option<Endpoint>, HttpError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
-        let endpoint = text.parse::<Endpoint>();
-        endpoint.map(Some).map_err(|error| HttpError::field(self.path(name), error.to_string()))
+        let wrong = |why: &str| HttpError::field(self.path(name), why);
+        if !text.starts_with("tcp://") {
+            return Err(wrong(&format!("endpoint {text:?}: expected tcp://host:port")));
+        }
+        text.parse().map(Some).map_err(|error: kvscout::Error| wrong(&error.to_string()))
     }
 
     /// An endpoint that must be there and can be dialled.
@@ -137,7 +153,7 @@ impl<'a> Fields<'a> {
 
     /// The token ids of a prompt.
     pub(super) fn tokens(&self, name: &str) -> Result<Vec<TokenId>, HttpError> {
-        self.list(name, "an integer from 0 to 4294967295")
+        self.list(name, U32)
     }
 
     /// The names of a prompt's blocks: unsigned, or signed with the same bits.
@@ -148,7 +164,7 @@ impl<'a> Fields<'a> {
             Unsigned(u64),
             Signed(i64),
         }
-        let hashes: Vec<Hash> = self.list(name, "an integer of 64 bits")?;
+        let hashes: Vec<Hash> = self.list(name, I64)?;
         let name = |hash| match hash {
             Hash::Unsigned(hash) => Name(hash),
             Hash::Signed(hash) => Name::from(hash),
@@ -171,7 +187,7 @@ impl<'a> Fields<'a> {
         let bad = |value: &&'a RawValue| serde_json::from_str::<T>(value.get()).is_err();
         match elements.iter().position(bad) {
             Some(index) => {
-                let found = kind(elements[index]);
+                let found = found_for(expected, elements[index]);
                 Err(HttpError::element(
                     &path,
                     index,
@@ -213,21 +229,30 @@ impl<'a> Fields<'a> {
 }
 
 fn wrong(path: String, expected: &str, found: &RawValue) -> HttpError {
-    HttpError::field(path, format!("expected {expected}, found {}", kind(found)))
+    HttpError::field(path, format!("expected {expected}, found {}", found_for(expected, found)))
+}
+
+/// What a value is beside what was expected: of a number, where one was, what is wrong with it.
+fn found_for(expected: &str, found: &RawValue) -> &'static str {
+    let text = found.get();
+    match kind(text.as_bytes()) {
+        "a number" if !NUMBERS.contains(&expected) => "a number",
+        "a number" if text.contains(['.', 'e', 'E']) => "a number that is no integer",
+        "a number" if text.starts_with('-') => "a negative number",
+        "a number" => "a number out of range",
+        other => other,
+    }
 }
 
 /// What a value is, without saying what it says.
-fn kind(value: &RawValue) -> &'static str {
-    let text = value.get();
-    match text.as_bytes().first() {
+fn kind(json: &[u8]) -> &'static str {
+    match json.first() {
         Some(b'"') => "a text",
         Some(b'[') => "a list",
         Some(b'{') => "an object",
         Some(b't' | b'f') => "true or false",
         Some(b'n') => "null",
-        _ if text.contains(['.', 'e', 'E']) => "a number that is no integer",
-        Some(b'-') => "a negative number",
-        _ => "a number out of range",
+        _ => "a number",
     }
 }
 
@@ -260,7 +285,31 @@ mod tests {
     #[test]
     fn a_wrong_salt_is_not_repeated() {
         let error = error_of("{\"cache_salt\":12345}", |fields| fields.text("cache_salt"));
-        assert_eq!(error, "field 'cache_salt': expected a text, found a number out of range");
+        assert_eq!(error, "field 'cache_salt': expected a text, found a number");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_number_is_said_where_one_is_expected() {
+        let text = |body: &str| error_of(body, |fields| fields.text("a"));
+        for number in ["5", "-5", "0.5"] {
+            let error = text(&format!("{{\"a\":{number}}}"));
+            assert_eq!(error, "field 'a': expected a text, found a number");
+        }
+        let error = error_of("{\"a\":4294967296}", |fields| fields.u32("a"));
+        assert!(error.ends_with("found a number out of range"), "{error}");
+        let error = error_of("{\"a\":-1}", |fields| fields.block_size("a"));
+        assert!(error.ends_with("found a negative number"), "{error}");
+        let error = error_of("{\"a\":7}", |fields| fields.tokens("a"));
+        assert!(error.ends_with("expected a list, found a number"), "{error}");
+    }
+
+    #[test]
+    fn only_endpoints_on_the_network_are_taken() {
+        for text in ["ipc:///run/vllm.sock", "inproc://a", "pod:1", "TCP://pod:1"] {
+            let body = format!("{{\"endpoint\":\"{text}\"}}");
+            let error = error_of(&body, |fields| fields.required_endpoint("endpoint"));
+            assert!(error.contains(text) && error.contains("tcp://host:port"), "{error}");
+        }
     }
 
     #[test]
@@ -274,9 +323,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused_with_its_position() {
-        for body in ["", "[]", "{", "{\"a\":}", "nonsense"] {
-            assert!(Fields::parse(body.as_bytes()).is_err(), "{body}");
+    fn a_body_that_is_no_object_is_refused_with_its_kind_or_position() {
+        for (body, said) in [
+            ("[]", "expected an object, found a list"),
+            (" [1]", "expected an object, found a list"),
+            ("5", "expected an object, found a number"),
+            ("\"{}\"", "expected an object, found a text"),
+            ("null", "expected an object, found null"),
+            ("", "broken at line 1, column 0"),
+            ("{", "broken at line 1, column 1"),
+            ("{\"a\":}", "broken at line 1, column 6"),
+            ("nonsense", "broken at line 1, column 2"),
+        ] {
+            let error = Fields::parse(body.as_bytes()).unwrap_err();
+            let error = serde_json::to_value(&error).unwrap();
+            assert_eq!(error["reason"], "invalid_json");
+            assert!(error["error"].as_str().unwrap().contains(said), "{body}: {error}");
         }
     }
 

@@ -8,12 +8,14 @@ mod own;
 mod refusal;
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -32,6 +34,13 @@ use crate::service::Service;
 /// take about a millisecond, more than which no other request should wait. Below, handing a request
 /// over would cost a good part of the answer itself.
 const LONG_BODY: usize = 256 << 10;
+
+/// How much of a refused body is drained, in limits of a body: what a client with a somewhat too
+/// long prompt sends.
+const DRAIN_LIMITS: usize = 4;
+
+/// For how long a refused body is drained.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// Which of Mooncake's documented answers its `/query` gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,22 +175,69 @@ async fn answer(app: Arc<App>, request: Request, place: Place, call: Call) -> Re
 }
 
 /// The body of a request, if it is JSON, in time and within the limit.
+///
+/// What is refused for its body is drained first: a client that is still sending reads no answer, and
+/// gets none when we close on it.
 async fn read(app: &App, request: Request) -> Result<Vec<u8>, HttpError> {
-    let (head, body) = request.into_parts();
-    check_content_type(&head.headers)?;
-    let too_large = || HttpError::too_large(app.max_body);
-    let announced = head.headers.get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > app.max_body as u64) {
-        return Err(too_large());
+    let (head, mut body) = request.into_parts();
+    let announced = body.size_hint().exact();
+    let refusal = match check_content_type(&head.headers) {
+        Err(error) => Some(error),
+        Ok(()) if announced.is_some_and(|length| length > app.max_body as u64) => {
+            Some(HttpError::too_large(app.max_body))
+        }
+        Ok(()) => None,
+    };
+    if let Some(error) = refusal {
+        // Who asks first has sent nothing yet, and need not.
+        if !head.headers.contains_key(header::EXPECT) {
+            drain(&mut body, app.max_body).await;
+        }
+        return Err(error);
     }
-    let bytes = tokio::time::timeout(app.read_timeout, to_bytes(body, app.max_body)).await;
-    match bytes {
-        Ok(Ok(bytes)) => Ok(bytes.into()),
-        // What else breaks a body off leaves nobody to read the answer.
-        Ok(Err(_)) => Err(too_large()),
+    match tokio::time::timeout(app.read_timeout, collect(&mut body, app.max_body)).await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => {
+            drain(&mut body, app.max_body).await;
+            Err(HttpError::too_large(app.max_body))
+        }
         Err(_) => Err(HttpError::timeout(app.read_timeout)),
     }
+}
+
+/// The whole body; none where it goes beyond the limit. What else breaks a body off leaves nobody
+/// to read the answer.
+async fn collect(body: &mut Body, limit: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(data) = next_data(body).await {
+        let data = data.ok()?;
+        if data.len() > limit - bytes.len() {
+            return None;
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Some(bytes)
+}
+
+/// Reads on and forgets, within bounds: no client should keep us at it.
+async fn drain(body: &mut Body, limit: usize) {
+    let mut left = limit.saturating_mul(DRAIN_LIMITS);
+    let reading = async {
+        while let Some(Ok(data)) = next_data(body).await {
+            match left.checked_sub(data.len()) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    // Whatever ended it, the answer is the same.
+    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+}
+
+/// The next piece of a body; trailers are an empty one.
+async fn next_data(body: &mut Body) -> Option<Result<Bytes, axum::Error>> {
+    let frame = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await;
+    frame.map(|frame| frame.map(|frame| frame.into_data().unwrap_or_default()))
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), HttpError> {

@@ -44,7 +44,13 @@ impl HttpError {
         HttpError { error, index: Some(index), ..HttpError::field(name, "") }
     }
 
-    /// 400: the body is no JSON object.
+    /// 400: the body is JSON of another kind.
+    pub(super) fn no_object(found: &str) -> HttpError {
+        let error = format!("the body is no JSON object: expected an object, found {found}");
+        HttpError::new(StatusCode::BAD_REQUEST, "invalid_json", error)
+    }
+
+    /// 400: the body is no JSON.
     pub(super) fn no_json(error: &serde_json::Error) -> HttpError {
         let (line, column) = (error.line(), error.column());
         HttpError::new(
