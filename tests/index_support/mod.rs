@@ -15,6 +15,9 @@ use kvscout::index::{
 
 pub const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
 
+pub const QUERY: Query<'static> =
+    Query { space: SpaceId(0), shape: SHAPE, candidates: None, spans: false };
+
 /// SplitMix64's output function.
 pub fn mix(z: u64) -> u64 {
     let z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -115,11 +118,16 @@ pub fn budget(bytes: usize) -> MemoryIndex {
     MemoryIndex::new(MemoryOptions { budget: bytes, ..MemoryOptions::default() })
 }
 
+/// A store of blocks that begin at block `at` of a chain.
+pub fn store_of<'a>(chain: &Chain, at: usize, blocks: &'a [Block]) -> Store<'a> {
+    let (group, tier, parent) = (Group(0), Tier::Gpu, chain.parent(at));
+    Store { shape: SHAPE, group, tier, parent, blocks }
+}
+
 pub fn store(index: &MemoryIndex, worker: WorkerId, chain: &Chain, at: Range<usize>) -> Applied {
-    let (group, tier, parent) = (Group(0), Tier::Gpu, chain.parent(at.start));
+    let from = at.start;
     let blocks = chain.blocks(at);
-    let store = Store { shape: SHAPE, group, tier, parent, blocks: &blocks };
-    index.apply(worker, &[Change::Store(store)]).unwrap()
+    index.apply(worker, &[Change::Store(store_of(chain, from, &blocks))]).unwrap()
 }
 
 pub fn remove(index: &MemoryIndex, worker: WorkerId, chain: &Chain, at: Range<usize>) -> Applied {
@@ -130,8 +138,7 @@ pub fn remove(index: &MemoryIndex, worker: WorkerId, chain: &Chain, at: Range<us
 
 /// Who holds how many leading blocks, by worker.
 pub fn lookup(index: &MemoryIndex, chain: &Chain, matches: &mut Matches) -> Vec<(WorkerId, u32)> {
-    let query = Query { space: SpaceId(0), shape: SHAPE, candidates: None, spans: false };
-    index.lookup(&query, &mut Ready(&chain.digests), matches);
+    index.lookup(&QUERY, &mut Ready(&chain.digests), matches);
     matches.sort();
     matches.matches.iter().map(|m| (m.worker, m.leading[3])).collect()
 }

@@ -17,7 +17,7 @@ pub(super) const SEGMENT: usize = 16;
 pub(super) const LONGEST: u32 = 4096;
 
 /// Number of a run; its record is at 8 times that many units. 0 is no run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct RunId(pub(super) u32);
 
 impl RunId {
@@ -114,6 +114,13 @@ impl<'a> Run<'a> {
         let now = self.raw(word);
         let value = value.into() << shift & mask;
         self.word(word).store(now & !mask | value, Ordering::Relaxed);
+    }
+
+    /// Asks for what the record leads to.
+    #[inline]
+    pub(super) fn ask(self) {
+        cpu::prefetch(self.arena.words(Cell(self.get(DATA))).word(0));
+        cpu::prefetch(self.arena.words(Cell(self.get(CUTS))).word(0));
     }
 
     /// Notes a use; readers may.

@@ -55,3 +55,93 @@ pub(super) mod guard {
         word.load(Ordering::Relaxed) == seen
     }
 }
+
+/// Every interleaving of a reader with a writer that changes a cell, or gives it away and uses it
+/// again: `RUSTFLAGS="--cfg loom" cargo test --release --lib index::memory::sync`.
+#[cfg(all(test, loom))]
+mod model {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::{AtomicU64, Ordering::Relaxed, guard};
+
+    /// A record that leads to one of two cells of two words.
+    struct Words {
+        guard: AtomicU64,
+        leads_to: AtomicU64,
+        cells: [[AtomicU64; 2]; 2],
+    }
+
+    fn words() -> Arc<Words> {
+        let cell = || [AtomicU64::new(1), AtomicU64::new(1)];
+        let (guard, leads_to) = (AtomicU64::new(7), AtomicU64::new(0));
+        Arc::new(Words { guard, leads_to, cells: [cell(), cell()] })
+    }
+
+    /// One try of a reader: both words of the cell, if they are one state.
+    fn read(words: &Words) -> Option<(u64, u64)> {
+        let seen = guard::enter(&words.guard);
+        let cell = &words.cells[words.leads_to.load(Relaxed) as usize];
+        let pair = (cell[0].load(Relaxed), cell[1].load(Relaxed));
+        (!guard::is_open(seen) && guard::held(&words.guard, seen)).then_some(pair)
+    }
+
+    #[test]
+    fn a_change_is_seen_whole_or_not_at_all() {
+        loom::model(|| {
+            let words = words();
+            let reader = words.clone();
+            let reader = thread::spawn(move || read(&reader));
+            for value in [2, 3] {
+                guard::open(&words.guard);
+                words.cells[0][0].store(value, Relaxed);
+                words.cells[0][1].store(value, Relaxed);
+                guard::close(&words.guard);
+            }
+            if let Some((first, second)) = reader.join().unwrap() {
+                assert_eq!(first, second);
+            }
+        });
+    }
+
+    #[test]
+    fn a_cell_that_was_given_away_and_used_again_is_noticed() {
+        loom::model(|| {
+            let words = words();
+            let reader = words.clone();
+            let reader = thread::spawn(move || read(&reader));
+            // The record leads elsewhere; from then on its old cell belongs to others, who write to
+            // it without looking at this record's guard.
+            guard::open(&words.guard);
+            words.leads_to.store(1, Relaxed);
+            guard::close(&words.guard);
+            words.cells[0][0].store(9, Relaxed);
+            words.cells[0][1].store(9, Relaxed);
+            if let Some(pair) = reader.join().unwrap() {
+                assert_eq!(pair, (1, 1));
+            }
+        });
+    }
+
+    /// A table's move of a place towards its home, and a reader that looks for it slot by slot: it
+    /// may only say that there is none if the guard held.
+    #[test]
+    fn a_place_that_moves_is_not_missed() {
+        loom::model(|| {
+            let words = words();
+            words.cells[0][0].store(0, Relaxed);
+            words.cells[0][1].store(5, Relaxed);
+            let reader = words.clone();
+            let reader = thread::spawn(move || {
+                let seen = guard::enter(&reader.guard);
+                let found = reader.cells[0].iter().any(|slot| slot.load(Relaxed) == 5);
+                found || guard::is_open(seen) || !guard::held(&reader.guard, seen)
+            });
+            guard::open(&words.guard);
+            words.cells[0][0].store(5, Relaxed);
+            words.cells[0][1].store(0, Relaxed);
+            guard::close(&words.guard);
+            assert!(reader.join().unwrap());
+        });
+    }
+}

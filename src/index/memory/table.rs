@@ -117,13 +117,6 @@ impl Table {
         super::cpu::prefetch(bucket.word(1 + home(hash)));
     }
 
-    /// The first run that a hash may mean, unchecked: for prefetching.
-    #[inline]
-    pub(super) fn guess(&self, arena: &Arena, hash: u64) -> Option<Place> {
-        let depth = self.depth.load(Ordering::Relaxed);
-        scan(arena, self.bucket(hash & ((1 << depth) - 1)), hash, |_| true)
-    }
-
     /// The first place under this hash that `is` confirms. Readers beside the writer may call it if
     /// `is` checks everything for itself.
     #[inline]

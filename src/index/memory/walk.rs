@@ -7,10 +7,10 @@
 use super::cut::{ALL, Cuts};
 use super::run::{HEAD, OFFSET, Run, RunId, SEGMENT, UP, USED};
 use super::slot::Slots;
-use super::sync::guard;
+use super::sync::{AtomicU64, guard};
 use super::table::Place;
 use super::write::Shared;
-use crate::block::{Digest, Tier, WorkerId};
+use crate::block::{Digest, WorkerId};
 use crate::index::{BlockSource, Match, Matches, Query};
 
 /// Memory of a lookup, in the caller's `Matches`.
@@ -19,6 +19,8 @@ pub(crate) struct Scratch {
     /// Slots that hold every block so far, and those that also hold the next stretch.
     alive: Vec<u64>,
     keep: Vec<u64>,
+    /// The root of the last lookup: most that follow begin there, too.
+    root: RunId,
     pub(super) cuts: Cuts,
     pub(super) detail: super::detail::Detail,
 }
@@ -119,6 +121,7 @@ impl Shared {
                 pause(&mut tries);
                 continue;
             }
+            run.ask();
             let len = run.len();
             let most = (len as usize).min(total - start);
             let mut same = 0;
@@ -158,13 +161,19 @@ impl Shared {
             return Outcome::Done;
         }
         let epoch = self.slots.epoch();
-        let Some(root) = self.find_kid(Self::root_key(query)) else { return Outcome::Done };
+        let Matches { matches, scratch: Scratch { alive, keep, cuts, root: last, .. }, .. } =
+            matches;
+        let key = Self::root_key(query);
+        if !key.is(self.run(*last)) {
+            let Some(root) = self.find_kid(key) else { return Outcome::Done };
+            *last = root;
+        }
+        let root = *last;
         let root_born = self.run(root).born();
         let Some(&Digest(mut head)) = blocks.digests(0, 1).first() else { return Outcome::Detail };
         let mut above = (root, root_born);
         let mut key = Key { parent: root, at: 0, head };
         let mut start = 0;
-        let Matches { matches, scratch: Scratch { alive, keep, cuts, .. }, .. } = matches;
         alive.clear();
         let mut emit = Emit { shared: self, candidates: query.candidates, matches, layered: false };
         let mut first = true;
@@ -248,25 +257,30 @@ impl Emit<'_> {
         }
         let Some(slots) = self.shared.slots.page(page) else { return };
         self.matches.reserve(64);
+        let (b, n) = (blocks, 0);
         while bits != 0 {
-            let slot = bits.trailing_zeros() as usize % 64;
+            let slot = &slots[bits.trailing_zeros() as usize % 64];
             bits &= bits - 1;
-            let Some(owner) = Slots::owner_in(&slots[slot]) else { continue };
-            if !is_candidate(self.candidates, owner.worker) {
-                continue;
+            if let (Some((worker, group)), None) = (Slots::plain_owner_in(slot), self.candidates) {
+                let (leading, fastest) = ([b, b, b, b], [b, n, n, n]);
+                self.matches.push(Match { worker, group, leading, fastest });
+            } else {
+                self.other(slot, blocks);
             }
-            self.layered |= owner.layered;
-            let (worker, group) = (owner.worker, owner.group);
-            let (b, n) = (blocks, 0);
-            let (leading, fastest) = match owner.tier {
-                Tier::Gpu => ([b, b, b, b], [b, n, n, n]),
-                Tier::Cpu => ([n, b, b, b], [n, b, n, n]),
-                Tier::Disk => ([n, n, b, b], [n, n, b, n]),
-                Tier::Remote => ([n, n, n, b], [n, n, n, b]),
-                Tier::Unknown => continue,
-            };
-            self.matches.push(Match { worker, group, leading, fastest });
         }
+    }
+
+    fn other(&mut self, slot: &[AtomicU64; 2], blocks: u32) {
+        let Some(owner) = Slots::owner_in(slot) else { return };
+        let Some(rank) = owner.tier.rank() else { return };
+        if !is_candidate(self.candidates, owner.worker) {
+            return;
+        }
+        self.layered |= owner.layered;
+        let (worker, group) = (owner.worker, owner.group);
+        let leading = [0, 1, 2, 3].map(|r| if r >= rank { blocks } else { 0 });
+        let fastest = [0, 1, 2, 3].map(|r| if r == rank { blocks } else { 0 });
+        self.matches.push(Match { worker, group, leading, fastest });
     }
 }
 

@@ -21,7 +21,10 @@ use super::sync::{AtomicU32, Ordering};
 use super::table::{Place, Table};
 use crate::block::{Group, Name, Tier, WorkerId};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Applied, Change, Home, Stats};
+use crate::index::{Applied, Change, Home, Parent, Stats, Store};
+
+/// How many changes ahead their names are asked for.
+const AHEAD: usize = 10;
 
 /// What readers and the writer share.
 #[derive(Debug)]
@@ -285,8 +288,9 @@ impl Pen<'_> {
             last.filter(|l| (l.0, l.1) == (group, tier)).map(|l| l.2)
         };
         let mut applied = Applied::default();
+        (0..changes.len().min(AHEAD)).for_each(|i| self.ask_for(&lane, changes, i));
         for (i, change) in changes.iter().enumerate() {
-            self.look_ahead(&lane, changes, i);
+            self.ask_for(&lane, changes, i + AHEAD);
             self.tick();
             match change {
                 Change::Store(store) => {
@@ -322,26 +326,15 @@ impl Pen<'_> {
         Ok(applied)
     }
 
-    /// Brings into the cache what the changes after this one will look at.
+    /// Brings into the cache where the first name of a change is looked up.
     #[inline]
-    fn look_ahead(&self, lane: &Lane, changes: &[Change<'_>], i: usize) {
-        let first = |change: &Change<'_>| match change {
-            Change::Remove { names: [name, ..], .. } => Some(*name),
-            _ => None,
+    fn ask_for(&self, lane: &Lane, changes: &[Change<'_>], i: usize) {
+        let name: Name = match changes.get(i) {
+            Some(Change::Remove { names: [name, ..], .. }) => *name,
+            Some(Change::Store(Store { parent: Parent::Block(name), .. })) => *name,
+            _ => return,
         };
-        let arena = &self.shared.arena;
-        if let Some(name) = changes.get(i + 12).and_then(first) {
-            lane.table.touch(arena, self.shared.hash(name.0));
-        }
-        let guess = |ahead: usize| {
-            let name: Name = changes.get(i + ahead).and_then(first)?;
-            lane.table.guess(arena, self.shared.hash(name.0))
-        };
-        if let Some(place) = guess(6) {
-            let run = self.run(RunId(place.run));
-            super::cpu::prefetch(run.word(0));
-            super::cpu::prefetch(run.word(8));
-        }
+        lane.table.touch(&self.shared.arena, self.shared.hash(name.0));
     }
 
     fn find_lane(&self, id: WorkerId, group: Group, tier: Tier) -> Option<u32> {

@@ -1,0 +1,81 @@
+//! What a lookup costs, beside comparing the same digests with a plain array.
+//!
+//! `cargo bench --bench lookup --features conformance`. Seeded, and checked against the literal
+//! reference before anything is timed. Figures are to be read as ratios within one run.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use kvscout::block::{Digest, WorkerId};
+use kvscout::conformance::Reference;
+use kvscout::index::{Change, Matches, MemoryIndex, MemoryOptions};
+
+#[path = "../tests/index_support/mod.rs"]
+mod index_support;
+use index_support::{Chain, QUERY, Ready, home, store, store_of};
+
+/// Workers that hold a trunk and leave it at one of eight places, and one that holds all of it.
+fn held(workers: u32, blocks: usize) -> (MemoryIndex, Reference, Chain) {
+    let (index, mut reference) = (MemoryIndex::default(), Reference::new(MemoryOptions::default()));
+    let chain = Chain::new(1, blocks);
+    for w in 0..workers {
+        let worker = WorkerId(w);
+        let end = (blocks - blocks / 16 * (w as usize % 8)).max(1);
+        index.assign(worker, home(0)).expect("a new worker");
+        reference.assign(worker, home(0));
+        store(&index, worker, &chain, 0..end);
+        // The reference takes quadratic time: what a short chain proves is enough.
+        if blocks <= 64 && workers <= 64 {
+            let blocks = chain.blocks(0..end);
+            let store = store_of(&chain, 0, &blocks);
+            reference.apply(worker, &[Change::Store(store)]).expect("it has a home");
+        }
+    }
+    (index, reference, chain)
+}
+
+fn check() {
+    let (index, reference, chain) = held(64, 64);
+    let mut matches = Matches::default();
+    index.lookup(&QUERY, &mut Ready(&chain.digests), &mut matches);
+    matches.sort();
+    assert_eq!(matches.matches, reference.lookup(&QUERY, &mut Ready(&chain.digests)).matches);
+}
+
+fn lookup(c: &mut Criterion) {
+    check();
+    let mut group = c.benchmark_group("lookup");
+    for (workers, blocks) in
+        [(8, 64), (8, 1_024), (64, 64), (64, 1_024), (256, 1_024), (2_000, 256)]
+    {
+        let (index, _, chain) = held(workers, blocks);
+        let mut matches = Matches::default();
+        let name = format!("{workers} workers");
+        group.bench_function(BenchmarkId::new(name, blocks), |b| {
+            b.iter(|| {
+                index.lookup(&QUERY, &mut Ready(&chain.digests), &mut matches);
+                black_box(matches.matches.len())
+            });
+        });
+    }
+    let (index, _, _) = held(64, 1_024);
+    let miss = Chain::new(2, 2_048);
+    let mut matches = Matches::default();
+    group.bench_function("miss of 2048", |b| {
+        b.iter(|| {
+            index.lookup(&QUERY, &mut Ready(&miss.digests), &mut matches);
+            black_box(matches.matches.len())
+        });
+    });
+    let (ours, theirs) = (Chain::new(1, 1_024), Chain::new(1, 1_024));
+    group.bench_function("1024 digests compared one by one, nothing else", |b| {
+        b.iter(|| {
+            let pairs = black_box(&ours.digests).iter().zip(black_box(&theirs.digests));
+            pairs.take_while(|(a, b): &(&Digest, &Digest)| a == b).count()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, lookup);
+criterion_main!(benches);
