@@ -197,7 +197,7 @@ impl Book {
                 self.add_chunk(arena, chunk);
             }
             let at = self.next & ((1 << WITHIN) - 1);
-            if at % units == 0 {
+            if at.is_multiple_of(units) {
                 let cell = Cell(self.next);
                 self.next += units;
                 if kind == Kind::Run {

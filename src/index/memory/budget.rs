@@ -48,10 +48,10 @@ impl Pen<'_> {
 
     pub(super) fn tick(&mut self) {
         self.w.changes = self.w.changes.wrapping_add(1);
-        if self.w.changes % (1 << TICK) == 0 {
+        if self.w.changes.is_multiple_of(1 << TICK) {
             let clock = &self.shared.clock;
             clock.store(clock.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-            if self.w.changes % (1 << WEIGH) == 0 {
+            if self.w.changes.is_multiple_of(1 << WEIGH) {
                 self.weigh();
             }
         }

@@ -296,7 +296,9 @@ impl Pen<'_> {
                     self.unlink_any(voc, Name(name), id, at);
                 }
             }
-            if at as usize % SEGMENT == 0 && self.shared.names.write().more.remove(&key).is_some() {
+            if (at as usize).is_multiple_of(SEGMENT)
+                && self.shared.names.write().more.remove(&key).is_some()
+            {
                 run.set(MORE, run.get(MORE) - 1);
                 for (_, cell) in more {
                     self.w.book.give(run.arena, Kind::list(SEGMENT / 2), cell);

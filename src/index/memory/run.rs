@@ -192,7 +192,7 @@ impl<'a> Run<'a> {
         let mut words = None;
         for digest in &digests[done..] {
             let at = from as usize + done;
-            if at % SEGMENT == 0 || words.is_none() {
+            if at.is_multiple_of(SEGMENT) || words.is_none() {
                 words = Some(self.segment(at as u32, len));
             }
             if words.is_some_and(|w| w.load(at % SEGMENT) != digest.0) {
