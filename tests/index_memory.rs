@@ -31,7 +31,7 @@ fn r10_ten_times_the_budget_stays_within_it_and_scores_stay_whole() {
     assert!(stats.evicted > 2_000_000 && stats.entries > 150_000, "{stats:?}");
     assert_eq!(stats.evicted + stats.entries, 16_000 * 160);
     // Tables and lists that evicted blocks left are used again, so that little is kept for later.
-    assert!(stats.reserved <= BUDGET as u64 * 5 / 4 + (1 << 20), "{stats:?}");
+    assert!(stats.reserved <= BUDGET as u64 * 5 / 4 + (2 << 20), "{stats:?}");
     let chains_bytes = 16_000 * 160 * 24;
     assert!(rss() - before < (BUDGET * 3 / 2 + chains_bytes + (32 << 20)) as i64);
     // A chain is cut from its end: what is left of it is one prefix, which longer prompts find, too.

@@ -178,6 +178,12 @@ impl Collector for Snapshot {
             ("blocks", "Blocks that match by content", index.blocks),
             ("unplaced", "Blocks known by name only", index.unplaced),
             ("entries", "Entries (block, worker, group, tier)", index.entries),
+            ("index_bytes", "Bytes of the index in use", index.bytes),
+            (
+                "index_reserved_bytes",
+                "Bytes of the index, in use or kept for later",
+                index.reserved,
+            ),
         ] {
             let metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(gauge(value)).encode(metric)?;
@@ -197,6 +203,7 @@ impl Collector for Snapshot {
             ("sparse_events", "Stores whose tokens do not cover their blocks", events.sparse),
             ("other_unit_events", "Stores in units other than blocks", events.other_unit),
             ("refused_blocks", "Copies refused as beyond a worker's share", events.refused),
+            ("evicted_entries", "Entries given up because the memory was full", index.evicted),
             ("messages", "Messages received", totals.messages),
             ("message_bytes", "Bytes of their payloads", totals.bytes),
             ("disconnects", "Connections lost", totals.disconnects),

@@ -8,12 +8,15 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::cpu;
 use super::sync::{AtomicU64, Ordering};
 
-/// Words of a chunk: 1 MiB at a time is asked of the system.
-const CHUNK: usize = 1 << 17;
+/// Words of a chunk: 2 MiB at a time are asked of the system, one huge page.
+const CHUNK: usize = 1 << 18;
 /// At most so many chunks: 16 GiB, what the 27 bits of a run's number address.
-pub(super) const CHUNKS: usize = 1 << 14;
+pub(super) const CHUNKS: usize = 1 << 13;
+/// Bits of a cell's address within its chunk.
+const WITHIN: u32 = 17;
 /// Bytes of a chunk.
 pub(super) const CHUNK_BYTES: usize = CHUNK * 8;
 const LINES: usize = CHUNK / 8;
@@ -22,6 +25,11 @@ const LINES: usize = CHUNK / 8;
 #[repr(align(64))]
 #[derive(Debug, Default)]
 pub(super) struct Line(pub(super) [AtomicU64; 8]);
+
+/// A huge page of lines.
+#[repr(C, align(2_097_152))]
+#[derive(Debug)]
+pub(super) struct Chunk([Line; LINES]);
 
 /// Where a cell is, in units of 16 bytes; 0 is nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,7 +79,7 @@ impl Kind {
 
 /// The words, as readers and the writer see them.
 pub(super) struct Arena {
-    chunks: Box<[OnceLock<Box<[Line]>>]>,
+    chunks: Box<[OnceLock<Box<Chunk>>]>,
     /// What a stale address outside of every chunk reads: a record in the middle of a change.
     nowhere: Line,
 }
@@ -93,20 +101,20 @@ impl Default for Arena {
 impl Arena {
     #[inline]
     fn lines(&self, cell: Cell) -> &[Line] {
-        self.chunks.get((cell.0 >> 16) as usize).and_then(OnceLock::get).map_or(&[], |c| c)
+        self.chunks.get((cell.0 >> WITHIN) as usize).and_then(OnceLock::get).map_or(&[], |c| &c.0)
     }
 
     /// The line in which a cell begins, for cells of at least a line.
     #[inline]
     pub(super) fn line(&self, cell: Cell) -> &[AtomicU64; 8] {
-        let at = (cell.0 & 0xffff) as usize >> 2;
+        let at = (cell.0 & ((1 << WITHIN) - 1)) as usize >> 2;
         &self.lines(cell).get(at).unwrap_or(&self.nowhere).0
     }
 
     /// A cell's words from the first on.
     #[inline]
     pub(super) fn words(&self, cell: Cell) -> Words<'_> {
-        let at = (cell.0 & 0xffff) as usize * 2;
+        let at = (cell.0 & ((1 << WITHIN) - 1)) as usize * 2;
         let lines = self.lines(cell).get(at / 8..).unwrap_or_default();
         Words { lines, at: at % 8, nowhere: &self.nowhere.0[0] }
     }
@@ -142,7 +150,7 @@ impl<'a> Words<'a> {
 #[derive(Debug)]
 pub(super) struct Book {
     free: [Cell; 3 + 17],
-    /// The next unit never used, chunk in the upper half.
+    /// The next unit never used.
     next: u32,
     made: usize,
     live: usize,
@@ -184,11 +192,11 @@ impl Book {
     fn carve(&mut self, arena: &Arena, kind: Kind) -> Cell {
         let units = kind.words() as u32 / 2;
         loop {
-            let chunk = (self.next >> 16) as usize;
+            let chunk = (self.next >> WITHIN) as usize;
             if arena.chunks.get(chunk).is_none_or(|c| c.get().is_none()) {
                 self.add_chunk(arena, chunk);
             }
-            let at = self.next & 0xffff;
+            let at = self.next & ((1 << WITHIN) - 1);
             if at.is_multiple_of(units) {
                 let cell = Cell(self.next);
                 self.next += units;
@@ -208,7 +216,7 @@ impl Book {
         let Some(place) = arena.chunks.get(chunk) else {
             panic!("the memory index is at its limit of {CHUNKS} chunks: set a smaller budget");
         };
-        let _ = place.set((0..LINES).map(|_| Line::default()).collect());
+        let _ = place.set(cpu::zeroed_chunk());
         self.made += CHUNK;
     }
 

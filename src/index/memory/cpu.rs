@@ -1,15 +1,49 @@
-//! What the processor can do beyond the baseline: the one module of the index with `unsafe`.
+//! What the machine can do beyond the baseline: the one module of the index with `unsafe`.
 //!
-//! Invariants: a prefetch reads and writes nothing that the program can see and never faults, and is
+//! Invariants: a chunk is memory of the global allocator in the layout of its type, all zeros, which
+//! is a value of it; advice to the system changes nothing that the program can see; a prefetch reads and writes nothing that the program can see and never faults, and is
 //! given the address of a live word all the same; a function compiled for a feature is called only
-//! where that feature was found. `tests/index_stress.rs` runs both under an address sanitizer.
+//! where that feature was found. `tests/index_stress.rs` runs all of it under an address sanitizer.
 
 #![allow(unsafe_code)]
 
-use super::arena::Words;
+#[cfg(not(loom))]
+use std::alloc::{Layout, alloc, handle_alloc_error};
+
+use super::arena::{Chunk, Words};
 use super::run;
 use super::sync::AtomicU64;
 use crate::block::Digest;
+
+/// A chunk of zeros, in one huge page where the system has any: queries jump from record to record,
+/// and with small pages each jump would miss the translation buffer, too.
+#[cfg(not(loom))]
+pub(super) fn zeroed_chunk() -> Box<Chunk> {
+    let layout = Layout::new::<Chunk>();
+    // SAFETY: the layout is not of size zero.
+    let memory = unsafe { alloc(layout) }.cast::<Chunk>();
+    if memory.is_null() {
+        handle_alloc_error(layout);
+    }
+    #[cfg(all(target_os = "linux", not(miri)))]
+    // SAFETY: the range is ours, and advice neither frees nor moves it. Before the first write, which
+    // is what decides about the page; a system without huge pages refuses, and nothing depends on it.
+    unsafe {
+        libc::madvise(memory.cast(), layout.size(), libc::MADV_HUGEPAGE);
+    }
+    // SAFETY: the memory is valid for one `Chunk`, of which every word may be zero; it came from the
+    // global allocator in the layout of `Chunk`, as `Box` wants it.
+    unsafe {
+        memory.write_bytes(0, 1);
+        Box::from_raw(memory)
+    }
+}
+
+/// The model of the guard builds no arena.
+#[cfg(loom)]
+pub(super) fn zeroed_chunk() -> Box<Chunk> {
+    unimplemented!("an arena of modelled words")
+}
 
 /// Asks for the cache line of a word.
 #[inline]

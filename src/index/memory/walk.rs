@@ -291,7 +291,7 @@ pub(super) fn is_candidate(candidates: Option<&[WorkerId]>, worker: WorkerId) ->
 /// Lets the writer, which may have been put to sleep in the middle of a change, go on.
 pub(super) fn pause(tries: &mut u32) {
     *tries += 1;
-    if (*tries).is_multiple_of(64) {
+    if tries.is_multiple_of(64) {
         std::thread::yield_now();
     } else {
         std::hint::spin_loop();

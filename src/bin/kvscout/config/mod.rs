@@ -128,6 +128,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "limits.max_frame_bytes" => events.max_frame;
     "limits.max_events" => events.max_events;
     "limits.max_hashes" => events.max_hashes;
+    "memory.budget" => memory.budget;
     "limits.unplaced_per_worker" => memory.unplaced_per_worker;
     "limits.chain_memory_bytes" => chain_memory;
     "zmq.max_message_bytes" => zmq.max_message_bytes;
