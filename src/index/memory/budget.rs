@@ -112,8 +112,10 @@ impl Pen<'_> {
         let mut oldest: Option<(bool, u32, RunId)> = None;
         let now = self.shared.now();
         for seen in 0..search.min(self.w.runs.len().max(SAMPLE)) {
-            self.w.hand = (self.w.hand + 1) % self.w.runs.len();
-            let id = self.w.runs[self.w.hand];
+            // At random places: neighbours in the list were often made one after the other.
+            self.w.looks = self.w.looks.wrapping_add(1);
+            let place = u128::from(self.shared.hash(self.w.looks)) * self.w.runs.len() as u128;
+            let id = self.w.runs[(place >> 64) as usize];
             let run = self.run(id);
             if run.is_root() || run.get(KIDS) > 0 || self.w.pinned == id || self.w.busy == id {
                 continue;

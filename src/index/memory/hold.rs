@@ -16,6 +16,9 @@ use super::sync::guard;
 use super::table::{Place, Table};
 use super::write::Pen;
 
+/// Stretches behind holes that a run may have.
+const MOST_PARTS: usize = 1 << 15;
+
 impl<'a> Pen<'a> {
     #[inline]
     pub(super) fn run(&self, id: RunId) -> Run<'a> {
@@ -52,11 +55,34 @@ impl<'a> Pen<'a> {
             return;
         }
         w.cuts.hold(slot, lo, hi, len);
+        w.entries += u64::from(new);
+        w.slots.count(slot, i64::from(new));
+        self.bound_parts(run, slot);
+        let Pen { w, .. } = self;
         guard::open(run.guard());
         w.cuts.save(run, &mut w.book);
         guard::close(run.guard());
-        w.entries += u64::from(new);
-        w.slots.count(slot, i64::from(new));
+    }
+
+    /// Gives up what a slot holds behind holes if a run, whose holders are in `cuts`, has more such
+    /// stretches than a list can have: nobody evicts like that by chance.
+    fn bound_parts(&mut self, run: Run<'_>, slot: u32) {
+        if self.w.cuts.parts.len() <= MOST_PARTS {
+            return;
+        }
+        let Pen { w, .. } = self;
+        let mine = w.cuts.parts.extract_if(.., |p| p.slot == slot);
+        for part in mine.collect::<Vec<_>>() {
+            for at in part.lo..part.hi {
+                if run.get(EXTRAS) > 0 && w.extras.remove(&(run.id, at, slot)).is_some() {
+                    run.set(EXTRAS, run.get(EXTRAS) - 1);
+                }
+            }
+            let entries = u64::from(part.hi - part.lo);
+            w.entries -= entries;
+            w.evicted += entries;
+            w.slots.count(slot, -(entries as i64));
+        }
     }
 
     /// More copies of one placed block.
@@ -114,13 +140,14 @@ impl<'a> Pen<'a> {
             }
             return true;
         }
+        self.w.cuts.release(slot, at, len);
+        self.w.entries -= 1;
+        self.w.slots.count(slot, -1);
+        self.bound_parts(run, slot);
         let Pen { w, .. } = self;
-        w.cuts.release(slot, at, len);
         guard::open(run.guard());
         w.cuts.save(run, &mut w.book);
         guard::close(run.guard());
-        w.entries -= 1;
-        w.slots.count(slot, -1);
         let extent = w.cuts.extent(len);
         if extent < len {
             self.trim(id, hint);

@@ -112,8 +112,8 @@ pub(super) struct Writer {
     pub(super) cuts: Cuts,
     pub(super) places: Vec<Place>,
     pub(super) changes: u32,
-    /// Where in `runs` the last look for something to evict ended.
-    pub(super) hand: usize,
+    /// How many runs were looked at to find something to evict.
+    pub(super) looks: u64,
     /// The run that a store is at.
     pub(super) busy: RunId,
     /// Bytes outside of the arena when they were last added up.
@@ -150,7 +150,7 @@ impl Writer {
             cuts: Cuts::default(),
             places: Vec::new(),
             changes: 0,
-            hand: 0,
+            looks: 0,
             busy: RunId::NONE,
             side: 0,
         }
