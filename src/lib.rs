@@ -53,7 +53,7 @@
 //! |---|---|
 //! | `zmq` | [`ingest`]`::zmq`: receive engines' events over ZeroMQ (builds libzmq, needs a C++ compiler) |
 //! | `conformance` | `conformance`: the contract of an [`Index`](index::Index) as a test for any backend |
-//! | `daemon` | the `kvscout` binary, with everything above |
+//! | `daemon` | the `kvscout` binary; includes `zmq` |
 //!
 //! Start reading at [`scout`]; [`block`] defines the words.
 
