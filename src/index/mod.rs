@@ -20,10 +20,12 @@
 //! - Residency counts physical copies per (worker, group, tier): a block that was stored twice is
 //!   resident until it was removed twice.
 
+pub(crate) mod image;
 mod memory;
 
 use std::future::Future;
 
+pub use image::Image;
 pub use memory::{MemoryIndex, MemoryOptions};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};

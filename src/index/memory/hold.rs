@@ -17,7 +17,7 @@ use super::table::{Place, Table};
 use super::write::Pen;
 
 /// Stretches behind holes that a run may have.
-const MOST_PARTS: usize = 1 << 15;
+pub(super) const MOST_PARTS: usize = 1 << 15;
 
 impl<'a> Pen<'a> {
     #[inline]

@@ -17,7 +17,7 @@ use crate::index::Applied;
 
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
-    blocks: HashMap<Name, Orphan>,
+    pub(super) blocks: HashMap<Name, Orphan>,
     waiting: HashMap<(Shape, Name), Vec<Name>>,
 }
 
@@ -25,9 +25,9 @@ pub(super) struct Orphans {
 #[derive(Debug, Default)]
 pub(super) struct Orphan {
     /// (slot, copies), each slot once.
-    holders: Vec<(u32, u32)>,
+    pub(super) holders: Vec<(u32, u32)>,
     /// Where the block goes once its parent is placed; `None` for a block known by name only.
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,14 @@ impl Pen<'_> {
         voc.orphans.holders(name).any(|slot| self.w.slots.worker(slot) == lane.worker)
     }
 
-    fn hold_orphan(&mut self, id: VocId, name: Name, link: Option<Link>, slot: u32, copies: u32) {
+    pub(super) fn hold_orphan(
+        &mut self,
+        id: VocId,
+        name: Name,
+        link: Option<Link>,
+        slot: u32,
+        copies: u32,
+    ) {
         let worker = self.w.slots.worker(slot);
         let mut names = self.shared.names.write();
         let Some(voc) = names.vocabularies.get_mut(&id) else { return };

@@ -13,6 +13,8 @@ use crate::block::{Group, Tier, WorkerId};
 
 const CHUNK: usize = 1024;
 const CHUNKS: usize = 1024;
+/// So many slots there can be at a time.
+pub(super) const MOST: usize = CHUNK * CHUNKS;
 
 const ALIVE: u64 = 1 << 40;
 /// The worker's blocks of this group lie in several tiers, so that they only count together.

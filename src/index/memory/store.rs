@@ -306,7 +306,7 @@ impl<'a> Pen<'a> {
     }
 
     /// A new record with its guard open.
-    fn make(&mut self, parent: RunId, at: u32, head: u64) -> Run<'a> {
+    pub(super) fn make(&mut self, parent: RunId, at: u32, head: u64) -> Run<'a> {
         let w = &mut *self.w;
         w.born = w.born.wrapping_add(1);
         let run = Run::make(&self.shared.arena, &mut w.book, w.born);
@@ -319,7 +319,7 @@ impl<'a> Pen<'a> {
         run
     }
 
-    fn publish(&mut self, run: Run<'_>, parent: RunId, at: u32, head: u64) {
+    pub(super) fn publish(&mut self, run: Run<'_>, parent: RunId, at: u32, head: u64) {
         let hash = self.shared.kid_hash(parent, at, head);
         let place = Place { run: run.id.0, at: 0 };
         let shared = self.shared;
@@ -331,7 +331,7 @@ impl<'a> Pen<'a> {
     }
 
     /// The run that stands for the empty prefix of a (space, shape).
-    fn root(&mut self, space: SpaceId, shape: Shape) -> RunId {
+    pub(super) fn root(&mut self, space: SpaceId, shape: Shape) -> RunId {
         let head = u64::from(space.0) << 32 | u64::from(shape.size.get());
         if let Some(root) = self.kid(RunId::NONE, shape.lookahead, Digest(head)) {
             return root;
@@ -343,7 +343,7 @@ impl<'a> Pen<'a> {
         run.id
     }
 
-    fn kid(&self, parent: RunId, at: u32, head: Digest) -> Option<RunId> {
+    pub(super) fn kid(&self, parent: RunId, at: u32, head: Digest) -> Option<RunId> {
         let hash = self.shared.kid_hash(parent, at, head.0);
         let is = |p: Place| self.is_kid(RunId(p.run), parent, at, head);
         self.shared.kids.find(&self.shared.arena, hash, is).map(|p| RunId(p.run))

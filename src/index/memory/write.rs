@@ -91,7 +91,7 @@ pub(super) struct Writer {
     pub(super) options: MemoryOptions,
     pub(super) book: Book,
     pub(super) slots: SlotBook,
-    workers: HashMap<WorkerId, Worker>,
+    pub(super) workers: HashMap<WorkerId, Worker>,
     /// Every run, roots included, in no order.
     pub(super) runs: Vec<RunId>,
     /// Where the sweep under way is in `runs`.
@@ -121,11 +121,11 @@ pub(super) struct Writer {
 }
 
 #[derive(Debug)]
-struct Worker {
-    home: Home,
-    voc: VocId,
+pub(super) struct Worker {
+    pub(super) home: Home,
+    pub(super) voc: VocId,
     table: Arc<Table>,
-    lanes: Vec<(Group, Tier, u32)>,
+    pub(super) lanes: Vec<(Group, Tier, u32)>,
     unplaced: usize,
 }
 
@@ -366,7 +366,7 @@ impl Pen<'_> {
         self.count_layers();
     }
 
-    fn count_layers(&self) {
+    pub(super) fn count_layers(&self) {
         let pairs = self.w.workers.values().map(|w| {
             let mut tiers: Vec<Group> =
                 w.lanes.iter().filter(|l| l.1 != Tier::Unknown).map(|l| l.0).collect();
