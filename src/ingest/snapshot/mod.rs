@@ -5,6 +5,8 @@
 //! The digest key is never part of it, only the key's fingerprint. `docs/state.md` has the layout.
 
 mod directory;
+mod plain;
+mod registrations;
 mod worker;
 
 use std::fmt;
@@ -13,6 +15,7 @@ use std::io::{self, Read, Write};
 use xxhash_rust::xxh3::Xxh3;
 
 pub use directory::{Kept, StateDirectory};
+pub use registrations::{AdapterState, Given, Registrations, VocabularyState};
 pub use worker::{GroupState, KeptContract, Watermark, WorkerState};
 
 use crate::error::{Error, ErrorKind};
@@ -36,9 +39,10 @@ pub struct Snapshot {
     pub key: u64,
     /// When it was taken, in milliseconds since 1970 by the caller's clock.
     pub created: u64,
-    /// The workers, each with the state of its stream *not after* the image: what was applied to the
-    /// index in between comes again and is recognised.
-    pub workers: Vec<WorkerState>,
+    /// Who is registered, and how far each stream was followed: exactly as far as the image, so the
+    /// caller keeps every stream from applying anything while it takes both. A batch that is in the
+    /// image and not behind the watermark would count twice.
+    pub registrations: Registrations,
     /// The index.
     pub image: Image,
 }
@@ -145,15 +149,20 @@ impl From<Refused> for Error {
 struct Section(&'static [u8; 4], &'static str);
 
 const HEAD: Section = Section(b"head", "the head");
-const WORKERS: Section = Section(b"work", "the list of workers");
+const REGISTRATIONS: Section = Section(b"regs", "the list of registrations");
 const INDEX: Section = Section(b"indx", "the index");
 const END: Section = Section(b"end.", "the end mark");
 
 impl Snapshot {
     /// A snapshot by this version of kvscout.
-    pub fn new(key: &DigestKey, created: u64, workers: Vec<WorkerState>, image: Image) -> Snapshot {
+    pub fn new(
+        key: &DigestKey,
+        created: u64,
+        registrations: Registrations,
+        image: Image,
+    ) -> Snapshot {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Snapshot { version, key: key.id(), created, workers, image }
+        Snapshot { version, key: key.id(), created, registrations, image }
     }
 
     /// Writes it; returns how many bytes it has.
@@ -163,18 +172,16 @@ impl Snapshot {
     /// Those of `to`.
     pub fn write(&self, to: &mut impl Write) -> io::Result<u64> {
         let mut head = Vec::new();
-        worker::text(&mut head, &self.version);
+        plain::text(&mut head, &self.version);
         head.extend_from_slice(&self.key.to_le_bytes());
         head.extend_from_slice(&self.created.to_le_bytes());
-        let mut workers = Vec::new();
-        workers.extend_from_slice(&(self.workers.len() as u32).to_le_bytes());
-        self.workers.iter().for_each(|worker| worker.encode(&mut workers));
+        let registrations = self.registrations.encode();
 
         to.write_all(&MAGIC)?;
         to.write_all(&FORMAT.to_le_bytes())?;
         let mut total = 12;
         total += HEAD.write(to, &head)?;
-        total += WORKERS.write(to, &workers)?;
+        total += REGISTRATIONS.write(to, &registrations)?;
         total += INDEX.write(to, self.image.as_bytes())?;
         total += END.write(to, &[])?;
         Ok(total)
@@ -213,29 +220,20 @@ impl Snapshot {
         if theirs != ours {
             return Err(Refused::OtherKey { theirs, ours });
         }
-        let workers = WORKERS.read(from, u64::MAX)?;
-        let workers = read_workers(&workers).map_err(contradictory(WORKERS))?;
+        let registrations = REGISTRATIONS.read(from, u64::MAX)?;
+        let registrations =
+            Registrations::decode(&registrations).map_err(contradictory(REGISTRATIONS))?;
         let image = Image::from_bytes(INDEX.read(from, u64::MAX)?);
         END.read(from, 0)?;
-        Ok(Snapshot { version, key: theirs, created, workers, image })
+        Ok(Snapshot { version, key: theirs, created, registrations, image })
     }
 }
 
 fn read_head(bytes: &[u8]) -> Result<(String, u64, u64), Error> {
     let mut from = Reader::new(bytes);
-    let head = (worker::read_text(&mut from)?, from.u64()?, from.u64()?);
-    worker::ended(&from)?;
+    let head = (plain::read_text(&mut from)?, from.u64()?, from.u64()?);
+    plain::ended(&from)?;
     Ok(head)
-}
-
-fn read_workers(bytes: &[u8]) -> Result<Vec<WorkerState>, Error> {
-    let mut from = Reader::new(bytes);
-    let mut workers = Vec::new();
-    for _ in 0..from.count(WorkerState::LEAST)? {
-        workers.push(WorkerState::decode(&mut from)?);
-    }
-    worker::ended(&from)?;
-    Ok(workers)
 }
 
 impl Section {

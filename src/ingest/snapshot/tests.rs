@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::block::{BlockSize, Group, Shape, SpaceId, VocabularyId, WorkerId};
+use crate::block::{BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::hash::vllm::{self, Algorithm, Root, Version};
+use crate::index::{Block, Change, Home, MemoryIndex, Parent, Store};
 use crate::ingest::Reason;
 use crate::ingest::verify::Contract;
 use crate::score::{GroupFacts, GroupRule};
@@ -24,6 +25,7 @@ fn worker(n: u32) -> WorkerState {
         model: (n > 0).then(|| "model".to_owned()),
         vllm: Some(Version::NEWEST),
         block_size: BlockSize::new(n),
+        attached: "tcp://10.0.0.1:5557".to_owned(),
         incarnation: 3,
         watermark: Some(Watermark { seq: 9, digest: 10, timestamp: 1.5_f64.to_bits() }),
         unsound: (n > 0).then_some(Reason::Gap),
@@ -37,9 +39,26 @@ fn worker(n: u32) -> WorkerState {
     }
 }
 
+fn registrations(workers: Vec<WorkerState>) -> Registrations {
+    let home = Home { space: SpaceId(1), vocabulary: VocabularyId(2) };
+    let adapter = AdapterState {
+        tenant: "default".to_owned(),
+        name: "adapter".to_owned(),
+        model: "model".to_owned(),
+        id: Some(-1),
+        path: None,
+    };
+    Registrations {
+        given: Given { workers: 2, spaces: 1, vocabularies: 2 },
+        vocabularies: vec![VocabularyState { home, contract: KeptContract::Sglang }],
+        adapters: vec![adapter],
+        workers,
+    }
+}
+
 fn snapshot() -> Snapshot {
     let image = Image::from_bytes((0..200).collect());
-    Snapshot::new(&key(), 1_700_000_000_000, vec![worker(0), worker(1)], image)
+    Snapshot::new(&key(), 1_700_000_000_000, registrations(vec![worker(0), worker(1)]), image)
 }
 
 fn written(snapshot: &Snapshot) -> Vec<u8> {
@@ -57,8 +76,55 @@ fn read(bytes: &[u8]) -> Result<Snapshot, Refused> {
 fn what_is_written_is_read() {
     let snapshot = snapshot();
     assert_eq!(read(&written(&snapshot)).unwrap(), snapshot);
-    let empty = Snapshot { workers: Vec::new(), image: Image::default(), ..snapshot };
+    let empty =
+        Snapshot { registrations: Registrations::default(), image: Image::default(), ..snapshot };
     assert_eq!(read(&written(&empty)).unwrap(), empty);
+}
+
+/// Format 1 as `docs/state.md` has it: a change of these bytes needs a new number.
+#[test]
+fn the_format_is_the_documented_one() {
+    let index = MemoryIndex::default();
+    let home = Home { space: SpaceId(1), vocabulary: VocabularyId(2) };
+    index.assign(WorkerId(3), home).unwrap();
+    let block = Block { name: Name(0x1111), digest: Some(Digest(0x2222)) };
+    let store = Store {
+        shape: Shape::plain(BlockSize::DEFAULT),
+        group: Group(4),
+        tier: Tier::Cpu,
+        parent: Parent::Root,
+        blocks: &[block],
+    };
+    index.apply(WorkerId(3), &[Change::Store(store)]).unwrap();
+    let image = index.export();
+    let words = |words: &[u32]| words.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+    let expected = [
+        // Totals; vocabularies; workers.
+        words(&[1, 0, 1, 0, 0, 0, 1, 1, 2, 1, 3, 0]),
+        // Lanes.
+        [words(&[1, 0, 4]), vec![1]].concat(),
+        // Trees, one run; its content; its names; its holders; no parts.
+        words(&[1, 1, 16, 0, 1, 0, 0, 1, 0x2222, 0, 1, 0, 0x1111, 0, 1, 1, 1, 0, 0]),
+        // Copies, names, unplaced blocks.
+        words(&[0, 0, 0]),
+    ];
+    assert_eq!(image.as_bytes(), expected.concat());
+
+    let file = written(&Snapshot {
+        version: "v".to_owned(),
+        ..Snapshot::new(&key(), 5, Registrations::default(), image)
+    });
+    let (magic, rest) = file.split_at(12);
+    assert_eq!(magic, b"\x89kvscout\x01\0\0\0");
+    let (tag, rest) = rest.split_at(12);
+    assert_eq!(tag, [&b"head"[..], &21_u64.to_le_bytes()].concat());
+    let (sum, rest) = rest.split_at(16);
+    let head = [&words(&[1])[..], b"v", &key().id().to_le_bytes(), &5_u64.to_le_bytes()].concat();
+    assert!(rest.starts_with(&head));
+    let summed = xxhash_rust::xxh3::xxh3_128(&[tag, &head].concat());
+    assert_eq!(sum, summed.to_le_bytes());
+    assert!(rest[21..].starts_with(b"regs\x18\0\0\0\0\0\0\0"));
+    assert_eq!(rest[rest.len() - 28..][..12], *b"end.\0\0\0\0\0\0\0\0");
 }
 
 #[test]
@@ -110,7 +176,7 @@ fn each_refusal_says_what_is_wrong_and_what_to_do() {
 #[test]
 fn a_snapshot_knows_the_key_by_its_fingerprint_only() {
     let key = DigestKey::from_bytes(*b"a secret, secret");
-    let bytes = written(&Snapshot::new(&key, 0, Vec::new(), Image::default()));
+    let bytes = written(&Snapshot::new(&key, 0, Registrations::default(), Image::default()));
     assert!(!bytes.windows(4).any(|w| w == b"secr"));
     assert!(bytes.windows(8).any(|w| w == key.id().to_le_bytes()));
 }
@@ -118,8 +184,8 @@ fn a_snapshot_knows_the_key_by_its_fingerprint_only() {
 #[test]
 fn announced_sizes_take_no_memory() {
     let whole = written(&snapshot());
-    // The length of the list of workers, behind head and tag.
-    let at = whole.windows(4).position(|w| w == b"work").unwrap() + 4;
+    // The length of the registrations, behind head and tag.
+    let at = whole.windows(4).position(|w| w == b"regs").unwrap() + 4;
     let mut bytes = whole.clone();
     bytes[at..at + 8].copy_from_slice(&u64::MAX.to_le_bytes());
     let counted = allocation_counter::measure(|| assert!(read(&bytes).is_err()));
@@ -132,13 +198,13 @@ fn a_section_that_makes_no_sense_is_refused_behind_its_checksum() {
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&FORMAT.to_le_bytes());
     let mut head = Vec::new();
-    worker::text(&mut head, "0.1.0");
+    plain::text(&mut head, "0.1.0");
     head.extend_from_slice(&key().id().to_le_bytes());
     head.extend_from_slice(&[0; 8]);
     HEAD.write(&mut bytes, &head).unwrap();
-    WORKERS.write(&mut bytes, &[255; 40]).unwrap();
+    REGISTRATIONS.write(&mut bytes, &[255; 40]).unwrap();
     let error = read(&bytes).unwrap_err();
-    assert!(matches!(error, Refused::Contradictory { section: "the list of workers", .. }));
+    assert!(matches!(error, Refused::Contradictory { section: "the list of registrations", .. }));
 }
 
 #[test]
@@ -203,7 +269,10 @@ mod directories {
         for created in [1, 2] {
             // Left over by a crash.
             fs::write(at.0.join("snapshot.unfinished"), "half").unwrap();
-            let snapshot = Snapshot::new(&key, created, vec![worker(1)], Image::default());
+            let snapshot = {
+                let registrations = registrations(vec![worker(1)]);
+                Snapshot::new(&key, created, registrations, Image::default())
+            };
             let kept = directory.save(&snapshot).unwrap();
             assert_eq!(kept.bytes, fs::metadata(at.0.join("snapshot")).unwrap().len());
             assert_eq!(directory.load(&key).unwrap(), Some(snapshot));
@@ -266,11 +335,9 @@ proptest! {
     }
 
     #[test]
-    fn any_list_of_workers_decodes_or_is_refused(bytes in prop::collection::vec(0u8..4, 0..200)) {
-        if let Ok(workers) = read_workers(&bytes) {
-            let mut again = (workers.len() as u32).to_le_bytes().to_vec();
-            workers.iter().for_each(|worker| worker.encode(&mut again));
-            prop_assert_eq!(read_workers(&again).unwrap(), workers);
+    fn any_list_of_registrations_decodes_or_is_refused(bytes in prop::collection::vec(0u8..4, 0..200)) {
+        if let Ok(registrations) = Registrations::decode(&bytes) {
+            prop_assert_eq!(Registrations::decode(&registrations.encode()).unwrap(), registrations);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: decoding reads exactly what encoding wrote and refuses everything else; texts stand
 //! for engines, algorithms, reasons and versions, so that their numbers here may change.
 
+use super::plain::{number, option, read_flag, read_option, read_text, text, word};
 use crate::block::{BlockSize, Group, Shape, SpaceId, VocabularyId, WorkerId};
 use crate::error::Error;
 use crate::hash::vllm::{self, Algorithm, Root, Version};
@@ -32,6 +33,8 @@ pub struct WorkerState {
     pub vllm: Option<Version>,
     /// The block size that the operator expects.
     pub block_size: Option<BlockSize>,
+    /// What whoever registered it wants to have back, untouched: where its events come from, say.
+    pub attached: String,
     /// Which life of its publisher the rest is about.
     pub incarnation: u64,
     /// The last batch whose effect is in the image, if any.
@@ -135,11 +138,39 @@ impl KeptContract {
             }
         }
     }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            KeptContract::Undecided => out.push(0),
+            KeptContract::Private => out.push(1),
+            KeptContract::Vllm { version, algorithm, root } => {
+                out.push(2);
+                text(out, &version.to_string());
+                text(out, algorithm.as_str());
+                text(out, root);
+            }
+            KeptContract::Sglang => out.push(3),
+        }
+    }
+
+    pub(super) fn decode(from: &mut Reader<'_>) -> Result<KeptContract, Error> {
+        Ok(match from.u8()? {
+            0 => KeptContract::Undecided,
+            1 => KeptContract::Private,
+            2 => {
+                let version = read_text(from)?.parse()?;
+                let algorithm = read_text(from)?.parse()?;
+                KeptContract::Vllm { version, algorithm, root: read_text(from)? }
+            }
+            3 => KeptContract::Sglang,
+            n => return Err(from.wrong(format_args!("{n} is no contract"))),
+        })
+    }
 }
 
 impl WorkerState {
     /// No worker takes fewer bytes.
-    pub(super) const LEAST: usize = 12 + 4 + 4 + 4 + 1 + 1 + 4 + 8 + 1 + 1 + 1 + 1 + 4;
+    pub(super) const LEAST: usize = 12 + 4 + 4 + 4 + 1 + 1 + 4 + 4 + 8 + 1 + 1 + 1 + 1 + 4;
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for n in [self.worker.0, self.space.0, self.vocabulary.0] {
@@ -151,23 +182,14 @@ impl WorkerState {
         option(out, self.model.as_ref(), |out, model| text(out, model));
         option(out, self.vllm, |out, version| text(out, &version.to_string()));
         number(out, self.block_size.map_or(0, BlockSize::get));
+        text(out, &self.attached);
         word(out, self.incarnation);
         option(out, self.watermark, |out, mark| {
             [mark.seq, mark.digest, mark.timestamp].into_iter().for_each(|n| word(out, n));
         });
         option(out, self.unsound, |out, reason| text(out, reason.as_str()));
         out.push(u8::from(self.hides_extras));
-        match &self.contract {
-            KeptContract::Undecided => out.push(0),
-            KeptContract::Private => out.push(1),
-            KeptContract::Vllm { version, algorithm, root } => {
-                out.push(2);
-                text(out, &version.to_string());
-                text(out, algorithm.as_str());
-                text(out, root);
-            }
-            KeptContract::Sglang => out.push(3),
-        }
+        self.contract.encode(out);
         number(out, self.groups.len() as u32);
         for GroupState { facts, on_gpu } in &self.groups {
             number(out, facts.group.0);
@@ -196,6 +218,7 @@ impl WorkerState {
             model: read_option(from, read_text)?,
             vllm: read_option(from, |from| read_text(from)?.parse())?,
             block_size: BlockSize::new(from.u32()?),
+            attached: read_text(from)?,
             incarnation: from.u64()?,
             watermark: read_option(from, |from| {
                 let (seq, digest, timestamp) = (from.u64()?, from.u64()?, from.u64()?);
@@ -207,24 +230,10 @@ impl WorkerState {
                     .ok_or_else(|| from.wrong(format_args!("{label:?} is no reason")))
             })?,
             hides_extras: read_flag(from)?,
-            contract: read_contract(from)?,
+            contract: KeptContract::decode(from)?,
             groups: (0..from.count(18)?).map(|_| read_group(from)).collect::<Result<_, _>>()?,
         })
     }
-}
-
-fn read_contract(from: &mut Reader<'_>) -> Result<KeptContract, Error> {
-    Ok(match from.u8()? {
-        0 => KeptContract::Undecided,
-        1 => KeptContract::Private,
-        2 => {
-            let version = read_text(from)?.parse()?;
-            let algorithm = read_text(from)?.parse()?;
-            KeptContract::Vllm { version, algorithm, root: read_text(from)? }
-        }
-        3 => KeptContract::Sglang,
-        n => return Err(from.wrong(format_args!("{n} is no contract"))),
-    })
 }
 
 fn read_group(from: &mut Reader<'_>) -> Result<GroupState, Error> {
@@ -241,58 +250,4 @@ fn read_group(from: &mut Reader<'_>) -> Result<GroupState, Error> {
     };
     let facts = GroupFacts { group, rule, shape: Shape { size, lookahead: from.u32()? } };
     Ok(GroupState { facts, on_gpu: read_flag(from)? })
-}
-
-fn number(out: &mut Vec<u8>, n: u32) {
-    out.extend_from_slice(&n.to_le_bytes());
-}
-
-fn word(out: &mut Vec<u8>, n: u64) {
-    out.extend_from_slice(&n.to_le_bytes());
-}
-
-pub(super) fn text(out: &mut Vec<u8>, text: &str) {
-    number(out, text.len() as u32);
-    out.extend_from_slice(text.as_bytes());
-}
-
-fn option<T>(out: &mut Vec<u8>, value: Option<T>, write: impl FnOnce(&mut Vec<u8>, T)) {
-    out.push(u8::from(value.is_some()));
-    if let Some(value) = value {
-        write(out, value);
-    }
-}
-
-pub(super) fn read_text(from: &mut Reader<'_>) -> Result<String, Error> {
-    let length = from.count(1)?;
-    let bytes = from.take(length)?;
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Ok(text.to_owned()),
-        Err(error) => Err(from.wrong(format_args!("a text is none: {error}"))),
-    }
-}
-
-fn read_flag(from: &mut Reader<'_>) -> Result<bool, Error> {
-    match from.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        n => Err(from.wrong(format_args!("{n} is neither yes (1) nor no (0)"))),
-    }
-}
-
-fn read_option<'a, T>(
-    from: &mut Reader<'a>,
-    read: impl FnOnce(&mut Reader<'a>) -> Result<T, Error>,
-) -> Result<Option<T>, Error> {
-    match read_flag(from)? {
-        true => read(from).map(Some),
-        false => Ok(None),
-    }
-}
-
-pub(super) fn ended(from: &Reader<'_>) -> Result<(), Error> {
-    match from.is_empty() {
-        true => Ok(()),
-        false => Err(from.wrong("there is more after its end")),
-    }
 }
