@@ -168,7 +168,7 @@ impl Iterator for Names<'_, '_> {
         if self.path.is_some() && self.fresh.is_empty() && self.enter_segment().is_some() {
             return self.next();
         }
-        let hash = self.chain.advance(self.tokens)?;
+        let hash = self.chain.advance_within(self.tokens)?;
         if let Some(path) = self.path {
             self.fresh.push(hash.name());
             if let Ok(names) = self.fresh.as_slice().try_into() {
