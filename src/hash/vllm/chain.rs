@@ -37,6 +37,7 @@ pub struct Chain<'p> {
     items: &'p [Item<'p>],
     salt: Option<Extra<'p>>,
     embeds: Option<Embeds<'p>>,
+    /// Where the next block is written by the general way.
     parent: BlockHash,
     blocks: usize,
     scan: Scan,
@@ -130,9 +131,8 @@ impl<'p> Chain<'p> {
         {
             let next = end.checked_add(size).filter(|_| ahead);
             let next = next.and_then(|next| token_ids.get(end..next));
-            self.parent = plain.link(tokens, next);
             self.blocks += 1;
-            return Some(self.parent);
+            return Some(plain.link(tokens, next));
         }
         let embeds = match self.embeds {
             Some(embeds) => Some(self.embeds_of(embeds, start, seen)?),
