@@ -135,6 +135,13 @@ impl<'a> Listed<'a> {
         self.blocks == 0
     }
 
+    /// Whether every block is [`BlockExtras::Plain`]; may be `false` although they are, where that
+    /// is not plain to see.
+    pub(crate) fn all_plain(&self) -> bool {
+        let Source::List(list) = self.source else { return false };
+        matches!(self.adapter, Adapter::None) && list.has_nils(self.blocks)
+    }
+
     /// The extra keys of each block, in the order of the hashes.
     pub fn iter(&self) -> ExtrasIter<'a> {
         ExtrasIter { listed: *self, next: 0 }
