@@ -168,10 +168,7 @@ impl<'a> Events<'a> {
         event
     }
 
-    fn step(
-        &mut self,
-        ids: Option<&mut Vec<TokenId>>,
-    ) -> Option<Result<Event<'a>, DecodeError>> {
+    fn step(&mut self, ids: Option<&mut Vec<TokenId>>) -> Option<Result<Event<'a>, DecodeError>> {
         let Some(left) = self.left.checked_sub(1) else {
             let tail = self.tail.take()?;
             return self.finish(tail).err().map(Err);

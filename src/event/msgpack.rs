@@ -246,7 +246,9 @@ impl<'a> Reader<'a> {
         let rest = self.rest;
         let (mut at, mut passed) = (0, 0);
         while passed < count {
-            let Some(window) = rest.get(at..).and_then(|rest| rest.first_chunk::<8>()) else { break };
+            let Some(window) = rest.get(at..).and_then(|rest| rest.first_chunk::<8>()) else {
+                break;
+            };
             let word = u64::from_be_bytes(*window);
             let marker = window[0];
             // 0xcc, 0xcd, 0xce: one, two, four bytes follow.

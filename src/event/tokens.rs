@@ -253,7 +253,8 @@ mod tests {
             list.read_into(&mut later).unwrap();
             assert_eq!(ids, later);
         }
-        let error = Tokens::read_to(&mut Reader::new(&payload[..999]), Field::TokenIds, &mut vec![]);
+        let error =
+            Tokens::read_to(&mut Reader::new(&payload[..999]), Field::TokenIds, &mut vec![]);
         assert_eq!(error.unwrap_err(), tokens(&payload[..999]).unwrap_err());
     }
 

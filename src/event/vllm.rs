@@ -290,7 +290,8 @@ impl<'a> Fields<'a> {
             Field::Medium => self.medium = reader.optional(|r| r.string(field))?,
             Field::Locality => self.locality = reader.optional(|r| r.string(field))?,
             Field::ExtraKeys => {
-                self.extra_keys = reader.optional(|r| ExtraKeys::read(r, context.limits.max_depth))?;
+                self.extra_keys =
+                    reader.optional(|r| ExtraKeys::read(r, context.limits.max_depth))?;
             }
             Field::GroupIdx => self.group = reader.optional(|r| r.up_to(u32::MAX, field))?,
             Field::SpecKind => self.kind = reader.optional(|r| r.string(field))?.map(SpecKind::of),

@@ -112,9 +112,7 @@ fn describe(
     let mut after = Vec::new();
     let mut before = stored.parent;
     let hashes = stored.names.iter();
-    for ((block, hash), tokens) in
-        blocks.iter_mut().zip(hashes).zip(tokens.chunks_exact(size))
-    {
+    for ((block, hash), tokens) in blocks.iter_mut().zip(hashes).zip(tokens.chunks_exact(size)) {
         after.clear();
         if let Some(list) = lookahead.as_mut().and_then(Iterator::next) {
             list.read_into(&mut after).map_err(Rejection::Token)?;

@@ -61,9 +61,8 @@ impl<'p> Chain<'p> {
         let encoder = contract.encoder();
         let has_keys = lora.is_some() || !items.is_empty() || embeds.is_some();
         let layout = encoder.plain_layout().filter(|_| !has_keys && shape.lookahead == 0);
-        let plain = layout.and_then(|layout| {
-            PlainChain::new(layout, shape.size.tokens(), &contract.root())
-        });
+        let plain = layout
+            .and_then(|layout| PlainChain::new(layout, shape.size.tokens(), &contract.root()));
         Chain {
             shape,
             lora,

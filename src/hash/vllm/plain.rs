@@ -153,10 +153,10 @@ fn write_pickled(bytes: &mut [u8], at: usize, tokens: &[TokenId; STRIDE]) -> usi
 #[derive(Clone)]
 pub(super) struct PlainChain {
     layout: Layout,
-    parent: State,
-    /// The message that is to be hashed, and the next one.
     messages: [Message; 2],
-    /// Whether the first message has its tokens.
+    /// Which of the two is hashed next. It has its parent.
+    second: bool,
+    /// Whether it has its tokens, too.
     ready: bool,
     parent_at: usize,
     tokens_at: usize,
@@ -176,7 +176,10 @@ struct Message {
 impl PlainChain {
     /// A chain of blocks of `size` tokens that follow `parent`; `None` if they are not done here.
     pub(super) fn new(layout: Layout, size: usize, parent: &BlockHash) -> Option<PlainChain> {
-        let parent = state(parent).filter(|_| SIZES.contains(&size))?;
+        let Value::Bytes32(parent) = &parent.0 else { return None };
+        if !SIZES.contains(&size) {
+            return None;
+        }
         let head = layout.before_parent();
         let (middle, length) = layout.before_tokens(size);
         let tokens_at = head.len() + 32 + length;
@@ -185,20 +188,19 @@ impl PlainChain {
             let mut message = Message::new(most);
             let bytes = message.bytes();
             bytes[..head.len()].copy_from_slice(head);
+            bytes[head.len()..head.len() + 32].copy_from_slice(parent);
             bytes[head.len() + 32..tokens_at].copy_from_slice(&middle[..length]);
             message
         });
         let parent_at = head.len();
-        Some(PlainChain { layout, parent, messages, ready: false, parent_at, tokens_at })
+        Some(PlainChain { layout, messages, second: false, ready: false, parent_at, tokens_at })
     }
 
     /// Goes on after another block; `false` if its hash is of another form.
     pub(super) fn follow(&mut self, parent: &BlockHash) -> bool {
         self.ready = false;
-        match state(parent) {
-            Some(parent) => self.parent = parent,
-            None => return false,
-        }
+        let Value::Bytes32(parent) = &parent.0 else { return false };
+        self.messages[usize::from(self.second)].put(self.parent_at, parent);
         true
     }
 
@@ -213,22 +215,22 @@ impl PlainChain {
     /// [`forget_ahead`](PlainChain::forget_ahead) comes in between.
     #[inline]
     pub(super) fn link(&mut self, tokens: &[TokenId], next: Option<&[TokenId]>) -> BlockHash {
-        let PlainChain { layout, messages: [message, ahead], .. } = self;
+        let [first, second] = &mut self.messages;
+        let (message, ahead) = if self.second { (second, first) } else { (first, second) };
         if !self.ready {
-            message.fill(*layout, self.tokens_at, tokens);
+            message.fill(self.layout, self.tokens_at, tokens);
         }
         if let Some(next) = next {
-            ahead.fill(*layout, self.tokens_at, next);
+            ahead.fill(self.layout, self.tokens_at, next);
         }
-        let used = message.used;
-        let message = message.bytes();
-        message[self.parent_at..self.parent_at + 32].copy_from_slice(&bytes(&self.parent));
         let mut state = START;
-        compress256(&mut state, message[..used].as_chunks().0);
-        self.parent = state;
+        compress256(&mut state, message.padded());
+        // At once, so that it lies there when the next compression reads it.
+        let hash = bytes(&state);
+        ahead.put(self.parent_at, &hash);
         self.ready = next.is_some();
-        self.messages.swap(0, 1);
-        BlockHash(Value::Bytes32(bytes(&state)))
+        self.second = !self.second;
+        BlockHash(Value::Bytes32(hash))
     }
 }
 
@@ -243,6 +245,16 @@ impl Message {
     #[inline]
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..]
+    }
+
+    #[inline]
+    fn put(&mut self, at: usize, parent: &[u8; 32]) {
+        self.bytes()[at..at + 32].copy_from_slice(parent);
+    }
+
+    #[inline]
+    fn padded(&self) -> &[[u8; 64]] {
+        self.memory[self.start..self.start + self.used].as_chunks().0
     }
 
     /// Writes everything but the parent.
@@ -264,12 +276,6 @@ impl Message {
         bytes[end - 8..end].copy_from_slice(&(length as u64 * 8).to_be_bytes());
         self.used = end;
     }
-}
-
-fn state(hash: &BlockHash) -> Option<State> {
-    let Value::Bytes32(bytes) = &hash.0 else { return None };
-    let (words, _) = bytes.as_chunks();
-    Some(std::array::from_fn(|n| u32::from_be_bytes(words[n])))
 }
 
 /// The hash that a state is.
