@@ -8,11 +8,11 @@
 use super::cut::{ALL, Cut};
 use super::names::VocId;
 use super::run::{
-    BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, NEXT, OFFSET,
-    PART_COUNT, POSITION, Run, RunId, USED,
+    ALSO, BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, MORE,
+    NEXT, OFFSET, PART_COUNT, POSITION, Run, RunId, USED, VOCABULARY,
 };
 use super::store::Lane;
-use super::sync::guard;
+use super::sync::{Ordering, guard};
 use super::table::{Place, Table};
 use super::write::Pen;
 
@@ -104,26 +104,43 @@ impl<'a> Pen<'a> {
         self.w.cuts.holds(slot, place.at)
     }
 
+    /// The common eviction: the last block of a chain that nobody else holds, by the only name that
+    /// it has, which means no other block. Whether it was that.
+    #[inline]
+    pub(super) fn drop_last(&mut self, lane: &Lane, place: Place, hash: u64) -> bool {
+        let (at, slot) = (place.at, lane.slot);
+        let run = self.run(RunId(place.run));
+        let len = run.len();
+        let mine = Cut { end: ALL, page: slot / 64, bits: 1 << (slot % 64) };
+        if at + 1 != len
+            || Self::only_cut(run) != Some(mine)
+            || run.get(LAST_KID) == len
+            || run.get(EXTRAS) + run.get(MORE) + run.get(ALSO) > 0
+            || run.get(VOCABULARY) != lane.voc.0
+        {
+            return false;
+        }
+        self.w.entries -= 1;
+        self.w.slots.count(slot, -1);
+        run.name(at, len).store(0, Ordering::Relaxed);
+        let there = lane.table.remove(&self.shared.arena, hash, place);
+        debug_assert!(there, "every bound name is in its table");
+        if let Some(parent) = self.shorten(run, at) {
+            self.trim(parent, Some((lane.voc, &*lane.table)));
+        }
+        true
+    }
+
     /// One copy of a block less; whether the slot had one.
     pub(super) fn drop_copy(&mut self, lane: &Lane, place: Place) -> bool {
         let (id, at, slot) = (RunId(place.run), place.at, lane.slot);
         let run = self.run(id);
         let len = run.len();
         let hint = Some((lane.voc, &*lane.table));
-        if let Some(cut) = Self::only_cut(run)
-            && cut.end == ALL
-            && cut.page == slot / 64
-            && cut.bits == 1 << (slot % 64)
-            && at + 1 == len
-            && (run.get(KIDS) == 0 || run.get(LAST_KID) < len)
-            && run.get(EXTRAS) == 0
-        {
-            // The common eviction: the last block of a chain that nobody else holds.
+        if run.get(EXTRAS) == 0 && Cut::shorten(run, slot, at) {
+            // The run ends where it did: somebody else or a child is behind this holder's end.
             self.w.entries -= 1;
             self.w.slots.count(slot, -1);
-            if let Some(parent) = self.cut_off(run, at, hint) {
-                self.trim(parent, hint);
-            }
             return true;
         }
         self.w.cuts.load(run);
@@ -187,10 +204,15 @@ impl<'a> Pen<'a> {
         new: u32,
         hint: Option<(VocId, &Table)>,
     ) -> Option<RunId> {
-        let len = run.len();
-        for at in (new..len).rev() {
+        for at in (new..run.len()).rev() {
             self.unbind(run.id, at, hint);
         }
+        self.shorten(run, new)
+    }
+
+    /// `cut_off`, of blocks whose names are unbound already.
+    fn shorten(&mut self, run: Run<'a>, new: u32) -> Option<RunId> {
+        let len = run.len();
         let Pen { w, .. } = self;
         let alone = Self::only_cut(run).is_some_and(|cut| cut.end == ALL) && new > 0;
         if !alone {
