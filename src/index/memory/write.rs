@@ -104,6 +104,8 @@ pub(super) struct Writer {
     pub(super) entries: u64,
     pub(super) unplaced: u64,
     pub(super) evicted: u64,
+    /// Copies given up behind holes that no `apply` has reported yet.
+    pub(super) lost: u64,
     /// Bindings in `Names::dups`.
     pub(super) dups: u64,
     /// Changes whenever blocks go.
@@ -145,6 +147,7 @@ impl Writer {
             entries: 0,
             unplaced: 0,
             evicted: 0,
+            lost: 0,
             dups: 0,
             trims: 0,
             pinned: RunId::NONE,
@@ -328,6 +331,7 @@ impl Pen<'_> {
         if applied.removed > 0 && changes.len() < AHEAD {
             self.ask_for_likely(&lane);
         }
+        applied.refused += std::mem::take(&mut self.w.lost);
         Ok(applied)
     }
 
