@@ -12,7 +12,6 @@ use std::alloc::{Layout, alloc, handle_alloc_error};
 
 use super::arena::{Chunk, Words};
 use super::run;
-use super::sync::AtomicU64;
 use crate::block::Digest;
 
 /// A chunk of zeros, in one huge page where the system has any: queries jump from record to record,
@@ -45,9 +44,9 @@ pub(super) fn zeroed_chunk() -> Box<Chunk> {
     unimplemented!("an arena of modelled words")
 }
 
-/// Asks for the cache line of a word.
+/// Asks for the cache line in which a word begins.
 #[inline]
-pub(super) fn prefetch(word: &AtomicU64) {
+pub(super) fn prefetch<T>(word: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

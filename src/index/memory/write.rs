@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::MemoryOptions;
+use super::ahead::Ahead;
 use super::arena::{Arena, Book};
 use super::cut::Cuts;
 use super::names::{Names, VocId};
@@ -19,12 +20,12 @@ use super::store::Lane;
 use super::sweep::STEP;
 use super::sync::{AtomicU32, Ordering};
 use super::table::{Place, Table};
-use crate::block::{Group, Name, Tier, WorkerId};
+use crate::block::{Group, Tier, WorkerId};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Applied, Change, Home, Parent, Stats, Store};
+use crate::index::{Applied, Change, Home, Stats};
 
-/// How many changes ahead their names are asked for.
-const AHEAD: usize = 10;
+/// Batches of fewer changes end before the first eviction of the next one can be asked for in time.
+const AHEAD: usize = 4;
 
 /// What readers and the writer share.
 #[derive(Debug)]
@@ -103,6 +104,8 @@ pub(super) struct Writer {
     pub(super) entries: u64,
     pub(super) unplaced: u64,
     pub(super) evicted: u64,
+    /// Copies given up behind holes that no `apply` has reported yet.
+    pub(super) lost: u64,
     /// Bindings in `Names::dups`.
     pub(super) dups: u64,
     /// Changes whenever blocks go.
@@ -144,6 +147,7 @@ impl Writer {
             entries: 0,
             unplaced: 0,
             evicted: 0,
+            lost: 0,
             dups: 0,
             trims: 0,
             pinned: RunId::NONE,
@@ -283,20 +287,20 @@ impl Pen<'_> {
         let (space, voc, table) = (worker.home.space, worker.voc, worker.table.clone());
         let mut lane = Lane { worker: id, space, voc, table, slot: 0 };
         // The slot of the change before: most changes of a batch are of one group and tier.
-        let mut last: Option<(Group, Tier, u32)> = None;
+        let mut last: Option<(Group, Tier, u32)> = worker.lanes.first().copied();
         let same = |last: Option<(Group, Tier, u32)>, group, tier| {
             last.filter(|l| (l.0, l.1) == (group, tier)).map(|l| l.2)
         };
         let mut applied = Applied::default();
-        (0..changes.len().min(AHEAD)).for_each(|i| self.ask_for(&lane, changes, i));
-        for (i, change) in changes.iter().enumerate() {
-            self.ask_for(&lane, changes, i + AHEAD);
+        let mut ahead = Ahead::new(changes, self.shared, &lane.table);
+        for change in changes {
             self.tick();
             match change {
                 Change::Store(store) => {
                     lane.slot = same(last, store.group, store.tier)
                         .unwrap_or_else(|| self.lane(id, store.group, store.tier));
                     last = Some((store.group, store.tier, lane.slot));
+                    ahead.advance(Ahead::names_of(store), self.shared, &lane.table);
                     self.store(&lane, store, &mut applied);
                 }
                 Change::Remove { group, tier, names } => {
@@ -308,6 +312,7 @@ impl Pen<'_> {
                     lane.slot = slot;
                     last = Some((*group, *tier, slot));
                     for &name in *names {
+                        ahead.advance(1, self.shared, &lane.table);
                         match self.remove(&lane, name) {
                             true => applied.removed += 1,
                             false => applied.unknown_removals += 1,
@@ -323,18 +328,11 @@ impl Pen<'_> {
                 self.sweep(STEP);
             }
         }
+        if applied.removed > 0 && changes.len() < AHEAD {
+            self.ask_for_likely(&lane);
+        }
+        applied.refused += std::mem::take(&mut self.w.lost);
         Ok(applied)
-    }
-
-    /// Brings into the cache where the first name of a change is looked up.
-    #[inline]
-    fn ask_for(&self, lane: &Lane, changes: &[Change<'_>], i: usize) {
-        let name: Name = match changes.get(i) {
-            Some(Change::Remove { names: [name, ..], .. }) => *name,
-            Some(Change::Store(Store { parent: Parent::Block(name), .. })) => *name,
-            _ => return,
-        };
-        lane.table.touch(&self.shared.arena, self.shared.hash(name.0));
     }
 
     fn find_lane(&self, id: WorkerId, group: Group, tier: Tier) -> Option<u32> {
