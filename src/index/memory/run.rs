@@ -13,6 +13,8 @@ use crate::block::Digest;
 
 /// Blocks of a segment.
 pub(super) const SEGMENT: usize = 16;
+/// Segments whose sums are asked for at once, four in a line; the hardware sees the rest coming.
+const ASKED: usize = 64;
 /// A longer chain goes on in a child: offsets have 12 bits.
 pub(super) const LONGEST: u32 = 4096;
 
@@ -39,10 +41,13 @@ pub(super) const UP: Field = Field(1, 32, 32);
 pub(super) const OFFSET: Field = Field(1, 0, 32);
 /// Content of the first block; (space, size) of a root.
 pub(super) const HEAD: Field = Field(2, 0, 64);
-pub(super) const LEN: Field = Field(3, 48, 16);
+pub(super) const LEN: Field = Field(3, 51, 13);
+/// The greatest offset of a child, 0 without children: queries that leave the run behind it need not
+/// look for one, and most that leave it elsewhere leave it there.
+pub(super) const LAST_KID: Field = Field(3, 38, 13);
 /// Entries of [`CUTS`]: how many are cuts, how many are parts.
-pub(super) const CUT_COUNT: Field = Field(3, 24, 24);
-pub(super) const PART_COUNT: Field = Field(3, 0, 24);
+pub(super) const CUT_COUNT: Field = Field(3, 16, 22);
+pub(super) const PART_COUNT: Field = Field(3, 0, 16);
 /// The only segment, or the list of (sum, segment).
 const DATA: Field = Field(4, 32, 32);
 /// The list of residency entries, unless the only one is a cut, which is in words 5 and 6.
@@ -57,8 +62,6 @@ pub(super) const BEFORE: Field = Field(9, 0, 32);
 pub(super) const KIDS: Field = Field(10, 32, 32);
 /// How many children are at the greatest offset.
 pub(super) const KIDS_AT_LAST: Field = Field(10, 0, 32);
-/// The greatest offset of a child.
-pub(super) const LAST_KID: Field = Field(11, 48, 16);
 const DATA_CLASS: Field = Field(11, 40, 8);
 pub(super) const CUTS_CLASS: Field = Field(11, 32, 8);
 /// Blocks with names of further vocabularies (segments), further names, further copies.
@@ -116,11 +119,30 @@ impl<'a> Run<'a> {
         self.word(word).store(now & !mask | value, Ordering::Relaxed);
     }
 
-    /// Asks for what the record leads to.
+    /// Asks for what the record leads to: holders, sums, and the segment in which a prompt leaves
+    /// that shares `same` blocks of its `len`.
     #[inline]
-    pub(super) fn ask(self) {
-        cpu::prefetch(self.arena.words(Cell(self.get(DATA))).word(0));
+    pub(super) fn ask(self, len: u32, same: u32) {
         cpu::prefetch(self.arena.words(Cell(self.get(CUTS))).word(0));
+        let data = self.arena.words(Cell(self.get(DATA)));
+        cpu::prefetch(data.word(0));
+        if len as usize > SEGMENT {
+            let last = same as usize / SEGMENT;
+            for segment in (4..last.min(ASKED)).step_by(4) {
+                cpu::prefetch(data.word(2 * segment));
+            }
+            if same < len && last >= ASKED {
+                cpu::prefetch(data.word(2 * last));
+            }
+        }
+    }
+
+    /// Asks for the segment of a block.
+    #[inline]
+    pub(super) fn ask_segment(self, at: u32, len: u32) {
+        let contents = self.segment(at, len);
+        cpu::prefetch(contents.word(0));
+        cpu::prefetch(contents.word(8));
     }
 
     /// Notes a use; readers may.
