@@ -240,14 +240,18 @@ impl Matches {
 
     /// Adds one worker in one group: to the last class, if that says the same.
     pub fn push(&mut self, found: Match) {
+        Matches::push_to(&mut self.classes, &mut self.members, found);
+    }
+
+    fn push_to(classes: &mut Vec<Class>, members: &mut Vec<WorkerId>, found: Match) {
         let Match { worker, group, leading, fastest } = found;
-        let at = self.members.len() as u32;
-        self.members.push(worker);
-        match self.classes.last_mut() {
+        let at = members.len() as u32;
+        members.push(worker);
+        match classes.last_mut() {
             Some(last) if (last.group, last.leading, last.fastest) == (group, leading, fastest) => {
                 last.to = at + 1;
             }
-            _ => self.classes.push(Class { group, leading, fastest, from: at, to: at + 1 }),
+            _ => classes.push(Class { group, leading, fastest, from: at, to: at + 1 }),
         }
     }
 

@@ -23,20 +23,21 @@ pub(super) struct Layer {
 pub(super) struct Answer<'a> {
     pub(super) slots: &'a Slots,
     pub(super) candidates: Option<&'a [WorkerId]>,
-    pub(super) matches: &'a mut Matches,
+    pub(super) classes: &'a mut Vec<Class>,
+    pub(super) members: &'a mut Vec<WorkerId>,
     pub(super) layers: &'a mut Vec<Layer>,
 }
 
 impl Answer<'_> {
     /// How much there is.
     pub(super) fn mark(&self) -> [usize; 3] {
-        [self.matches.classes.len(), self.matches.members.len(), self.layers.len()]
+        [self.classes.len(), self.members.len(), self.layers.len()]
     }
 
     /// Takes back what was added since.
     pub(super) fn back_to(&mut self, [classes, members, layers]: [usize; 3]) {
-        self.matches.classes.truncate(classes);
-        self.matches.members.truncate(members);
+        self.classes.truncate(classes);
+        self.members.truncate(members);
         self.layers.truncate(layers);
     }
 
@@ -70,7 +71,7 @@ impl Answer<'_> {
 
     #[inline]
     fn class(&mut self, page: &Page, mut bits: u64, group: Group, rank: usize, blocks: u32) {
-        let from = self.matches.members.len() as u32;
+        let from = self.members.len() as u32;
         let mut ids = [WorkerId(0); 64];
         let mut n = 0;
         while bits != 0 {
@@ -79,12 +80,12 @@ impl Answer<'_> {
             ids[n % 64] = id;
             n += usize::from(is_candidate(self.candidates, id));
         }
-        self.matches.members.extend_from_slice(&ids[..n.min(64)]);
-        let to = self.matches.members.len() as u32;
+        self.members.extend_from_slice(&ids[..n.min(64)]);
+        let to = self.members.len() as u32;
         if from < to {
             let leading = [0, 1, 2, 3].map(|r| if r >= rank { blocks } else { 0 });
             let fastest = [0, 1, 2, 3].map(|r| if r == rank { blocks } else { 0 });
-            self.matches.classes.push(Class { group, leading, fastest, from, to });
+            self.classes.push(Class { group, leading, fastest, from, to });
         }
     }
 
@@ -103,7 +104,8 @@ impl Answer<'_> {
             if owner.layered {
                 self.layers.push(Layer { worker, group, rank, blocks });
             } else {
-                self.matches.push(one(worker, group, [(rank, blocks)]));
+                let found = one(worker, group, [(rank, blocks)]);
+                Matches::push_to(self.classes, self.members, found);
             }
         }
     }
@@ -135,7 +137,8 @@ impl Answer<'_> {
         self.layers.sort_unstable();
         for tiers in self.layers.chunk_by(|a, b| (a.worker, a.group) == (b.worker, b.group)) {
             let (worker, group) = (tiers[0].worker, tiers[0].group);
-            self.matches.push(one(worker, group, tiers.iter().map(|t| (t.rank, t.blocks))));
+            let found = one(worker, group, tiers.iter().map(|t| (t.rank, t.blocks)));
+            Matches::push_to(self.classes, self.members, found);
         }
     }
 }

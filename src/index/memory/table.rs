@@ -117,6 +117,21 @@ impl Table {
         super::cpu::prefetch(bucket.word(1 + home(hash)));
     }
 
+    /// A run that may be under this hash, to be asked for; 0 for none. Without a branch on what a slot
+    /// says: what comes after this shall not wait for it.
+    #[inline]
+    pub(super) fn guess(&self, arena: &Arena, hash: u64) -> u32 {
+        let depth = self.depth.load(Ordering::Relaxed);
+        let words = arena.words(self.bucket(hash & ((1 << depth) - 1)));
+        let (mut at, mut run) = (home(hash), 0);
+        for _ in 0..4 {
+            let slot = words.load(1 + at);
+            run |= Place::of(slot).run * u32::from(same_tag(slot, hash));
+            at = next(at);
+        }
+        run
+    }
+
     /// The first place under this hash that `is` confirms. Readers beside the writer may call it if
     /// `is` checks everything for itself.
     #[inline]

@@ -134,11 +134,13 @@ impl Shared {
             // Where most prompts leave the run.
             let leave = if last_kid > 0 { most.min(last_kid as usize) } else { most };
             run.ask(len, leave as u32);
+            let mut kid = None;
             if last_kid > 0 {
                 // Only if it is there already: digests are computed no further than is needed.
                 if let Some(&Digest(head)) = blocks.digests(start, 1).get(last_kid as usize) {
                     let hash = self.kid_hash(run.id, last_kid, head);
                     self.kids.touch(&self.arena, hash);
+                    kid = Some(hash);
                 }
             }
             cuts.load(run);
@@ -147,6 +149,9 @@ impl Shared {
                 run.ask_segment(leave as u32, len);
             } else if leave % SEGMENT > 0 {
                 run.ask_segment(leave as u32 - 1, len);
+            }
+            if let Some(hash) = kid {
+                self.run(RunId(self.kids.guess(&self.arena, hash))).ask_record();
             }
             let mut same = 0;
             while same < most {
@@ -184,9 +189,7 @@ impl Shared {
             return Outcome::Done;
         }
         let epoch = self.slots.epoch();
-        let mut scratch = std::mem::take(&mut matches.scratch);
-        let outcome = self.follow(query, blocks, &mut scratch, matches);
-        matches.scratch = scratch;
+        let outcome = self.follow(query, blocks, matches);
         match outcome {
             Outcome::Done if !self.slots.is(epoch) => Outcome::Again,
             outcome => outcome,
@@ -197,10 +200,10 @@ impl Shared {
         &self,
         query: &Query<'_>,
         blocks: &mut impl BlockSource,
-        scratch: &mut Scratch,
         matches: &mut Matches,
     ) -> Outcome {
         let total = blocks.len();
+        let Matches { classes, members, scratch, .. } = matches;
         let Scratch { alive, keep, cuts, root: last, layers, .. } = scratch;
         let key = Self::root_key(query);
         if !key.is(self.run(*last)) {
@@ -216,7 +219,8 @@ impl Shared {
         alive.clear();
         layers.clear();
         let slots = &self.slots;
-        let mut answer = Answer { slots, candidates: query.candidates, matches, layers };
+        let candidates = query.candidates;
+        let mut answer = Answer { slots, candidates, classes, members, layers };
         let mut first = true;
         while let Some(id) = self.find_kid(key) {
             let run = self.run(id);
