@@ -5,6 +5,7 @@
 //! block's. Readers take no lock that a batch holds.
 
 mod ahead;
+mod answer;
 mod arena;
 mod budget;
 mod cpu;

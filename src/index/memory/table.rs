@@ -151,6 +151,19 @@ impl Table {
         found.map(|(place, word)| (place, Spot { bucket: cell, word }))
     }
 
+    /// A run that may be under this hash, to be asked for; 0 for none. Without a branch on what a slot
+    /// says: what comes after this shall not wait for it.
+    #[inline]
+    pub(super) fn guess(&self, arena: &Arena, hash: u64) -> u32 {
+        let bucket = arena.bucket(self.bucket_of(hash));
+        let home = home(hash);
+        // The head, which is the first word of the first line, is taken for a slot, too: it is a guess.
+        (0..8).fold(0, |run, i| {
+            let slot = load(bucket, home * 8 + i);
+            run | Place::of(slot).run * u32::from(same_tag(slot, hash))
+        })
+    }
+
     /// The first place under this hash that `is` confirms. Readers beside the writer may call it if
     /// `is` checks everything for itself.
     #[inline]

@@ -20,7 +20,7 @@ use super::store::Lane;
 use super::sweep::STEP;
 use super::sync::{AtomicU32, Ordering};
 use super::table::{Place, Table};
-use crate::block::{Group, Tier, WorkerId};
+use crate::block::{Group, SpaceId, Tier, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::index::{Applied, Change, Home, Stats};
 
@@ -36,10 +36,8 @@ pub(super) struct Shared {
     pub(super) slots: Slots,
     pub(super) names: RwLock<Names>,
     pub(super) homes: RwLock<HashMap<WorkerId, (Home, VocId)>>,
-    /// Unplaced blocks: queries need not look for any while there are none.
-    pub(super) unplaced: AtomicU32,
-    /// (worker, group) pairs whose blocks lie in several tiers.
-    pub(super) layered: AtomicU32,
+    /// Unplaced blocks, by space: queries need not look for any where there are none.
+    unplaced: [AtomicU32; 64],
     pub(super) clock: AtomicU32,
     keys: [u64; 2],
 }
@@ -55,8 +53,7 @@ impl Shared {
             slots: Slots::default(),
             names: RwLock::default(),
             homes: RwLock::default(),
-            unplaced: AtomicU32::new(0),
-            layered: AtomicU32::new(0),
+            unplaced: std::array::from_fn(|_| AtomicU32::new(0)),
             clock: AtomicU32::new(0),
             keys: [random.hash_one(0), random.hash_one(1) | 1],
         }
@@ -77,6 +74,12 @@ impl Shared {
     #[inline]
     pub(super) fn run(&self, id: RunId) -> Run<'_> {
         Run::at(&self.arena, id)
+    }
+
+    /// How many unplaced blocks there are in a space, and in those that share its counter.
+    #[inline]
+    pub(super) fn unplaced(&self, space: SpaceId) -> &AtomicU32 {
+        &self.unplaced[space.0 as usize % self.unplaced.len()]
     }
 
     /// Coarse time, for recency.
@@ -361,17 +364,6 @@ impl Pen<'_> {
         for &(group, tier, slot) in w.lanes.iter().filter(counted) {
             self.shared.slots.set(slot, Owner { worker, group, tier, layered });
         }
-        self.count_layers();
-    }
-
-    fn count_layers(&self) {
-        let pairs = self.w.workers.values().map(|w| {
-            let mut tiers: Vec<Group> =
-                w.lanes.iter().filter(|l| l.1 != Tier::Unknown).map(|l| l.0).collect();
-            tiers.sort_unstable();
-            tiers.windows(2).filter(|pair| pair[0] == pair[1]).count() as u32
-        });
-        self.shared.layered.store(pairs.sum(), Ordering::Release);
     }
 
     fn retire_lanes(&mut self, id: WorkerId, tier: Option<Tier>) {
