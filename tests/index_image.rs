@@ -71,8 +71,7 @@ impl BlockSource for Named<'_> {
 fn answer(index: &MemoryIndex, chain: &Chain) -> (Vec<kvscout::index::Match>, Vec<Span>) {
     let mut matches = Matches::default();
     index.lookup(&Query { spans: true, ..QUERY }, &mut Named(chain), &mut matches);
-    matches.sort();
-    (matches.matches.clone(), matches.spans.clone())
+    matches.sorted()
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, Matches, MemoryIndex, MemoryOptions, Query, Stats};
+use crate::index::{Applied, Match, Matches, MemoryIndex, MemoryOptions, Query, Span, Stats};
 use crate::ingest::verify::{Candidates, Status};
 use crate::ingest::{Counters, Trust, Verdict};
 use crate::score::{self, GroupFacts, Score, Unpredictable, Weights};
@@ -170,7 +170,8 @@ pub struct Ranked {
 pub struct Scratch {
     ranked: Vec<Ranked>,
     matches: Matches,
-    all: Matches,
+    all: Vec<Match>,
+    spans: Vec<Span>,
     digests: Vec<Digest>,
     candidates: Vec<WorkerId>,
 }
@@ -381,7 +382,7 @@ impl Scout {
         blocks: &Blocks<'_>,
         scratch: &'s mut Scratch,
     ) -> Result<&'s [Ranked], Error> {
-        let Scratch { ranked, matches, all, digests, candidates } = scratch;
+        let Scratch { ranked, matches, all, spans: all_spans, digests, candidates } = scratch;
         ranked.clear();
         candidates.clear();
         candidates.extend(request.candidates.into_iter().flatten());
@@ -423,6 +424,7 @@ impl Scout {
         let spans = groups.iter().any(|(_, groups)| groups.iter().any(has_window));
         let filter = request.candidates.is_some().then_some(&candidates[..]);
         all.clear();
+        all_spans.clear();
         for shape in shapes {
             for space in directory.spaces(request.tenant, model) {
                 let query = Query { space, shape, candidates: filter, spans };
@@ -445,21 +447,21 @@ impl Scout {
                         *w == worker && groups.iter().any(|g| g.group == group && g.shape == shape)
                     })
                 };
-                let found = matches.matches.iter().filter(|m| fits(m.worker, m.group));
-                all.matches.extend(found.copied());
+                all.extend(matches.iter().filter(|m| fits(m.worker, m.group)));
                 let found = matches.spans.iter().filter(|s| fits(s.worker, s.group));
-                all.spans.extend(found.copied());
+                all_spans.extend(found.copied());
             }
         }
-        all.sort();
+        all.sort_unstable_by_key(|m| (m.worker, m.group));
+        all_spans.sort_unstable();
         let tokens = match blocks {
             Blocks::Prompt(prompt) => prompt.token_ids.len(),
             // One more than the blocks have, so that the last one may count as cached.
             Blocks::Names { names, block_size } => names.len() * block_size.tokens() + 1,
         };
         for (ranked, (worker, groups)) in ranked.iter_mut().zip(&groups) {
-            let mine = stretch(&all.matches, |m| m.worker, *worker);
-            let spans = stretch(&all.spans, |s| s.worker, *worker);
+            let mine = stretch(all, |m| m.worker, *worker);
+            let spans = stretch(all_spans, |s| s.worker, *worker);
             ranked.score = score::score(tokens, groups, mine, spans, &self.weights);
             if matches!(blocks, Blocks::Names { .. }) {
                 ranked.score.expected_cached_tokens = Err(Unpredictable::LengthUnknown);

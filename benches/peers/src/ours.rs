@@ -235,8 +235,10 @@ impl Peer for Ours {
     }
 
     fn leading(&self, answer: &Matches, leading: &mut [u32]) {
-        for found in &answer.matches {
-            leading[found.worker.0 as usize] = found.leading[0];
+        for class in &answer.classes {
+            for worker in answer.members(class) {
+                leading[worker.0 as usize] = class.leading[0];
+            }
         }
     }
 

@@ -154,7 +154,6 @@ impl<'a> Pen<'a> {
             book.lanes.push((group, tier, slot));
             cast.lanes.push(Lane { space: home.space, voc: book.voc, slot });
         }
-        self.count_layers();
         Ok(())
     }
 

@@ -4,6 +4,8 @@
 //! one offset of one run; a copy is counted in exactly one place, a run's holders or an unplaced
 //! block's. Readers take no lock that a batch holds.
 
+mod ahead;
+mod answer;
 mod arena;
 mod budget;
 mod cpu;
