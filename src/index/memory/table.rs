@@ -160,7 +160,7 @@ impl Table {
         // The head, which is the first word of the first line, is taken for a slot, too: it is a guess.
         (0..8).fold(0, |run, i| {
             let slot = load(bucket, home * 8 + i);
-            run | Place::of(slot).run * u32::from(same_tag(slot, hash))
+            run | (Place::of(slot).run * u32::from(same_tag(slot, hash)))
         })
     }
 
