@@ -13,7 +13,7 @@ use super::standing::Reading;
 use super::{Blocks, Request, Scout};
 use crate::block::{Digest, Group, Lora, Prompt, Shape, WorkerId};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Match, Matches, Query, Span};
+use crate::index::{Class, Match, Matches, Query, Span};
 use crate::score::{self, GroupFacts, GroupRule};
 
 /// How often a worker that moved is asked again before its stream is held still.
@@ -188,14 +188,16 @@ impl Lookup<'_, '_> {
         let candidates = self.answer.asked().map(|_| &candidates[..]);
         let query = Query { space, shape: group.shape, candidates, spans: false };
         scout.shared.index.lookup(&query, &mut asked, matches);
-        for found in matches.matches.iter().filter(|found| found.group == group.group) {
-            let score = score::score(length.tokens, &[group], &[*found], &[], &scout.weights);
+        for class in matches.classes.iter().filter(|class| class.group == group.group) {
+            let &Class { leading, fastest, .. } = class;
+            let members = matches.members(class);
+            let Some(&worker) = members.first() else { continue };
+            let held = Match { worker, group: group.group, leading, fastest };
+            let score = score::score(length.tokens, &[group], &[held], &[], &scout.weights);
             let score = self.answer.add(score);
-            if let Some(row) = roster.row(found.worker)
-                && roster.rows()[row].has_group()
-            {
-                self.answer.give(row, score);
-            }
+            let rows = members.iter().filter_map(|&worker| roster.row(worker));
+            // Whoever has not said what the group is like is not known to answer from it.
+            self.answer.give(rows.filter(|&row| roster.rows()[row].has_group()), score);
         }
     }
 
@@ -231,7 +233,7 @@ impl Lookup<'_, '_> {
             let groups = &roster.rows()[row].groups.facts;
             let score = score::score(length.tokens, groups, found, spans, &scout.weights);
             let score = self.answer.add(score);
-            self.answer.give(row, score);
+            self.answer.give([row], score);
         }
     }
 
@@ -248,7 +250,7 @@ impl Lookup<'_, '_> {
         let Some(mut asked) = Asked::new(shared, &self.blocks, shape, digests) else { return };
         for &space in &self.roster.spaces {
             shared.index.lookup(&Query { space, shape, candidates, spans }, &mut asked, matches);
-            found.extend(matches.matches.iter().filter(|m| fits(m.worker, m.group)));
+            found.extend(matches.iter().filter(|m| fits(m.worker, m.group)));
             all_spans.extend(matches.spans.iter().filter(|s| fits(s.worker, s.group)));
         }
     }
@@ -288,7 +290,7 @@ impl Lookup<'_, '_> {
             let score = self.score_of(row, groups);
             if cell.is(reading) {
                 self.answer.readings[row] = reading;
-                self.answer.give(row, score);
+                self.answer.give([row], score);
                 return;
             }
         }
@@ -303,7 +305,7 @@ impl Lookup<'_, '_> {
             None => (Reading::UNHEARD, self.score_of(row, &[])),
         };
         self.answer.readings[row] = reading;
-        self.answer.give(row, score);
+        self.answer.give([row], score);
     }
 
     /// One worker's score, as the index shows it now.

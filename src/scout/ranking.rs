@@ -262,12 +262,16 @@ impl Answer {
         self.scores.len() as u32 - 1
     }
 
-    /// Gives a row that was asked about its score.
+    /// Gives rows that were asked about their score.
     #[inline]
-    pub(super) fn give(&mut self, row: usize, score: u32) {
-        let before = std::mem::replace(&mut self.score_of[row], score);
-        self.counts[before as usize] -= 1;
-        self.counts[score as usize] += 1;
+    pub(super) fn give(&mut self, rows: impl IntoIterator<Item = usize>, score: u32) {
+        let mut count = 0;
+        for row in rows {
+            let before = std::mem::replace(&mut self.score_of[row], score);
+            self.counts[before as usize] -= 1;
+            count += 1;
+        }
+        self.counts[score as usize] += count;
     }
 
     #[inline]

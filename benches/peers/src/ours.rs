@@ -235,8 +235,10 @@ impl Peer for Ours {
     }
 
     fn leading(&self, answer: &Matches, leading: &mut [u32]) {
-        for found in &answer.matches {
-            leading[found.worker.0 as usize] = found.leading[0];
+        for class in &answer.classes {
+            for worker in answer.members(class) {
+                leading[worker.0 as usize] = class.leading[0];
+            }
         }
     }
 
@@ -301,7 +303,10 @@ impl Ranker for Scouted {
 
     fn rank(&self, tokens: &[u32], answer: &mut Scratch) {
         let ranked = self.request(tokens, answer);
-        std::hint::black_box(ranked);
+        std::hint::black_box((ranked.len(), ranked.best().map(|best| best.worker)));
+        for row in ranked.holders() {
+            std::hint::black_box((row.worker, row.score.weighted));
+        }
     }
 
     fn check(&self, tokens: &[u32], leading: &mut [u32]) {
