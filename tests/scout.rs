@@ -548,3 +548,86 @@ fn scoring_and_applying_run_beside_each_other() {
     }
     assert_eq!(scout.stats().entries, 0);
 }
+
+#[test]
+fn a_ranking_is_read_by_place_by_worker_and_in_order() {
+    let scout = scout();
+    let workers: Vec<WorkerId> =
+        (0..70).map(|n| scout.register(Registration::new(format!("w{n}"), "m")).unwrap()).collect();
+    let tokens: Vec<u32> = (0..9).collect();
+    for (n, blocks) in [(66, 2), (3, 1), (5, 2)] {
+        let names = &[1, 2][..blocks];
+        let event = stored(names, None, &tokens[..blocks * SIZE as usize]);
+        scout.apply(workers[n], 0, &batch(1.0, &[event])).unwrap();
+    }
+    scout.unregister(workers[4]).unwrap();
+    let mut scratch = Scratch::default();
+    let ranking = ask(&scout, &mut scratch, &tokens);
+    assert_eq!((ranking.len(), ranking.is_empty(), ranking.holders().len()), (69, false, 3));
+    let first = [5, 66, 3, 0, 1, 2, 6, 7];
+    let order: Vec<u32> = ranking.iter().map(|row| row.worker.0).collect();
+    assert_eq!(order[..8], first);
+    assert!(order[3..].is_sorted());
+    for (place, row) in ranking.iter().enumerate() {
+        assert_eq!(ranking.get(place).unwrap().worker, row.worker);
+        let found = ranking.find(row.worker).unwrap();
+        assert_eq!((found.pod, found.score), (&*format!("w{}", row.worker.0), row.score));
+    }
+    assert!(ranking.get(69).is_none() && ranking.find(workers[4]).is_none());
+    assert!(ranking.find(WorkerId(70)).is_none());
+    let candidates = [workers[69], workers[3], workers[0], workers[3], workers[4]];
+    let request =
+        Request { candidates: Some(&candidates), ..Request::new("m", Prompt::new(&tokens)) };
+    let ranking = scout.score(&request, &mut scratch).unwrap();
+    assert_eq!(ranking.iter().map(|row| row.worker.0).collect::<Vec<_>>(), [3, 0, 69]);
+    assert!(ranking.find(workers[66]).is_none());
+    let request = Request { candidates: Some(&[]), ..request };
+    let ranking = scout.score(&request, &mut scratch).unwrap();
+    assert!(ranking.is_empty() && ranking.best().is_none());
+}
+
+#[test]
+fn one_scratch_serves_many_scouts_models_and_changes() {
+    let tokens = [0, 1, 2, 3];
+    let mut scratch = Scratch::default();
+    let scouts = [scout(), scout()];
+    for round in 0..3 {
+        for (n, scout) in scouts.iter().enumerate() {
+            let pod = format!("s{n} r{round}");
+            let worker = scout.register(Registration::new(&pod, "m")).unwrap();
+            scout.apply(worker, 0, &batch(1.0, &[stored(&[1], None, &tokens)])).unwrap();
+            let adapter = Adapter { model: "m".into(), id: None, path: None };
+            for (name, held) in [("m", 1), (&*format!("x{round}"), 0)] {
+                let request = Request::new(name, Prompt::new(&tokens));
+                if held == 0 {
+                    let unknown = scout.score(&request, &mut scratch).unwrap_err();
+                    assert_eq!(unknown.kind(), ErrorKind::UnknownModel);
+                    scout.register_adapter(Registration::DEFAULT_TENANT, name, adapter.clone());
+                }
+                let ranking = scout.score(&request, &mut scratch).unwrap();
+                assert_eq!((ranking.len(), ranking.holders().len()), (1, held));
+                assert_eq!(ranking.best().unwrap().pod, pod);
+            }
+            scout.unregister(worker).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_worth_nothing_is_ranked_by_worker_with_those_that_hold_nothing() {
+    let weights = kvscout::score::Weights { cpu: 0.0, ..Default::default() };
+    let scout = Scout::new(Options { weights, ..Options::default() }).unwrap();
+    let tokens = [0, 1, 2, 3];
+    for (pod, medium) in [("a", None), ("b", Some("CPU")), ("c", Some("GPU"))] {
+        let worker = scout.register(Registration::new(pod, "m")).unwrap();
+        if let Some(medium) = medium {
+            let event = with(stored(&[1], None, &tokens), &[("medium", json!(medium))]);
+            scout.apply(worker, 0, &batch(1.0, &[event])).unwrap();
+        }
+    }
+    let mut scratch = Scratch::default();
+    let ranking = ask(&scout, &mut scratch, &tokens);
+    let rows: Vec<_> = ranking.iter().map(|row| (row.pod, row.score.matched_blocks)).collect();
+    assert_eq!(rows, [("c", 1), ("a", 0), ("b", 1)]);
+    assert_eq!(ranking.holders().len(), 1);
+}

@@ -179,25 +179,24 @@ impl Lookup<'_, '_> {
     }
 
     /// All workers have one group alike: whoever holds equally far is scored together.
-    fn plain(&mut self, Plain { space, group }: Plain) {
+    fn plain(&mut self, Plain { space, group, shape, is_announced }: Plain) {
         let Lookup { scout, roster, length, .. } = *self;
         let Work { candidates, digests, matches, .. } = &mut *self.work;
-        let Some(mut asked) = Asked::new(&scout.shared, &self.blocks, group.shape, digests) else {
+        let Some(mut asked) = Asked::new(&scout.shared, &self.blocks, shape, digests) else {
             return;
         };
         let candidates = self.answer.asked().map(|_| &candidates[..]);
-        let query = Query { space, shape: group.shape, candidates, spans: false };
+        let query = Query { space, shape, candidates, spans: false };
         scout.shared.index.lookup(&query, &mut asked, matches);
-        for class in matches.classes.iter().filter(|class| class.group == group.group) {
+        for class in matches.classes.iter().filter(|class| class.group == group) {
             let &Class { leading, fastest, .. } = class;
-            let members = matches.members(class);
-            let Some(&worker) = members.first() else { continue };
-            let held = Match { worker, group: group.group, leading, fastest };
-            let score = score::score(length.tokens, &[group], &[held], &[], &scout.weights);
+            let weights = &scout.weights;
+            let score = score::score_full(length.tokens, shape, leading, fastest, weights);
             let score = self.answer.add(score);
-            let rows = members.iter().filter_map(|&worker| roster.row(worker));
+            let rows = matches.members(class).iter().filter_map(|&worker| roster.row(worker));
             // Whoever has not said what the group is like is not known to answer from it.
-            self.answer.give(rows.filter(|&row| roster.rows()[row].has_group()), score);
+            let has_group = |&row: &usize| is_announced || roster.rows()[row].has_group();
+            self.answer.give(rows.filter(has_group), score);
         }
     }
 

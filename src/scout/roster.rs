@@ -73,7 +73,10 @@ pub(super) struct Roster {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plain {
     pub(super) space: SpaceId,
-    pub(super) group: GroupFacts,
+    pub(super) group: Group,
+    pub(super) shape: Shape,
+    /// Whether every worker has announced it.
+    pub(super) is_announced: bool,
 }
 
 /// What does not change from one batch to the next.
@@ -252,5 +255,6 @@ fn plain(spaces: &[SpaceId], rows: &[Row]) -> Option<Plain> {
         }
     }
     let (group, shape) = common?;
-    Some(Plain { space, group: GroupFacts { group, rule: GroupRule::Full, shape } })
+    let is_announced = rows.iter().all(Row::has_group);
+    Some(Plain { space, group, shape, is_announced })
 }
