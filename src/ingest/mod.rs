@@ -6,15 +6,19 @@
 //! contract a worker follows; [`translate`] turns decoded events into index changes; [`zmq`] (feature)
 //! moves the bytes.
 
+mod answer;
 mod lane;
 pub mod sequencer;
 pub mod translate;
+mod turns;
 pub mod verify;
 #[cfg(feature = "zmq")]
 pub mod zmq;
 
+pub use answer::Answer;
 pub use lane::{Counters, Lane, Verdict};
 pub use sequencer::{ReplayOptions, Sequencer};
+pub use turns::Turns;
 
 /// How far a worker's residency can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

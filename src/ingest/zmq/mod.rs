@@ -44,6 +44,7 @@ mod endpoint;
 mod monitor;
 mod options;
 mod reactor;
+mod replay;
 mod socket;
 mod tcp;
 
@@ -60,6 +61,7 @@ use reactor::{Command, Reactor};
 
 pub use endpoint::Endpoint;
 pub use options::Options;
+pub use replay::{Asker, ReplayCounters, ReplaySink, Replays, RoundOptions};
 
 /// A source as its owner numbers it; unique within a [`Receiver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
