@@ -114,8 +114,10 @@ pub trait Sink: Send {
     /// A publisher of `source` has completed the handshake (`up`), or the last connection of
     /// `source` is gone. Never twice the same in a row; the first is `true`.
     ///
-    /// Reports and messages travel apart: messages received before a connection was lost may
-    /// still follow.
+    /// Messages received before a connection was lost may follow the report of its loss, but not the
+    /// report that the link is up again; and no message of a later connection comes before the report
+    /// that the one before was lost. Where many publishers share a bound endpoint, this says nothing of
+    /// each of them.
     fn link(&mut self, source: SourceId, up: bool) {
         let _ = (source, up);
     }
