@@ -20,7 +20,10 @@
 //!   batch 0: it starts over from there. That is tried seldom, and costs nothing when it does not.
 //! * After the **link** was lost nothing is believed until a round has shown where the publisher stands.
 
+mod counters;
 mod held;
+mod options;
+mod step;
 
 use std::collections::VecDeque;
 use std::mem;
@@ -32,136 +35,10 @@ use self::held::HeldBack;
 use super::lane::Order;
 use super::{Reason, Trust, Verdict};
 
+pub use self::counters::SequencerCounters;
 pub use self::held::Held;
-
-/// Bounds of a [`Sequencer`] with a replay source.
-///
-/// # Defaults
-///
-/// 16 MiB and 16,384 batches held back: minutes of an engine's steps, more than a replay takes. 6 rounds in
-/// a row without any progress and 64 in all: a send queue of 1000 messages, which older vLLM has, needs
-/// ten rounds for its 10,000 batches. Waits of 100 ms doubling to 10 s, each shortened by up to a half at
-/// random. Rebuilding is tried after 10 s, then ever less often down to once an hour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReplayOptions {
-    /// Bytes of live batches that may be held back.
-    pub max_held_bytes: usize,
-    /// Live batches that may be held back.
-    pub max_held_batches: usize,
-    /// Rounds in a row that may bring nothing new before the missing batches are given up.
-    pub max_fruitless: u32,
-    /// Rounds in all before the missing batches are given up.
-    pub max_rounds: u32,
-    /// The wait after the first round that brought nothing.
-    pub backoff: Duration,
-    /// The longest such wait.
-    pub backoff_max: Duration,
-    /// The wait before the first attempt to rebuild a worker that missed something.
-    pub rebuild: Duration,
-    /// The longest such wait.
-    pub rebuild_max: Duration,
-}
-
-impl Default for ReplayOptions {
-    fn default() -> ReplayOptions {
-        ReplayOptions {
-            max_held_bytes: 16 << 20,
-            max_held_batches: 16_384,
-            max_fruitless: 6,
-            max_rounds: 64,
-            backoff: Duration::from_millis(100),
-            backoff_max: Duration::from_secs(10),
-            rebuild: Duration::from_secs(10),
-            rebuild_max: Duration::from_secs(3600),
-        }
-    }
-}
-
-/// A batch as it arrives, live or replayed.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival<'a> {
-    /// Its number.
-    pub seq: u64,
-    /// The publisher's clock in it; `None` if it cannot be read.
-    pub timestamp: Option<f64>,
-    /// Its bytes.
-    pub payload: &'a [u8],
-}
-
-/// What the driver has to do, in this order, before it says anything else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Forget everything the worker held. Comes before any batch of the incarnation that follows.
-    StartOver,
-    /// Apply the batch that was just handed in.
-    Apply {
-        /// Its number.
-        seq: u64,
-    },
-    /// Apply this batch, which was held back.
-    Release(Held),
-    /// Ask the replay source for the batches from a number on, over a fresh connection, in place of
-    /// any round that was asked before. Say [`Sequencer::replay_ended`] exactly once, however it ends.
-    Ask {
-        /// Number of the round, to be given back with each of its batches.
-        round: u64,
-        /// The first number wanted.
-        from: u64,
-    },
-}
-
-/// Whether a round is worth reading further.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// The next batch may be of use.
-    Continue,
-    /// Nothing more of this round is of use: close the connection. The round has ended;
-    /// `replay_ended` need not be said.
-    Stop,
-}
-
-/// How a round ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Ended {
-    /// With the publisher's end marker.
-    Marker,
-    /// Without it: the source could not be reached, the connection was lost, nothing came for too long
-    /// or too much came.
-    Cut,
-}
-
-/// What happened on a stream since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SequencerCounters {
-    /// Batches to apply, however they came.
-    pub batches: u64,
-    /// Gaps; a missed start is none.
-    pub gaps: u64,
-    /// Batches that were never applied.
-    pub missing: u64,
-    /// Live batches dropped as repeated.
-    pub duplicates: u64,
-    /// Live batches dropped as late.
-    pub late: u64,
-    /// Restarts of the publisher.
-    pub restarts: u64,
-    /// Times that replays closed everything that was open.
-    pub repaired: u64,
-    /// Rounds asked for.
-    pub rounds: u64,
-    /// Batches applied from replays.
-    pub replayed: u64,
-    /// Replayed batches dropped because their round was over.
-    pub stale: u64,
-    /// Times that what was held back went beyond its bounds and was dropped.
-    pub overflows: u64,
-    /// Times that missing batches were given up.
-    pub given_up: u64,
-    /// Times that a worker was built anew from batch 0 of the same publisher.
-    pub rebuilt: u64,
-}
+pub use self::options::ReplayOptions;
+pub use self::step::{Arrival, Ended, Flow, Step};
 
 /// A batch as it is remembered.
 #[derive(Clone, Copy, Debug, PartialEq)]
