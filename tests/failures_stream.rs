@@ -217,7 +217,35 @@ fn s8_answers_of_an_older_round_change_nothing() {
     assert_eq!(world.sequencer.replayed(NOW, 0, arrival), Flow::Stop);
     world.sequencer.replay_ended(NOW, 0, Ended::Marker);
     assert_eq!(world.sequencer.next_step(), None);
+    assert_eq!(world.sequencer.counters().stale, 1);
     assert_eq!(world.sequencer.trust(), Trust::Syncing);
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn s8_a_replay_that_contradicts_what_came_live_is_asked_again() {
+    let mut world = in_step(2);
+    // Of the same clock, so that only the bytes tell.
+    let leftover = Published { incarnation: 9, seq: 3, timestamp: 4 };
+    world.hand_in(&leftover);
+    assert_eq!(world.sequencer.held_back().0, 1);
+    world.publish_many(3);
+    (0..3).for_each(|_| world.forget_newest_live());
+    world.settle();
+    world.check_complete();
+    assert_eq!(world.start_overs, 0);
+}
+
+#[test]
+fn l2_leftovers_of_a_lost_link_are_not_taken_for_news() {
+    let mut world = in_step(5);
+    world.publish_many(2);
+    world.lose_link(2);
+    world.deliver_all();
+    assert_eq!((world.applied.len(), world.sequencer.held_back().0), (5, 0));
+    assert_eq!(world.sequencer.trust(), Trust::Syncing);
+    world.flap(0);
     world.settle();
     world.check_complete();
 }
@@ -266,6 +294,7 @@ fn s12_the_largest_number_is_data() {
     sequencer.tick(Duration::from_secs(1));
     assert_eq!(sequencer.next_step(), Some(Step::Ask { round: 2, from: 0 }));
     assert_eq!(sequencer.replayed(NOW, 2, arrival(u64::MAX - 1, &before)), Flow::Continue);
+    assert_eq!(sequencer.next_step(), Some(Step::Apply { seq: u64::MAX - 1 }));
     assert_eq!(sequencer.replayed(NOW, 2, arrival(u64::MAX, &last)), Flow::Stop);
     while sequencer.next_step().is_some() {}
     assert_eq!(sequencer.as_of(), Some(u64::MAX));

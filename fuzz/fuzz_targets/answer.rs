@@ -13,9 +13,10 @@ fuzz_target!(|wire: &[u8]| {
     let mut sequencer = Sequencer::with_replay(ReplayOptions::default(), 0);
     // Batch 0 is all that this worker knows for sure; everything else comes from the replay socket.
     sequencer.live(now, Arrival { seq: 0, timestamp: Some(0.0), payload: b"" });
+    assert_eq!(sequencer.next_step(), Some(Step::Apply { seq: 0 }));
     sequencer.link(now, true);
-    let mut round = 0;
-    let mut applied: Vec<u64> = Vec::new();
+    let Some(Step::Ask { mut round, from: 0 }) = sequencer.next_step() else { unreachable!() };
+    let mut applied = vec![0];
     for message in wire.split(|byte| *byte == b'\n') {
         let frames: Vec<&[u8]> = message.split(|byte| *byte == b'|').collect();
         let mut handed_in = None;
@@ -31,7 +32,7 @@ fuzz_target!(|wire: &[u8]| {
             match step {
                 Step::StartOver => applied.clear(),
                 Step::Apply { seq } => {
-                    assert!(handed_in.is_none_or(|handed_in| handed_in == seq));
+                    assert_eq!(handed_in, Some(seq));
                     assert!(applied.last().is_none_or(|last| *last < seq));
                     applied.push(seq);
                 }

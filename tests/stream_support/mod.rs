@@ -113,16 +113,23 @@ impl World {
 
     /// The publisher starts anew; the worker learns of it only from the link.
     pub(crate) fn restart(&mut self) {
+        self.lose_link(0);
         self.incarnation += 1;
         self.published.clear();
         self.dropped = 0;
-        self.live.push_back(Live::Link(false));
         self.live.push_back(Live::Link(true));
+    }
+
+    /// The loss of the link is reported, before the last `leftovers` messages of it arrive.
+    pub(crate) fn lose_link(&mut self, leftovers: usize) {
+        let is_message = |live: &&Live| matches!(live, Live::Batch(_));
+        let messages = self.live.iter().rev().take_while(is_message).count();
+        self.live.insert(self.live.len() - leftovers.min(messages), Live::Link(false));
     }
 
     /// The link is lost and comes back; `lost` batches are published meanwhile.
     pub(crate) fn flap(&mut self, lost: usize) {
-        self.live.push_back(Live::Link(false));
+        self.lose_link(lost);
         for _ in 0..lost {
             self.publish();
             self.live.pop_back();
@@ -358,7 +365,10 @@ pub(crate) fn run(schedule: &[u8]) {
             4..=7 => (0..=much).for_each(|_| world.deliver()),
             8 => world.lose(),
             9 => world.repeat(much),
-            10 => world.restart(),
+            10 => {
+                world.lose_link(much);
+                world.restart();
+            }
             11 => world.flap(much % 4),
             12 => world.serve(Fault::None),
             13 => world.serve(Fault::Cut(much)),

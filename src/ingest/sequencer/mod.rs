@@ -158,6 +158,7 @@ impl Sequencer {
     /// say what follows from it. Batches that came while the link was said to be down are dropped as
     /// late: the round that follows brings them.
     pub fn live(&mut self, now: Duration, arrival: Arrival<'_>) -> Verdict {
+        debug_assert!(self.steps.is_empty() && !self.giving_up, "steps were left");
         let mark = Mark::of(&arrival);
         if self.down {
             self.counters.late += 1;
@@ -193,6 +194,7 @@ impl Sequencer {
 
     /// A batch of a round came.
     pub fn replayed(&mut self, now: Duration, round: u64, arrival: Arrival<'_>) -> Flow {
+        debug_assert!(self.steps.is_empty() && !self.giving_up, "steps were left");
         let current = match self.sync {
             Sync::Asked(current) if round == self.round => current,
             Sync::Rebuilding if round == self.round && arrival.seq == 0 => {
