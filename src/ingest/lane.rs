@@ -85,7 +85,7 @@ impl Lane {
         }
         if let Verdict::Gap { missing } = verdict {
             self.counters.gaps += 1;
-            self.counters.missing += missing;
+            self.counters.missing = self.counters.missing.saturating_add(missing);
             self.degrade(Reason::Gap);
         }
         verdict
@@ -106,7 +106,7 @@ impl Lane {
 
     fn record(&mut self, seq: u64, timestamp: f64, digest: u64) {
         if self.order.newest().is_none() && seq > 0 {
-            self.counters.missing += seq;
+            self.counters.missing = self.counters.missing.saturating_add(seq);
             self.degrade(Reason::MissedStart);
         }
         self.order.record(seq, timestamp, digest);
@@ -291,6 +291,13 @@ mod tests {
         let mut lane = Lane::default();
         let verdicts = feed(&mut lane, &[(u64::MAX - 1, 1.0), (u64::MAX, 2.0), (0, 3.0)]);
         assert_eq!(verdicts, [Verdict::Next, Verdict::Next, Verdict::Restart]);
+    }
+
+    #[test]
+    fn numbers_however_far_apart_do_not_overflow_what_is_counted() {
+        let mut lane = Lane::default();
+        feed(&mut lane, &[(u64::MAX, 1.0), (0, 2.0), (u64::MAX, 3.0)]);
+        assert_eq!(lane.counters().missing, u64::MAX);
     }
 
     #[test]

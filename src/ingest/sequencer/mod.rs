@@ -456,7 +456,7 @@ impl Sequencer {
     fn miss(&mut self, seq: u64) {
         let wanted = self.wanted().unwrap_or(seq);
         if seq > wanted {
-            self.counters.missing += seq - wanted;
+            self.counters.missing = self.counters.missing.saturating_add(seq - wanted);
             let started = self.applied.is_some();
             self.degrade(if started { Reason::Gap } else { Reason::MissedStart });
         }
