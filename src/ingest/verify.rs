@@ -183,6 +183,11 @@ impl Candidates {
         Candidates { seeds: all, by_form }
     }
 
+    /// Every contract that is tried, some more than once.
+    pub fn contracts(&self) -> impl Iterator<Item = &Contract> {
+        self.by_form.iter().flat_map(|(_, contracts)| contracts)
+    }
+
     /// What an engine with this form of events can follow; only the rules of `version` if it is
     /// known.
     fn of(&self, form: Form, version: Option<Version>) -> Vec<Contract> {
@@ -419,7 +424,10 @@ impl Verifier {
 
     /// Says that the worker announced a removal of this block.
     pub fn removed(&mut self, name: Name) {
-        self.full.remove(&name);
+        // Hashing the name costs more than the question.
+        if !self.full.is_empty() {
+            self.full.remove(&name);
+        }
     }
 
     /// Says that all blocks of the worker are gone.

@@ -1,4 +1,5 @@
-//! Every other query: spans, several tiers, unplaced blocks, prompts known by names only.
+//! Every other query: spans, unplaced blocks, prompts known by names only, and workers whose tiers
+//! have holes on the prompt's path.
 //!
 //! What each slot holds of the prompt is collected in pieces, then put together per (worker, group).
 //! Invariant: as in `walk`; and locks are held for one block at a time, so that no batch waits long
@@ -83,16 +84,29 @@ impl Shared {
         matches: &mut Matches,
     ) -> Outcome {
         matches.clear();
-        let total = blocks.len();
-        if total == 0 {
+        if blocks.is_empty() {
             return Outcome::Done;
         }
+        let mut scratch = std::mem::take(&mut matches.scratch);
+        let outcome = self.collect(query, blocks, &mut scratch, matches);
+        matches.scratch = scratch;
+        outcome
+    }
+
+    fn collect(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut impl BlockSource,
+        scratch: &mut Scratch,
+        matches: &mut Matches,
+    ) -> Outcome {
+        let total = blocks.len();
         let epoch = self.slots.epoch();
-        let Matches { matches, spans, scratch: Scratch { cuts, detail, .. } } = matches;
+        let Scratch { cuts, detail, .. } = scratch;
         let Detail { pieces, vocabularies, above, below, places } = detail;
         pieces.clear();
         let mut into = Collect { shared: self, candidates: query.candidates, pieces, end: 0 };
-        let unplaced = self.unplaced.load(Ordering::Acquire) > 0;
+        let unplaced = self.unplaced(query.space).load(Ordering::Acquire) > 0;
         let by_content = !blocks.digests(0, 1).is_empty();
         if by_content && !self.by_content(query, blocks, cuts, unplaced, &mut into) {
             return Outcome::Again;
@@ -127,7 +141,7 @@ impl Shared {
                 }
             }
         }
-        summarize(pieces, matches, query.spans.then_some(spans));
+        summarize(pieces, matches, query.spans);
         if self.slots.is(epoch) { Outcome::Done } else { Outcome::Again }
     }
 
@@ -149,7 +163,9 @@ impl Shared {
         {
             let key = Key { parent: above.0, at, head: head.0 };
             let Some(id) = self.find_kid(key) else { break };
-            let Some(seen) = self.see(self.run(id), key, start, blocks, cuts) else { return false };
+            let Some(seen) = self.see(self.run(id), key, start, blocks, cuts, |_| ()) else {
+                return false;
+            };
             if self.run(above.0).born() != above.1 {
                 return false;
             }
@@ -245,7 +261,7 @@ impl Shared {
 }
 
 /// Puts the pieces of each (worker, group) together.
-fn summarize(pieces: &mut [Piece], matches: &mut Vec<Match>, mut spans: Option<&mut Vec<Span>>) {
+fn summarize(pieces: &mut [Piece], matches: &mut Matches, spans: bool) {
     pieces.sort_unstable();
     for mine in pieces.chunk_by(|a, b| (a.worker, a.group) == (b.worker, b.group)) {
         let (worker, group) = (mine[0].worker, mine[0].group);
@@ -267,19 +283,19 @@ fn summarize(pieces: &mut [Piece], matches: &mut Vec<Match>, mut spans: Option<&
         if leading[3] > 0 {
             matches.push(Match { worker, group, leading, fastest });
         }
-        if let Some(spans) = &mut spans {
+        if spans {
             let mut open: Option<Span> = None;
             for p in mine.iter().filter(|p| p.rank == 0) {
                 match &mut open {
                     Some(span) if p.start <= span.end => span.end = span.end.max(p.end),
                     _ => {
-                        spans.extend(open);
+                        matches.spans.extend(open);
                         let (start, end) = (p.start, p.end);
                         open = Some(Span { worker, group, start, end });
                     }
                 }
             }
-            spans.extend(open);
+            matches.spans.extend(open);
         }
     }
 }
