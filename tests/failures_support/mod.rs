@@ -21,6 +21,9 @@ pub(crate) struct Line {
     pub(crate) rank: u32,
     pub(crate) matched: u32,
     pub(crate) expected: Option<u32>,
+    /// Why there is no `expected`.
+    pub(crate) unknown: Option<&'static str>,
+    pub(crate) weighted: f64,
     pub(crate) trust: Trust,
     pub(crate) tiers: [u32; 4],
 }
@@ -34,6 +37,8 @@ pub(crate) fn ask(scout: &Scout, request: &Request<'_>) -> Vec<Line> {
         rank: ranked.rank,
         matched: ranked.score.matched_blocks,
         expected: ranked.score.expected_cached_tokens.ok(),
+        unknown: ranked.score.expected_cached_tokens.err().map(|why| why.as_str()),
+        weighted: ranked.score.weighted,
         trust: ranked.trust,
         tiers: ranked.score.tier_tokens,
     };
