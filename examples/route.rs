@@ -23,7 +23,7 @@ impl Router {
     ) -> Result<(String, u32), kvscout::Error> {
         let request = Request::new(model, Prompt::new(token_ids));
         let ranked = self.scout.score(&request, &mut self.scratch)?;
-        let value = |r: &Ranked| {
+        let value = |r: &Ranked<'_>| {
             let load = f64::from(*self.in_flight.get(&r.worker).unwrap_or(&0)) / 8.0;
             score::combine(r.score.ratio, load, 0.5)
         };

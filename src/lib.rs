@@ -21,8 +21,9 @@
 //!
 //! let mut scratch = Scratch::default();
 //! let ranked = scout.score(&Request::new("tiny", Prompt::new(&[0, 1, 2, 3, 4])), &mut scratch)?;
-//! assert_eq!(ranked[0].score.expected_cached_tokens, Ok(4));
-//! assert_eq!((ranked[0].trust.as_str(), ranked[0].as_of), ("exact", Some(0)));
+//! let best = ranked.best().expect("a model that is served has a worker");
+//! assert_eq!((best.pod, best.score.expected_cached_tokens), ("engine-a", Ok(4)));
+//! assert_eq!((best.trust.as_str(), best.as_of), ("exact", Some(0)));
 //! # Ok::<(), kvscout::Error>(())
 //! ```
 //!
@@ -41,8 +42,9 @@
 //! # Consistency
 //!
 //! Batches of one worker are applied in order, each as a whole before [`Scout::apply`] returns.
-//! A query sees each worker at least as of the batch it names; batches that are applied meanwhile
-//! may show in part. What an engine has not announced yet, nobody knows.
+//! A query sees each worker as of the batch it names and of none after it, also while batches are being
+//! applied; two workers in one answer may be seen at different moments. What an engine has not
+//! announced yet, nobody knows.
 //!
 //! # Features
 //!

@@ -158,15 +158,48 @@ pub fn score(
         }
         None => ([0; 4], [0; 4]),
     };
+    let expected = expected(tokens, groups, rule, leading[0], spans);
+    of_blocks(tokens, shape, leading, fastest, expected, weights)
+}
+
+/// Scores whoever has a single group, of full attention, and holds so much of it: what [`score`]
+/// gives for that, without looking at what there could be besides.
+pub(crate) fn score_full(
+    tokens: usize,
+    shape: Shape,
+    leading: [u32; 4],
+    fastest: [u32; 4],
+    weights: &Weights,
+) -> Score {
+    let hit = leading[0].min(longest_hit(tokens, shape)).saturating_mul(shape.size.get());
+    of_blocks(tokens, shape, leading, fastest, Ok(hit), weights)
+}
+
+#[inline]
+fn of_blocks(
+    tokens: usize,
+    shape: Shape,
+    leading: [u32; 4],
+    fastest: [u32; 4],
+    expected_cached_tokens: Result<u32, Unpredictable>,
+    weights: &Weights,
+) -> Score {
     let weighted = fastest.iter().zip(weights.by_rank()).map(|(&n, w)| f64::from(n) * w).sum();
     let blocks = shape.blocks_in(tokens);
     Score {
         matched_blocks: leading[3],
         tier_tokens: leading.map(|n| n.saturating_mul(shape.size.get())),
-        expected_cached_tokens: expected(tokens, groups, rule, leading[0], spans),
+        expected_cached_tokens,
         weighted,
         ratio: if blocks == 0 { 0.0 } else { weighted / blocks as f64 },
     }
+}
+
+/// The most blocks that an engine takes from its cache: it computes at least one token.
+#[inline]
+fn longest_hit(tokens: usize, shape: Shape) -> u32 {
+    let cap = tokens.saturating_sub(1) / shape.size.tokens();
+    u32::try_from(cap).unwrap_or(u32::MAX)
 }
 
 fn expected(
@@ -178,14 +211,11 @@ fn expected(
 ) -> Result<u32, Unpredictable> {
     let Some(shape) = groups.first().map(|facts| facts.shape) else { return Ok(0) };
     let size = shape.size.get();
-    let mut windows: Vec<(Group, u32)> = Vec::new();
-    let mut has_full = false;
+    let (mut has_full, mut window_count) = (false, 0);
     for facts in groups {
         match rule(facts) {
             GroupRule::Full => has_full = true,
-            GroupRule::Window { tokens } => {
-                windows.push((facts.group, tokens.saturating_sub(1).div_ceil(size)));
-            }
+            GroupRule::Window { .. } => window_count += 1,
             GroupRule::Unannounced => return Err(Unpredictable::Unannounced),
             GroupRule::NoRule => return Err(Unpredictable::NoRule),
         }
@@ -193,15 +223,22 @@ fn expected(
     if groups.iter().any(|facts| facts.shape != shape) {
         return Err(Unpredictable::MixedShapes);
     }
-    let cap = tokens.saturating_sub(1) / shape.size.tokens();
-    let cap = u32::try_from(cap).unwrap_or(u32::MAX);
+    let cap = longest_hit(tokens, shape);
     let mut hit = if has_full { full_hit.min(cap) } else { cap };
     // Each window allows the hit or says where, to the left, it may be allowed next; when all allow
     // it, none moved it. A hit only ever moves to the edge of a span, so this ends after as many
     // steps as there are spans.
+    let windows = || {
+        groups.iter().filter_map(|facts| match rule(facts) {
+            GroupRule::Window { tokens } => {
+                Some((facts.group, tokens.saturating_sub(1).div_ceil(size)))
+            }
+            _ => None,
+        })
+    };
     let mut settled = 0;
-    while hit > 0 && settled < windows.len() {
-        for &(group, need) in &windows {
+    while hit > 0 && settled < window_count {
+        for (group, need) in windows() {
             let allowed = allowed_hit(spans_of(spans, group), hit, need);
             settled = if allowed == hit { settled + 1 } else { 0 };
             hit = allowed;
@@ -350,6 +387,23 @@ mod tests {
         assert!((s.ratio - 3.8 / 5.0).abs() < 1e-12);
         assert_eq!(s.tier_tokens, [32, 64, 64, 64]);
         assert_eq!(s.expected_cached_tokens, Ok(32));
+    }
+
+    #[test]
+    fn the_short_way_for_one_full_group_gives_the_same() {
+        let weights = Weights::default();
+        for rule in [GroupRule::Full, GroupRule::Unannounced] {
+            for tokens in [0, 1, 15, 16, 17, 64, 65, 200] {
+                for (leading, fastest) in
+                    [([0; 4], [0; 4]), ([4; 4], [4, 0, 0, 0]), ([1, 2, 2, 4], [2, 1, 0, 1])]
+                {
+                    let m = [held(0, leading, fastest)];
+                    let long = score(tokens, &[facts(0, rule)], &m, &[], &weights);
+                    assert_eq!(score_full(tokens, SHAPE, leading, fastest, &weights), long);
+                }
+            }
+        }
+        assert_eq!(score(99, &[facts(0, GroupRule::Full)], &[], &[], &weights), Score::NOTHING);
     }
 
     #[test]

@@ -143,7 +143,7 @@ fn r13_a_prompt_of_240_000_tokens_held_by_100_workers_is_answered_without_alloca
             index.lookup(&query, &mut Ready(&chain.digests), &mut matches);
         });
         assert_eq!(counted.count_total, 0, "spans: {spans}");
-        assert_eq!(matches.matches.len(), 100);
+        assert_eq!(matches.members.len(), 100);
     }
 }
 

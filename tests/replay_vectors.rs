@@ -40,15 +40,15 @@ fn hex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-fn ask(
+fn ask<'s>(
     scout: &Scout,
-    scratch: &mut Scratch,
+    scratch: &'s mut Scratch,
     tokens: &[u32],
     lora: Option<Lora<'_>>,
     cache_salt: Option<&str>,
-) -> Ranked {
+) -> Ranked<'s> {
     let prompt = Prompt { lora, cache_salt, ..Prompt::new(tokens) };
-    scout.score(&Request::new("any", prompt), scratch).unwrap()[0].clone()
+    scout.score(&Request::new("any", prompt), scratch).unwrap().best().unwrap()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use kvscout::block::{BlockSize, Lora, Name, Prompt, Shape, WorkerId};
 use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
 use kvscout::ingest::verify::Status;
 use kvscout::ingest::{Reason, Trust, Verdict};
-use kvscout::scout::{Adapter, Blocks, Options, Ranked, Registration, Request, Scout, Scratch};
+use kvscout::scout::{Adapter, Blocks, Options, Ranking, Registration, Request, Scout, Scratch};
 use serde_json::{Value, json};
 
 const SIZE: u32 = 4;
@@ -39,7 +39,7 @@ fn with(mut event: Value, fields: &[(&str, Value)]) -> Value {
     event
 }
 
-fn ask<'s>(scout: &Scout, scratch: &'s mut Scratch, tokens: &[u32]) -> &'s [Ranked] {
+fn ask<'s>(scout: &Scout, scratch: &'s mut Scratch, tokens: &[u32]) -> Ranking<'s> {
     scout.score(&Request::new("m", Prompt::new(tokens)), scratch).unwrap()
 }
 
@@ -47,7 +47,7 @@ fn ask<'s>(scout: &Scout, scratch: &'s mut Scratch, tokens: &[u32]) -> &'s [Rank
 fn matched(scout: &Scout, worker: WorkerId, tokens: &[u32]) -> u32 {
     let mut scratch = Scratch::default();
     let ranked = ask(scout, &mut scratch, tokens);
-    ranked.iter().find(|r| r.worker == worker).unwrap().score.matched_blocks
+    ranked.find(worker).unwrap().score.matched_blocks
 }
 
 fn trust(scout: &Scout, worker: WorkerId) -> Trust {
@@ -82,7 +82,7 @@ fn only_candidates_are_in_the_answer() {
     };
     let ranked = scout.score(&request, &mut scratch).unwrap();
     assert_eq!(ranked.iter().map(|r| r.worker).collect::<Vec<_>>(), [b]);
-    assert_eq!(ranked[0].score.matched_blocks, 1);
+    assert_eq!(ranked.best().unwrap().score.matched_blocks, 1);
 }
 
 #[test]
@@ -96,11 +96,11 @@ fn models_and_tenants_never_see_each_others_blocks() {
         scout.apply(worker, 0, &batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])])).unwrap();
     }
     let mut scratch = Scratch::default();
-    let ranked = ask(&scout, &mut scratch, &[0, 1, 2, 3]).to_vec();
+    let ranked = ask(&scout, &mut scratch, &[0, 1, 2, 3]);
     assert_eq!(ranked.iter().map(|r| r.worker).collect::<Vec<_>>(), [a]);
     let request = Request { tenant: "t", ..Request::new("m", Prompt::new(&[0, 1, 2, 3])) };
     let ranked = scout.score(&request, &mut scratch).unwrap();
-    assert_eq!(ranked[0].score.matched_blocks, 0, "same pod name, another tenant");
+    assert_eq!(ranked.best().unwrap().score.matched_blocks, 0, "same pod name, another tenant");
     let error = scout.score(&Request::new("nobody", Prompt::new(&[0])), &mut scratch).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownModel);
     assert!(error.to_string().contains("nobody"), "{error}");
@@ -243,7 +243,7 @@ fn a_block_offloaded_by_name_counts_in_its_tier_after_it_left_the_gpu() {
     scout.apply(a, 0, &batch(1.0, &[stored(&[1, 2], None, &tokens[..8]), offload])).unwrap();
     scout.apply(a, 1, &batch(2.0, &[removed(&[2], "GPU")])).unwrap();
     let mut scratch = Scratch::default();
-    let ranked = &ask(&scout, &mut scratch, &tokens)[0];
+    let ranked = ask(&scout, &mut scratch, &tokens).best().unwrap();
     assert_eq!(ranked.score.tier_tokens, [4, 8, 8, 8]);
     assert_eq!(ranked.score.expected_cached_tokens, Ok(4));
     assert!((ranked.score.weighted - 1.8).abs() < 1e-12);
@@ -274,12 +274,12 @@ fn a_masked_event_is_known_by_the_names_of_the_full_group() {
     // The window's group may come first in a batch.
     scout.apply(a, 0, &batch(1.0, &[masked, full])).unwrap();
     let mut scratch = Scratch::default();
-    let ranked = &ask(&scout, &mut scratch, &tokens)[0];
+    let ranked = ask(&scout, &mut scratch, &tokens).best().unwrap();
     assert_eq!(ranked.score.expected_cached_tokens, Ok(12));
     assert_eq!(scout.worker(a).unwrap().events.sparse, 1);
     let gone = with(removed(&[3], "GPU"), &[("group_idx", json!(1))]);
     scout.apply(a, 1, &batch(2.0, &[gone])).unwrap();
-    let ranked = &ask(&scout, &mut scratch, &tokens)[0];
+    let ranked = ask(&scout, &mut scratch, &tokens).best().unwrap();
     assert_eq!((ranked.score.matched_blocks, ranked.score.expected_cached_tokens), (3, Ok(0)));
 }
 
@@ -309,7 +309,11 @@ fn prompts_are_told_apart_by_adapter_and_salt() {
         for (asks, prompt) in prompts.iter().enumerate() {
             let ranked = scout.score(&Request::new("m", *prompt), &mut scratch).unwrap();
             let expected = u32::from(asks == stores);
-            assert_eq!(ranked[0].score.matched_blocks, expected, "stored {stores}, asked {asks}");
+            assert_eq!(
+                ranked.best().unwrap().score.matched_blocks,
+                expected,
+                "stored {stores}, asked {asks}"
+            );
         }
         scout.apply(a, seq + 1, &batch(seq as f64, &[removed(&[1], "GPU")])).unwrap();
     }
@@ -326,7 +330,10 @@ fn an_adapters_name_stands_for_its_model() {
     scout.apply(a, 0, &batch(1.0, &[event])).unwrap();
     let mut scratch = Scratch::default();
     let request = Request::new("x", Prompt::new(&[0, 1, 2, 3]));
-    assert_eq!(scout.score(&request, &mut scratch).unwrap()[0].score.matched_blocks, 1);
+    assert_eq!(
+        scout.score(&request, &mut scratch).unwrap().best().unwrap().score.matched_blocks,
+        1
+    );
     assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 0, "the model without its adapter");
 }
 
@@ -362,7 +369,7 @@ fn blocks_that_could_be_salted_wait_until_a_plain_prompt_shows_the_contract() {
     assert_eq!(matched(&scout, a, &tokens), 0);
     let mut scratch = Scratch::default();
     let ranked = scout.score(&Request::new("m", salted), &mut scratch).unwrap();
-    assert_eq!(ranked[0].score.matched_blocks, 2, "matched by its exact names");
+    assert_eq!(ranked.best().unwrap().score.matched_blocks, 2, "matched by its exact names");
 }
 
 #[test]
@@ -374,7 +381,10 @@ fn a_query_with_the_same_salt_shows_the_contract_too() {
     scout.apply(a, 0, &batch(1.0, &[stored_hiding(&names(&salted), &tokens)])).unwrap();
     let mut scratch = Scratch::default();
     let ranked = scout.score(&Request::new("m", salted), &mut scratch).unwrap();
-    assert_eq!((ranked[0].score.matched_blocks, ranked[0].trust), (2, Trust::Exact));
+    assert_eq!(
+        (ranked.best().unwrap().score.matched_blocks, ranked.best().unwrap().trust),
+        (2, Trust::Exact)
+    );
 }
 
 #[test]
@@ -418,8 +428,8 @@ fn a_prompt_may_be_asked_for_by_its_names() {
             ..Request::new("m", Prompt::default())
         };
         let ranked = scout.score(&request, &mut scratch).unwrap();
-        assert_eq!(ranked[0].score.matched_blocks, expected, "{names:?}");
-        assert_eq!(ranked[0].score.tier_tokens, [expected * SIZE; 4]);
+        assert_eq!(ranked.best().unwrap().score.matched_blocks, expected, "{names:?}");
+        assert_eq!(ranked.best().unwrap().score.tier_tokens, [expected * SIZE; 4]);
     }
 }
 
@@ -432,7 +442,7 @@ fn chunks_of_another_unit_are_not_counted_as_blocks() {
         with(stored(&[99], None, &tokens), &[("medium", json!("CPU")), ("block_size", json!(8))]);
     scout.apply(a, 0, &batch(1.0, &[stored(&[11], None, &tokens[..4]), chunk])).unwrap();
     let mut scratch = Scratch::default();
-    assert_eq!(ask(&scout, &mut scratch, &tokens)[0].score.tier_tokens, [4; 4]);
+    assert_eq!(ask(&scout, &mut scratch, &tokens).best().unwrap().score.tier_tokens, [4; 4]);
     assert_eq!(scout.worker(a).unwrap().events.other_unit, 1);
 }
 
@@ -537,4 +547,87 @@ fn scoring_and_applying_run_beside_each_other() {
         assert_eq!((matched(&scout, worker, &tokens), trust(&scout, worker)), (0, Trust::Exact));
     }
     assert_eq!(scout.stats().entries, 0);
+}
+
+#[test]
+fn a_ranking_is_read_by_place_by_worker_and_in_order() {
+    let scout = scout();
+    let workers: Vec<WorkerId> =
+        (0..70).map(|n| scout.register(Registration::new(format!("w{n}"), "m")).unwrap()).collect();
+    let tokens: Vec<u32> = (0..9).collect();
+    for (n, blocks) in [(66, 2), (3, 1), (5, 2)] {
+        let names = &[1, 2][..blocks];
+        let event = stored(names, None, &tokens[..blocks * SIZE as usize]);
+        scout.apply(workers[n], 0, &batch(1.0, &[event])).unwrap();
+    }
+    scout.unregister(workers[4]).unwrap();
+    let mut scratch = Scratch::default();
+    let ranking = ask(&scout, &mut scratch, &tokens);
+    assert_eq!((ranking.len(), ranking.is_empty(), ranking.holders().len()), (69, false, 3));
+    let first = [5, 66, 3, 0, 1, 2, 6, 7];
+    let order: Vec<u32> = ranking.iter().map(|row| row.worker.0).collect();
+    assert_eq!(order[..8], first);
+    assert!(order[3..].is_sorted());
+    for (place, row) in ranking.iter().enumerate() {
+        assert_eq!(ranking.get(place).unwrap().worker, row.worker);
+        let found = ranking.find(row.worker).unwrap();
+        assert_eq!((found.pod, found.score), (&*format!("w{}", row.worker.0), row.score));
+    }
+    assert!(ranking.get(69).is_none() && ranking.find(workers[4]).is_none());
+    assert!(ranking.find(WorkerId(70)).is_none());
+    let candidates = [workers[69], workers[3], workers[0], workers[3], workers[4]];
+    let request =
+        Request { candidates: Some(&candidates), ..Request::new("m", Prompt::new(&tokens)) };
+    let ranking = scout.score(&request, &mut scratch).unwrap();
+    assert_eq!(ranking.iter().map(|row| row.worker.0).collect::<Vec<_>>(), [3, 0, 69]);
+    assert!(ranking.find(workers[66]).is_none());
+    let request = Request { candidates: Some(&[]), ..request };
+    let ranking = scout.score(&request, &mut scratch).unwrap();
+    assert!(ranking.is_empty() && ranking.best().is_none());
+}
+
+#[test]
+fn one_scratch_serves_many_scouts_models_and_changes() {
+    let tokens = [0, 1, 2, 3];
+    let mut scratch = Scratch::default();
+    let scouts = [scout(), scout()];
+    for round in 0..3 {
+        for (n, scout) in scouts.iter().enumerate() {
+            let pod = format!("s{n} r{round}");
+            let worker = scout.register(Registration::new(&pod, "m")).unwrap();
+            scout.apply(worker, 0, &batch(1.0, &[stored(&[1], None, &tokens)])).unwrap();
+            let adapter = Adapter { model: "m".into(), id: None, path: None };
+            for (name, held) in [("m", 1), (&*format!("x{round}"), 0)] {
+                let request = Request::new(name, Prompt::new(&tokens));
+                if held == 0 {
+                    let unknown = scout.score(&request, &mut scratch).unwrap_err();
+                    assert_eq!(unknown.kind(), ErrorKind::UnknownModel);
+                    scout.register_adapter(Registration::DEFAULT_TENANT, name, adapter.clone());
+                }
+                let ranking = scout.score(&request, &mut scratch).unwrap();
+                assert_eq!((ranking.len(), ranking.holders().len()), (1, held));
+                assert_eq!(ranking.best().unwrap().pod, pod);
+            }
+            scout.unregister(worker).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_worth_nothing_is_ranked_by_worker_with_those_that_hold_nothing() {
+    let weights = kvscout::score::Weights { cpu: 0.0, ..Default::default() };
+    let scout = Scout::new(Options { weights, ..Options::default() }).unwrap();
+    let tokens = [0, 1, 2, 3];
+    for (pod, medium) in [("a", None), ("b", Some("CPU")), ("c", Some("GPU"))] {
+        let worker = scout.register(Registration::new(pod, "m")).unwrap();
+        if let Some(medium) = medium {
+            let event = with(stored(&[1], None, &tokens), &[("medium", json!(medium))]);
+            scout.apply(worker, 0, &batch(1.0, &[event])).unwrap();
+        }
+    }
+    let mut scratch = Scratch::default();
+    let ranking = ask(&scout, &mut scratch, &tokens);
+    let rows: Vec<_> = ranking.iter().map(|row| (row.pod, row.score.matched_blocks)).collect();
+    assert_eq!(rows, [("c", 1), ("a", 0), ("b", 1)]);
+    assert_eq!(ranking.holders().len(), 1);
 }

@@ -217,17 +217,27 @@ impl<I: Index> Pair<'_, I> {
                     let mut blocks = Path::new(path, content);
                     block_on(self.index.lookup(&query, &mut blocks, &mut matches))
                         .map_err(|e| e.to_string())?;
-                    let mut theirs = self.reference.lookup(&query, &mut blocks);
-                    matches.sort();
-                    theirs.sort();
+                    let theirs = self.reference.lookup(&query, &mut blocks).sorted();
                     let about = format!("{query:?} path {path:?} by content {content}");
-                    same(&about, &matches.matches, &theirs.matches)?;
-                    same(&about, &matches.spans, &theirs.spans)?;
+                    well_formed(&about, &matches)?;
+                    same(&about, matches.sorted(), theirs)?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether the classes divide the members among them.
+fn well_formed(about: &str, matches: &Matches) -> Result<(), String> {
+    let mut next = 0;
+    for class in &matches.classes {
+        if class.from != next || class.to <= class.from {
+            return Err(format!("{about}: {class:?} follows member {next}"));
+        }
+        next = class.to;
+    }
+    same(about, matches.members.len(), next as usize)
 }
 
 fn same<T: PartialEq + fmt::Debug>(about: &str, ours: T, theirs: T) -> Result<(), String> {

@@ -334,7 +334,7 @@ impl Reference {
                 }
             }
             if leading[3] > 0 {
-                matches.matches.push(Match { worker, group, leading, fastest });
+                matches.push(Match { worker, group, leading, fastest });
             }
             let mut at = 0;
             while query.spans && at < held.len() {

@@ -23,6 +23,7 @@
 mod memory;
 
 use std::future::Future;
+use std::ops::Range;
 
 pub use memory::{MemoryIndex, MemoryOptions};
 
@@ -173,12 +174,41 @@ pub struct Span {
     pub end: u32,
 }
 
+/// Workers that hold a prompt equally far in one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// The cache group.
+    pub group: Group,
+    /// See [`Match::leading`].
+    pub leading: [u32; 4],
+    /// See [`Match::fastest`].
+    pub fastest: [u32; 4],
+    /// Where in [`Matches::members`] the workers begin.
+    pub from: u32,
+    /// One past the last of them.
+    pub to: u32,
+}
+
+impl Class {
+    /// Where in [`Matches::members`] the workers are.
+    #[inline]
+    pub fn range(&self) -> Range<usize> {
+        self.from as usize..self.to as usize
+    }
+}
+
 /// The answer of a lookup, owned by the caller and reused. It also owns the memory that a lookup
 /// works in, so that one with an answer of the usual size allocates nothing.
+///
+/// Most workers that hold a popular prompt hold equally much of it, so the answer says that once for
+/// all of them; [`iter`](Matches::iter) takes it apart.
 #[derive(Debug, Default)]
 pub struct Matches {
-    /// In no order, each (worker, group) once; pairs that hold no leading block are left out.
-    pub matches: Vec<Match>,
+    /// In no order. Each (worker, group) that holds a leading block is a member of exactly one class,
+    /// the others of none; two classes may say the same, none is empty.
+    pub classes: Vec<Class>,
+    /// The members of all classes, one class after the other.
+    pub members: Vec<WorkerId>,
     /// In no order; empty unless [`Query::spans`] was set.
     pub spans: Vec<Span>,
     /// What a lookup works in.
@@ -188,14 +218,46 @@ pub struct Matches {
 impl Matches {
     /// Forgets the answer, keeps the memory.
     pub fn clear(&mut self) {
-        self.matches.clear();
+        self.classes.clear();
+        self.members.clear();
         self.spans.clear();
     }
 
-    /// Orders matches by worker and group, spans by worker, group and start.
-    pub fn sort(&mut self) {
-        self.matches.sort_unstable_by_key(|m| (m.worker, m.group));
-        self.spans.sort_unstable();
+    /// The workers of one of the classes; none for a class of another answer.
+    #[inline]
+    pub fn members(&self, class: &Class) -> &[WorkerId] {
+        self.members.get(class.range()).unwrap_or_default()
+    }
+
+    /// Worker by worker, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = Match> + '_ {
+        self.classes.iter().flat_map(|class| {
+            let &Class { group, leading, fastest, .. } = class;
+            let of = move |&worker| Match { worker, group, leading, fastest };
+            self.members(class).iter().map(of)
+        })
+    }
+
+    /// Adds one worker in one group: to the last class, if that says the same.
+    pub fn push(&mut self, found: Match) {
+        let Match { worker, group, leading, fastest } = found;
+        let at = self.members.len() as u32;
+        self.members.push(worker);
+        match self.classes.last_mut() {
+            Some(last) if (last.group, last.leading, last.fastest) == (group, leading, fastest) => {
+                last.to = at + 1;
+            }
+            _ => self.classes.push(Class { group, leading, fastest, from: at, to: at + 1 }),
+        }
+    }
+
+    /// The answer in one order, for comparisons: matches by worker and group, spans by worker, group
+    /// and start.
+    pub fn sorted(&self) -> (Vec<Match>, Vec<Span>) {
+        let (mut matches, mut spans): (Vec<_>, _) = (self.iter().collect(), self.spans.clone());
+        matches.sort_unstable_by_key(|m| (m.worker, m.group));
+        spans.sort_unstable();
+        (matches, spans)
     }
 }
 

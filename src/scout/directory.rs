@@ -5,9 +5,24 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::stream::{Seat, Standing, Stream};
+use super::roster::{Generation, Roster};
+use super::standing::{Post, Slab};
+use super::stream::{Seat, Stream};
 use super::{Adapter, Registration, WorkerStatus};
 use crate::block::{SpaceId, WorkerId};
+use crate::score::GroupFacts;
+
+/// Rosters that are kept. There are as many as models and adapters that are asked for; where a worker
+/// answers for any model, whoever asks makes the names up.
+const MAX_ROSTERS: usize = 1024;
+
+/// A worker's groups as it has announced them.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    /// Another one after each change, so that a query can tell whether it knows the newest.
+    pub(super) number: u16,
+    pub(super) facts: Vec<GroupFacts>,
+}
 
 /// One registered worker.
 #[derive(Debug)]
@@ -16,27 +31,40 @@ pub(super) struct Worker {
     pub(super) pod: Arc<str>,
     pub(super) registration: Registration,
     pub(super) stream: Mutex<Stream>,
-    /// What queries read of the stream, published after each batch.
-    pub(super) standing: RwLock<Standing>,
+    /// Where queries read how the stream stands.
+    pub(super) post: Post,
+    /// For rosters; written under the stream's lock.
+    pub(super) groups: RwLock<Arc<Groups>>,
 }
 
 impl Worker {
-    /// Shows queries where the stream stands.
-    pub(super) fn publish(&self, stream: &Stream) {
-        *self.standing.write() = stream.standing();
+    /// Shows queries where the stream stands, once it is between two batches.
+    pub(super) fn publish(&self, stream: &Stream, generation: &Generation) {
+        let (mut number, known) = {
+            let groups = self.groups.read();
+            (groups.number, groups.facts == stream.groups())
+        };
+        if !known {
+            number = number.wrapping_add(1);
+            let facts = stream.groups().to_vec();
+            *self.groups.write() = Arc::new(Groups { number, facts });
+            // Before the standing: who reads that also sees that there is a new generation.
+            generation.turn();
+        }
+        self.post.close(stream.standing(number));
     }
 
     pub(super) fn status(&self) -> WorkerStatus {
         let stream = self.stream.lock();
-        let standing = self.standing.read().clone();
+        let standing = self.post.cell().read();
         WorkerStatus {
             worker: self.id,
             registration: self.registration.clone(),
-            trust: standing.trust,
-            as_of: standing.as_of,
+            trust: standing.trust(),
+            as_of: standing.as_of(),
             counters: stream.counters(),
             events: stream.events(),
-            groups: standing.groups,
+            groups: stream.groups().to_vec(),
             contract: stream.contract().clone(),
         }
     }
@@ -47,15 +75,26 @@ pub(super) struct Directory {
     workers: BTreeMap<WorkerId, Arc<Worker>>,
     by_identity: BTreeMap<(String, String, u32), WorkerId>,
     spaces: HashMap<(String, Option<String>), SpaceId>,
-    adapters: HashMap<(String, String), Adapter>,
+    /// By tenant and name.
+    adapters: HashMap<String, Arc<HashMap<String, Adapter>>>,
     next_worker: u32,
     next_space: u32,
+    /// Where the next worker's standing goes.
+    slab: Arc<Slab>,
+    rosters: Mutex<Rosters>,
 }
+
+/// Rosters by tenant and asked model.
+type Rosters = HashMap<String, HashMap<Option<String>, Arc<Roster>>>;
 
 impl Directory {
     pub(super) fn add(&mut self, registration: Registration) -> Arc<Worker> {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
+        if Slab::at(id) == 0 {
+            self.slab = Arc::default();
+        }
+        let post = Post::new(self.slab.clone(), id);
         let key = (registration.tenant.clone(), registration.model.clone());
         let space = *self.spaces.entry(key).or_insert_with(|| {
             // Never given twice: what is left of an old space must not show in a new one.
@@ -63,11 +102,13 @@ impl Directory {
             SpaceId(self.next_space)
         });
         let identity = (registration.tenant.clone(), registration.pod.clone(), registration.rank);
+        let seat = Seat { worker: id, space, version: registration.vllm, post: post.clone() };
         let worker = Arc::new(Worker {
             id,
             pod: registration.pod.as_str().into(),
-            stream: Mutex::new(Stream::new(Seat { worker: id, space, version: registration.vllm })),
-            standing: RwLock::default(),
+            stream: Mutex::new(Stream::new(seat)),
+            post,
+            groups: RwLock::default(),
             registration,
         });
         self.by_identity.insert(identity, id);
@@ -134,11 +175,38 @@ impl Directory {
     }
 
     pub(super) fn add_adapter(&mut self, tenant: &str, name: &str, adapter: Adapter) {
-        self.adapters.insert((tenant.to_owned(), name.to_owned()), adapter);
+        let of_tenant = self.adapters.entry(tenant.to_owned()).or_default();
+        Arc::make_mut(of_tenant).insert(name.to_owned(), adapter);
     }
 
-    pub(super) fn adapter(&self, tenant: &str, name: &str) -> Option<&Adapter> {
-        self.adapters.get(&(tenant.to_owned(), name.to_owned()))
+    /// A tenant's adapters by name.
+    pub(super) fn adapters(&self, tenant: &str) -> Arc<HashMap<String, Adapter>> {
+        self.adapters.get(tenant).cloned().unwrap_or_default()
+    }
+
+    /// Who answers for a tenant's model, as of now; `None` when nobody does.
+    pub(super) fn roster(
+        &self,
+        generation: &Generation,
+        tenant: &str,
+        asked: Option<&str>,
+    ) -> Option<Arc<Roster>> {
+        let asked_for = asked.map(str::to_owned);
+        let mut rosters = self.rosters.lock();
+        // Read before anything that a roster is made from.
+        let generation = generation.now();
+        if let Some(roster) = rosters.get(tenant).and_then(|of_tenant| of_tenant.get(&asked_for))
+            && roster.is_of(generation)
+        {
+            return Some(roster.clone());
+        }
+        let roster = Arc::new(Roster::new(self, generation, tenant, asked)?);
+        if rosters.values().map(HashMap::len).sum::<usize>() >= MAX_ROSTERS {
+            rosters.clear();
+        }
+        let of_tenant = rosters.entry(tenant.to_owned()).or_default();
+        of_tenant.insert(asked_for, roster.clone());
+        Some(roster)
     }
 
     /// The model that a request's model name means: its own, or the one its adapter belongs to. A name
@@ -150,8 +218,8 @@ impl Directory {
     ) -> (Option<&'a str>, Option<&'a Adapter>) {
         let is_served =
             |name: &str| self.spaces.contains_key(&(tenant.to_owned(), Some(name.to_owned())));
-        let adapter =
-            model.and_then(|name| self.adapter(tenant, name).filter(|_| !is_served(name)));
+        let of_tenant = self.adapters.get(tenant);
+        let adapter = model.and_then(|name| of_tenant?.get(name).filter(|_| !is_served(name)));
         match adapter {
             Some(adapter) => (Some(&adapter.model), Some(adapter)),
             None => (model, None),

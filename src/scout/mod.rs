@@ -6,26 +6,32 @@
 
 mod directory;
 mod prompt;
+mod query;
+mod ranking;
+mod roster;
+mod standing;
 mod stream;
 mod vocabulary;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
-use self::directory::{Directory, Worker};
-use self::prompt::{NameBlocks, PromptBlocks};
+pub use self::query::Scratch;
+pub use self::ranking::{Ranked, Ranking, Rows};
+
+use self::directory::Directory;
+use self::roster::Generation;
 use self::stream::Shared;
-use crate::block::{BlockSize, Digest, Lora, Name, Prompt, Shape, WorkerId};
+use crate::block::{BlockSize, Name, Prompt, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, Matches, MemoryIndex, MemoryOptions, Query, Stats};
+use crate::index::{Applied, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::verify::{Candidates, Status};
 use crate::ingest::{Counters, Trust, Verdict};
-use crate::score::{self, GroupFacts, Score, Unpredictable, Weights};
+use crate::score::{GroupFacts, Weights};
 
 /// Settings of a [`Scout`].
 ///
@@ -148,33 +154,6 @@ impl<'a> Request<'a> {
     }
 }
 
-/// One worker's place in the answer to a [`Request`].
-#[derive(Clone, Debug)]
-pub struct Ranked {
-    /// The worker.
-    pub worker: WorkerId,
-    /// Its pod.
-    pub pod: Arc<str>,
-    /// Its data-parallel rank.
-    pub rank: u32,
-    /// What it holds of the prompt.
-    pub score: Score,
-    /// How far that can be believed.
-    pub trust: Trust,
-    /// The last batch whose effect is certainly included; `None` before the first.
-    pub as_of: Option<u64>,
-}
-
-/// Memory of a caller's lookups, reused from one to the next.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    ranked: Vec<Ranked>,
-    matches: Matches,
-    all: Matches,
-    digests: Vec<Digest>,
-    candidates: Vec<WorkerId>,
-}
-
 /// What [`Scout::apply`] did with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ingested {
@@ -261,6 +240,7 @@ impl Scout {
                 chains: ChainMemory::new(key, options.chain_memory),
                 index: MemoryIndex::new(options.memory),
                 vocabularies: RwLock::default(),
+                generation: Generation::default(),
             },
             weights: options.weights,
             directory: RwLock::default(),
@@ -287,6 +267,7 @@ impl Scout {
             )));
         }
         let worker = directory.add(registration);
+        self.shared.generation.turn();
         worker.stream.lock().begin(&self.shared)?;
         Ok(worker.id)
     }
@@ -297,7 +278,12 @@ impl Scout {
     ///
     /// No such worker.
     pub fn unregister(&self, worker: WorkerId) -> Result<(), Error> {
-        let removed = self.directory.write().remove(worker);
+        let removed = {
+            let mut directory = self.directory.write();
+            let removed = directory.remove(worker);
+            self.shared.generation.turn();
+            removed
+        };
         let (removed, emptied) = removed.ok_or_else(|| unknown_worker(worker))?;
         // Under the stream's lock, so that a batch being applied ends before its blocks go.
         let mut stream = removed.stream.lock();
@@ -306,6 +292,7 @@ impl Scout {
         }
         stream.retire();
         self.shared.index.remove(worker);
+        removed.publish(&stream, &self.shared.generation);
         if let Some(space) = emptied {
             self.shared.vocabularies.write().forget(space);
         }
@@ -324,7 +311,9 @@ impl Scout {
 
     /// Makes an adapter's name stand for its model, for requests of this tenant.
     pub fn register_adapter(&self, tenant: &str, name: &str, adapter: Adapter) {
-        self.directory.write().add_adapter(tenant, name, adapter);
+        let mut directory = self.directory.write();
+        directory.add_adapter(tenant, name, adapter);
+        self.shared.generation.turn();
     }
 
     /// Applies a batch of a worker, as it came from the wire: the sequence number and the msgpack
@@ -341,146 +330,10 @@ impl Scout {
         let found = found.ok_or_else(|| unknown_worker(worker))?;
         let mut stream = found.stream.lock();
         let waited = stream.is_waiting();
-        let ingested = stream.apply(&self.shared, seq, payload)?;
-        found.publish(&stream);
+        let ingested = stream.apply(&self.shared, seq, payload);
+        found.publish(&stream, &self.shared.generation);
         self.count_waiting(waited, stream.is_waiting());
-        Ok(ingested)
-    }
-
-    /// Ranks the workers by what they hold of a prompt: by weighted score, best first, ties by
-    /// worker. Workers that hold nothing are in the answer, too.
-    ///
-    /// # Errors
-    ///
-    /// [`UnknownModel`](ErrorKind::UnknownModel) when no worker of the tenant serves the model.
-    pub fn score<'s>(
-        &self,
-        request: &Request<'_>,
-        scratch: &'s mut Scratch,
-    ) -> Result<&'s [Ranked], Error> {
-        let directory = self.directory.read();
-        let (model, adapter) = directory.resolve(request.tenant, request.model);
-        let blocks = match request.blocks {
-            Blocks::Prompt(prompt) => {
-                let prompt = with_adapter(&directory, request, prompt, adapter);
-                if self.waiting.load(Ordering::Relaxed) > 0 {
-                    self.settle(directory.serving(request.tenant, model), &prompt);
-                }
-                Blocks::Prompt(prompt)
-            }
-            names => names,
-        };
-        self.rank(&directory, request, model, &blocks, scratch)
-    }
-
-    fn rank<'s>(
-        &self,
-        directory: &Directory,
-        request: &Request<'_>,
-        model: Option<&str>,
-        blocks: &Blocks<'_>,
-        scratch: &'s mut Scratch,
-    ) -> Result<&'s [Ranked], Error> {
-        let Scratch { ranked, matches, all, digests, candidates } = scratch;
-        ranked.clear();
-        candidates.clear();
-        candidates.extend(request.candidates.into_iter().flatten());
-        candidates.sort_unstable();
-        let asked =
-            |id: WorkerId| request.candidates.is_none() || candidates.binary_search(&id).is_ok();
-        let mut known = false;
-        let mut groups: Vec<(WorkerId, Vec<GroupFacts>)> = Vec::new();
-        for worker in directory.serving(request.tenant, model) {
-            known = true;
-            if !asked(worker.id) {
-                continue;
-            }
-            let standing = worker.standing.read();
-            groups.push((worker.id, standing.groups.clone()));
-            ranked.push(Ranked {
-                worker: worker.id,
-                pod: worker.pod.clone(),
-                rank: worker.registration.rank,
-                score: Score::NOTHING,
-                trust: standing.trust,
-                as_of: standing.as_of,
-            });
-        }
-        if !known {
-            return Err(Error::new(
-                ErrorKind::UnknownModel,
-                format!(
-                    "no worker serves model '{}' for tenant '{}'",
-                    request.model.unwrap_or("(any)"),
-                    request.tenant
-                ),
-            ));
-        }
-        let mut shapes: Vec<Shape> =
-            groups.iter().flat_map(|(_, groups)| groups.iter().map(|g| g.shape)).collect();
-        shapes.sort_unstable();
-        shapes.dedup();
-        let spans = groups.iter().any(|(_, groups)| groups.iter().any(has_window));
-        let filter = request.candidates.is_some().then_some(&candidates[..]);
-        all.clear();
-        for shape in shapes {
-            for space in directory.spaces(request.tenant, model) {
-                let query = Query { space, shape, candidates: filter, spans };
-                match blocks {
-                    Blocks::Prompt(prompt) => {
-                        let mut source = PromptBlocks::new(&self.shared, *prompt, shape, digests);
-                        self.shared.index.lookup(&query, &mut source, matches);
-                    }
-                    Blocks::Names { names, block_size } => {
-                        if shape.size != *block_size {
-                            continue;
-                        }
-                        let mut source = NameBlocks(names);
-                        self.shared.index.lookup(&query, &mut source, matches);
-                    }
-                }
-                // A group's matches are those of its own shape.
-                let fits = |worker, group| {
-                    groups.iter().any(|(w, groups)| {
-                        *w == worker && groups.iter().any(|g| g.group == group && g.shape == shape)
-                    })
-                };
-                let found = matches.matches.iter().filter(|m| fits(m.worker, m.group));
-                all.matches.extend(found.copied());
-                let found = matches.spans.iter().filter(|s| fits(s.worker, s.group));
-                all.spans.extend(found.copied());
-            }
-        }
-        all.sort();
-        let tokens = match blocks {
-            Blocks::Prompt(prompt) => prompt.token_ids.len(),
-            // One more than the blocks have, so that the last one may count as cached.
-            Blocks::Names { names, block_size } => names.len() * block_size.tokens() + 1,
-        };
-        for (ranked, (worker, groups)) in ranked.iter_mut().zip(&groups) {
-            let mine = stretch(&all.matches, |m| m.worker, *worker);
-            let spans = stretch(&all.spans, |s| s.worker, *worker);
-            ranked.score = score::score(tokens, groups, mine, spans, &self.weights);
-            if matches!(blocks, Blocks::Names { .. }) {
-                ranked.score.expected_cached_tokens = Err(Unpredictable::LengthUnknown);
-            }
-        }
-        ranked.sort_by(|a, b| {
-            b.score.weighted.total_cmp(&a.score.weighted).then(a.worker.cmp(&b.worker))
-        });
-        Ok(ranked)
-    }
-
-    /// Lets a query's prompt prove the contract of workers whose batches wait for it.
-    fn settle<'d>(&self, workers: impl Iterator<Item = &'d Arc<Worker>>, prompt: &Prompt<'_>) {
-        for worker in workers {
-            let mut stream = worker.stream.lock();
-            if stream.is_waiting() {
-                stream.settle(&self.shared, prompt);
-                worker.publish(&stream);
-                self.count_waiting(true, stream.is_waiting());
-            }
-        }
+        ingested
     }
 
     fn count_waiting(&self, before: bool, after: bool) {
@@ -507,35 +360,6 @@ impl Scout {
     pub fn stats(&self) -> Stats {
         self.shared.index.stats()
     }
-}
-
-/// What belongs to one worker, of a list in the order of workers.
-fn stretch<T>(all: &[T], worker: impl Fn(&T) -> WorkerId, id: WorkerId) -> &[T] {
-    let from = all.partition_point(|t| worker(t) < id);
-    let len = all[from..].partition_point(|t| worker(t) == id);
-    &all[from..from + len]
-}
-
-fn has_window(facts: &GroupFacts) -> bool {
-    matches!(facts.rule, score::GroupRule::Window { .. })
-}
-
-/// Fills in what the directory knows of the request's adapter.
-fn with_adapter<'a>(
-    directory: &'a Directory,
-    request: &Request<'a>,
-    mut prompt: Prompt<'a>,
-    adapter: Option<&'a Adapter>,
-) -> Prompt<'a> {
-    if let (Some(adapter), Some(name), None) = (adapter, request.model, prompt.lora) {
-        prompt.lora = Some(Lora { name, id: adapter.id, path: adapter.path.as_deref() });
-    } else if let Some(lora) = &mut prompt.lora
-        && let Some(adapter) = directory.adapter(request.tenant, lora.name)
-    {
-        lora.id = lora.id.or(adapter.id);
-        lora.path = lora.path.or(adapter.path.as_deref());
-    }
-    prompt
 }
 
 fn unknown_worker(worker: WorkerId) -> Error {

@@ -1,30 +1,77 @@
 //! A request's prompt as an index asks for it: digests and names, one block at a time.
 
-use parking_lot::RwLockReadGuard;
-
+use super::Blocks;
 use super::stream::Shared;
-use super::vocabulary::Vocabularies;
 use crate::block::{Digest, Name, Prompt, Shape, VocabularyId};
-use crate::hash::content::{self, DigestKey};
-use crate::hash::vllm::ChainMemory;
+use crate::hash::content;
 use crate::index::BlockSource;
 use crate::ingest::verify::Names;
 
-/// Blocks of plain text are digested at least so many at a time. A prompt that nobody holds costs
-/// no more than these.
+/// Blocks of plain text after the first are digested at least so many at a time. A prompt that
+/// nobody holds costs the first one only.
 const STRETCH: usize = 16;
+
+/// The prompt of a request, cut in one way.
+pub(super) enum Asked<'a> {
+    Prompt(PromptBlocks<'a>),
+    Names(NameBlocks<'a>),
+}
+
+impl<'a> Asked<'a> {
+    /// `None` when the prompt cannot be cut so: its names are those of blocks of another size.
+    #[inline]
+    pub(super) fn new(
+        shared: &'a Shared,
+        blocks: &Blocks<'a>,
+        shape: Shape,
+        digests: &'a mut Vec<Digest>,
+    ) -> Option<Asked<'a>> {
+        match *blocks {
+            Blocks::Prompt(prompt) => {
+                Some(Asked::Prompt(PromptBlocks::new(shared, prompt, shape, digests)))
+            }
+            Blocks::Names { names, block_size } => {
+                (shape.size == block_size).then_some(Asked::Names(NameBlocks(names)))
+            }
+        }
+    }
+}
+
+impl BlockSource for Asked<'_> {
+    #[inline]
+    fn len(&self) -> usize {
+        match self {
+            Asked::Prompt(blocks) => blocks.len(),
+            Asked::Names(blocks) => blocks.len(),
+        }
+    }
+
+    #[inline]
+    fn digests(&mut self, from: usize, least: usize) -> &[Digest] {
+        match self {
+            Asked::Prompt(blocks) => blocks.digests(from, least),
+            Asked::Names(blocks) => blocks.digests(from, least),
+        }
+    }
+
+    fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
+        match self {
+            Asked::Prompt(blocks) => blocks.name(vocabulary, block),
+            Asked::Names(blocks) => blocks.name(vocabulary, block),
+        }
+    }
+}
 
 /// A prompt given by its tokens.
 pub(super) struct PromptBlocks<'a> {
-    key: &'a DigestKey,
-    memory: &'a ChainMemory,
-    vocabularies: RwLockReadGuard<'a, Vocabularies>,
+    shared: &'a Shared,
     prompt: Prompt<'a>,
     shape: Shape,
     /// Whether its blocks have nothing besides their tokens.
     plain: bool,
-    /// Of the first blocks, as far as they were asked for.
+    /// Of the first `known` blocks, as far as they were asked for; what follows is of other prompts.
     digests: &'a mut Vec<Digest>,
+    known: usize,
     chains: Vec<NameChain<'a>>,
 }
 
@@ -43,46 +90,34 @@ impl<'a> PromptBlocks<'a> {
         shape: Shape,
         digests: &'a mut Vec<Digest>,
     ) -> PromptBlocks<'a> {
-        let vocabularies = shared.vocabularies.read();
-        let Shared { key, chains: memory, .. } = shared;
-        digests.clear();
         let plain = shape.lookahead == 0
             && prompt.lora.is_none()
             && prompt.cache_salt.is_none_or(str::is_empty)
             && prompt.items.is_empty()
             && prompt.embeds.is_none();
-        PromptBlocks {
-            key,
-            memory,
-            vocabularies,
-            prompt,
-            shape,
-            plain,
-            digests,
-            chains: Vec::new(),
-        }
+        PromptBlocks { shared, prompt, shape, plain, digests, known: 0, chains: Vec::new() }
     }
 
     /// Digests at least `least` more blocks, as long as there are any.
     fn digest(&mut self, least: usize) {
-        let (from, size) = (self.digests.len(), self.shape.size.tokens());
+        let (from, size) = (self.known, self.shape.size.tokens());
+        let more = if self.plain && from > 0 { least.max(STRETCH) } else { least };
+        let to = (from + more).min(self.len());
+        if self.digests.len() < to {
+            self.digests.resize(to, Digest(0));
+        }
+        self.known = to;
+        let (key, tokens) = (&self.shared.key, self.prompt.token_ids);
         if self.plain {
             // Digests of blocks side by side overlap in the processor.
-            let to = (from + least.max(STRETCH)).min(self.len());
-            self.digests.resize(to, Digest(0));
-            self.key.plain(&self.prompt.token_ids[from * size..], size, &mut self.digests[from..]);
+            key.plain(&tokens[from * size..], size, &mut self.digests[from..to]);
             return;
         }
-        for block in from..(from + least).min(self.len()) {
+        for block in from..to {
             let (start, end) = (block * size, (block + 1) * size);
             let ahead = end + self.shape.lookahead as usize;
-            let tokens = self.prompt.token_ids;
             let extra_keys = content::extra_keys(&self.prompt, self.shape, block);
-            self.digests.push(self.key.digest(
-                &tokens[start..end],
-                &tokens[end..ahead],
-                extra_keys,
-            ));
+            self.digests[block] = key.digest(&tokens[start..end], &tokens[end..ahead], extra_keys);
         }
     }
 }
@@ -93,20 +128,22 @@ impl BlockSource for PromptBlocks<'_> {
     }
 
     fn digests(&mut self, from: usize, least: usize) -> &[Digest] {
-        let missing = (from + least).saturating_sub(self.digests.len());
+        let missing = (from + least).saturating_sub(self.known);
         if missing > 0 {
             self.digest(missing);
         }
-        self.digests.get(from..).unwrap_or_default()
+        self.digests.get(from..self.known).unwrap_or_default()
     }
 
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
         let at = match self.chains.iter().position(|chain| chain.vocabulary == vocabulary) {
             Some(at) => at,
             None => {
-                let contract = self.vocabularies.contract(vocabulary);
-                let rest =
-                    contract.and_then(|c| c.names(self.shape, &self.prompt, self.memory).ok());
+                // Held for this only: a batch may have to write to it while a query waits for the batch.
+                let vocabularies = self.shared.vocabularies.read();
+                let contract = vocabularies.contract(vocabulary);
+                let memory = &self.shared.chains;
+                let rest = contract.and_then(|c| c.names(self.shape, &self.prompt, memory).ok());
                 self.chains.push(NameChain { vocabulary, rest, known: Vec::new() });
                 self.chains.len() - 1
             }

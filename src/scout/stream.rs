@@ -7,6 +7,8 @@
 use parking_lot::RwLock;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::roster::Generation;
+use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
 use super::{EventCounters, Ingested};
 use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
@@ -33,29 +35,17 @@ pub(super) struct Shared {
     pub(super) chains: ChainMemory,
     pub(super) index: MemoryIndex,
     pub(super) vocabularies: RwLock<Vocabularies>,
+    pub(super) generation: Generation,
 }
 
 /// What a stream needs to know of the worker that it belongs to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Seat {
     pub(super) worker: WorkerId,
     pub(super) space: SpaceId,
     pub(super) version: Option<Version>,
-}
-
-/// What a query needs to know of a worker's stream.
-#[derive(Clone, Debug)]
-pub(super) struct Standing {
-    pub(super) trust: Trust,
-    pub(super) as_of: Option<u64>,
-    pub(super) groups: Vec<GroupFacts>,
-}
-
-impl Default for Standing {
-    fn default() -> Standing {
-        // Nothing was published yet, and nothing is known: that is exact.
-        Standing { trust: Trust::Exact, as_of: None, groups: Vec::new() }
-    }
+    /// Opened before a batch changes anything; closed by [`Worker`](super::directory::Worker).
+    pub(super) post: Post,
 }
 
 #[derive(Debug)]
@@ -123,8 +113,10 @@ impl Stream {
                 }
                 return Ok(ingested);
             }
-            Verdict::Restart => self.start_over(shared)?,
-            Verdict::Next | Verdict::Gap { .. } => {}
+            Verdict::Restart | Verdict::Next | Verdict::Gap { .. } => self.seat.post.open(),
+        }
+        if verdict == Verdict::Restart {
+            self.start_over(shared)?;
         }
         match batch {
             Err(error) => {
@@ -198,6 +190,7 @@ impl Stream {
     pub(super) fn settle(&mut self, shared: &Shared, prompt: &Prompt<'_>) {
         let Shared { candidates, chains, .. } = shared;
         if self.verifier.settle(prompt, candidates, self.seat.version, chains) {
+            self.seat.post.open();
             let mut ingested = Ingested {
                 verdict: Verdict::Next,
                 applied: Applied::default(),
@@ -353,8 +346,17 @@ impl Stream {
         total.refused += applied.refused;
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        Standing { trust: self.trust(), as_of: self.applied_to, groups: self.groups.clone() }
+    /// How far queries can believe what the index shows of the worker; its groups have this number.
+    pub(super) fn standing(&self, groups: u16) -> Standing {
+        if self.retired {
+            return Standing { groups, ..Standing::UNHEARD };
+        }
+        Standing { trust: self.trust(), as_of: self.applied_to, groups }
+    }
+
+    /// The worker's cache groups by number.
+    pub(super) fn groups(&self) -> &[GroupFacts] {
+        &self.groups
     }
 
     fn trust(&self) -> Trust {
@@ -373,6 +375,7 @@ impl Stream {
     /// Says that the worker is unregistered: a batch that was on its way changes nothing.
     pub(super) fn retire(&mut self) {
         self.retired = true;
+        self.seat.post.open();
     }
 
     pub(super) fn counters(&self) -> Counters {

@@ -139,8 +139,7 @@ pub fn remove(index: &MemoryIndex, worker: WorkerId, chain: &Chain, at: Range<us
 /// Who holds how many leading blocks, by worker.
 pub fn lookup(index: &MemoryIndex, chain: &Chain, matches: &mut Matches) -> Vec<(WorkerId, u32)> {
     index.lookup(&QUERY, &mut Ready(&chain.digests), matches);
-    matches.sort();
-    matches.matches.iter().map(|m| (m.worker, m.leading[3])).collect()
+    matches.sorted().0.iter().map(|m| (m.worker, m.leading[3])).collect()
 }
 
 /// One test at a time, where the memory of the process is looked at.

@@ -11,7 +11,7 @@ use kvscout::index::{
     Applied, Block, BlockSource, Change, Home, Matches, MemoryIndex, Parent, Query as Lookup, Store,
 };
 use kvscout::ingest::Verdict;
-use kvscout::scout::{Options, Ranked, Registration, Request, Scout, Scratch};
+use kvscout::scout::{Options, Ranking, Registration, Request, Scout, Scratch};
 
 use crate::clock::thread_cpu;
 use crate::peer::{Peer, Ranker, Seeds};
@@ -235,8 +235,10 @@ impl Peer for Ours {
     }
 
     fn leading(&self, answer: &Matches, leading: &mut [u32]) {
-        for found in &answer.matches {
-            leading[found.worker.0 as usize] = found.leading[0];
+        for class in &answer.classes {
+            for worker in answer.members(class) {
+                leading[worker.0 as usize] = class.leading[0];
+            }
         }
     }
 
@@ -289,7 +291,7 @@ impl Scouted {
         workers.iter().filter(|w| w.trust.as_str() != "exact" || unverified(&w.contract)).count()
     }
 
-    fn request<'a>(&self, tokens: &'a [u32], scratch: &'a mut Scratch) -> &'a [Ranked] {
+    fn request<'a>(&self, tokens: &'a [u32], scratch: &'a mut Scratch) -> Ranking<'a> {
         let request = Request::new(MODEL, Prompt::new(tokens));
         self.scout.score(&request, scratch).expect("workers serve the model")
     }
@@ -301,7 +303,10 @@ impl Ranker for Scouted {
 
     fn rank(&self, tokens: &[u32], answer: &mut Scratch) {
         let ranked = self.request(tokens, answer);
-        std::hint::black_box(ranked);
+        std::hint::black_box((ranked.len(), ranked.best().map(|best| best.worker)));
+        for row in ranked.holders() {
+            std::hint::black_box((row.worker, row.score.weighted));
+        }
     }
 
     fn check(&self, tokens: &[u32], leading: &mut [u32]) {

@@ -65,7 +65,8 @@ pub trait Ranker {
     /// Memory of a caller's requests.
     type Answer: Default;
 
-    /// Ranks, or at least scores, the workers.
+    /// Ranks, or at least scores, the workers; whoever hands rows out one by one has those of all
+    /// workers that hold something read.
     fn rank(&self, tokens: &[u32], answer: &mut Self::Answer);
 
     /// Sets each worker's leading blocks; workers that hold nothing stay.

@@ -100,8 +100,8 @@ struct WorkerAnswer {
     as_of: Option<u64>,
 }
 
-impl From<&Ranked> for WorkerAnswer {
-    fn from(ranked: &Ranked) -> WorkerAnswer {
+impl From<Ranked<'_>> for WorkerAnswer {
+    fn from(ranked: Ranked<'_>) -> WorkerAnswer {
         let expected = ranked.score.expected_cached_tokens;
         let tiers = kvscout::score::named_tiers(&ranked.score);
         WorkerAnswer {

@@ -3,7 +3,6 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -15,7 +14,7 @@ use kvscout::block::WorkerId;
 use kvscout::ingest::Trust;
 use kvscout::ingest::zmq::{Endpoint, Mode, Receiver, Source, SourceId, SourceStatus};
 use kvscout::scout::{
-    Adapter, Options, Ranked, Registration, Request, Scout, Scratch, WorkerStatus,
+    Adapter, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
 };
 use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
@@ -320,7 +319,7 @@ impl Service {
     pub(crate) fn score<T>(
         &self,
         request: &Request<'_>,
-        read: impl FnOnce(&[Ranked]) -> T,
+        read: impl FnOnce(&[Ranked<'_>]) -> T,
     ) -> Result<T, Refusal> {
         let start = Instant::now();
         let answer = SCRATCH.with_borrow_mut(|scratch| {
@@ -332,18 +331,17 @@ impl Service {
     }
 
     /// The answer with the trust of workers that were never heard of.
-    fn heard<'r>(&self, ranked: &'r [Ranked]) -> Cow<'r, [Ranked]> {
-        let unheard = |ranked: &Ranked| ranked.trust == Trust::Exact && ranked.as_of.is_none();
-        if !ranked.iter().any(unheard) {
-            return Cow::Borrowed(ranked);
+    fn heard<'r>(&self, ranking: Ranking<'r>) -> Vec<Ranked<'r>> {
+        let unheard = |ranked: &Ranked<'_>| ranked.trust == Trust::Exact && ranked.as_of.is_none();
+        let mut ranked: Vec<Ranked<'r>> = ranking.iter().collect();
+        if ranked.iter().any(unheard) {
+            let feeds = self.switchboard.feeds.lock();
+            for ranked in ranked.iter_mut().filter(|ranked| unheard(ranked)) {
+                let feed = feeds.get(&ranked.worker);
+                ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
+            }
         }
-        let mut ranked = ranked.to_vec();
-        let feeds = self.switchboard.feeds.lock();
-        for ranked in ranked.iter_mut().filter(|ranked| unheard(ranked)) {
-            let feed = feeds.get(&ranked.worker);
-            ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
-        }
-        Cow::Owned(ranked)
+        ranked
     }
 
     /// What a worker's own source has counted.

@@ -83,12 +83,25 @@ impl Shared {
         matches: &mut Matches,
     ) -> Outcome {
         matches.clear();
-        let total = blocks.len();
-        if total == 0 {
+        if blocks.is_empty() {
             return Outcome::Done;
         }
+        let mut scratch = std::mem::take(&mut matches.scratch);
+        let outcome = self.collect(query, blocks, &mut scratch, matches);
+        matches.scratch = scratch;
+        outcome
+    }
+
+    fn collect(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut impl BlockSource,
+        scratch: &mut Scratch,
+        matches: &mut Matches,
+    ) -> Outcome {
+        let total = blocks.len();
         let epoch = self.slots.epoch();
-        let Matches { matches, spans, scratch: Scratch { cuts, detail, .. } } = matches;
+        let Scratch { cuts, detail, .. } = scratch;
         let Detail { pieces, vocabularies, above, below, places } = detail;
         pieces.clear();
         let mut into = Collect { shared: self, candidates: query.candidates, pieces, end: 0 };
@@ -127,7 +140,7 @@ impl Shared {
                 }
             }
         }
-        summarize(pieces, matches, query.spans.then_some(spans));
+        summarize(pieces, matches, query.spans);
         if self.slots.is(epoch) { Outcome::Done } else { Outcome::Again }
     }
 
@@ -245,7 +258,7 @@ impl Shared {
 }
 
 /// Puts the pieces of each (worker, group) together.
-fn summarize(pieces: &mut [Piece], matches: &mut Vec<Match>, mut spans: Option<&mut Vec<Span>>) {
+fn summarize(pieces: &mut [Piece], matches: &mut Matches, spans: bool) {
     pieces.sort_unstable();
     for mine in pieces.chunk_by(|a, b| (a.worker, a.group) == (b.worker, b.group)) {
         let (worker, group) = (mine[0].worker, mine[0].group);
@@ -267,19 +280,19 @@ fn summarize(pieces: &mut [Piece], matches: &mut Vec<Match>, mut spans: Option<&
         if leading[3] > 0 {
             matches.push(Match { worker, group, leading, fastest });
         }
-        if let Some(spans) = &mut spans {
+        if spans {
             let mut open: Option<Span> = None;
             for p in mine.iter().filter(|p| p.rank == 0) {
                 match &mut open {
                     Some(span) if p.start <= span.end => span.end = span.end.max(p.end),
                     _ => {
-                        spans.extend(open);
+                        matches.spans.extend(open);
                         let (start, end) = (p.start, p.end);
                         open = Some(Span { worker, group, start, end });
                     }
                 }
             }
-            spans.extend(open);
+            matches.spans.extend(open);
         }
     }
 }

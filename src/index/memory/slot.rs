@@ -67,14 +67,6 @@ impl Slots {
         Slots::owner_in(self.words(slot)?)
     }
 
-    /// The owner in the words of a slot, if that holds blocks on the GPU and nowhere else.
-    #[inline]
-    pub(super) fn plain_owner_in([first, group]: &[AtomicU64; 2]) -> Option<(WorkerId, Group)> {
-        let word = first.load(Ordering::Acquire);
-        let group = Group(group.load(Ordering::Relaxed) as u32);
-        (word >> 32 == ALIVE >> 32).then_some((WorkerId(word as u32), group))
-    }
-
     /// The owner in the words of a slot.
     #[inline]
     pub(super) fn owner_in([first, group]: &[AtomicU64; 2]) -> Option<Owner> {

@@ -7,11 +7,11 @@
 use super::cut::{ALL, Cuts};
 use super::run::{HEAD, OFFSET, Run, RunId, SEGMENT, UP, USED};
 use super::slot::Slots;
-use super::sync::{AtomicU64, guard};
+use super::sync::guard;
 use super::table::Place;
 use super::write::Shared;
-use crate::block::{Digest, WorkerId};
-use crate::index::{BlockSource, Match, Matches, Query};
+use crate::block::{Digest, Group, WorkerId};
+use crate::index::{BlockSource, Class, Matches, Query};
 
 /// Memory of a lookup, in the caller's `Matches`.
 #[derive(Debug, Default)]
@@ -161,8 +161,8 @@ impl Shared {
             return Outcome::Done;
         }
         let epoch = self.slots.epoch();
-        let Matches { matches, scratch: Scratch { alive, keep, cuts, root: last, .. }, .. } =
-            matches;
+        let Matches { classes, members, scratch, .. } = matches;
+        let Scratch { alive, keep, cuts, root: last, .. } = scratch;
         let key = Self::root_key(query);
         if !key.is(self.run(*last)) {
             let Some(root) = self.find_kid(key) else { return Outcome::Done };
@@ -175,7 +175,8 @@ impl Shared {
         let mut key = Key { parent: root, at: 0, head };
         let mut start = 0;
         alive.clear();
-        let mut emit = Emit { shared: self, candidates: query.candidates, matches, layered: false };
+        let candidates = query.candidates;
+        let mut emit = Emit { shared: self, candidates, classes, members, layered: false };
         let mut first = true;
         while let Some(id) = self.find_kid(key) {
             let run = self.run(id);
@@ -244,11 +245,13 @@ impl Shared {
 struct Emit<'a> {
     shared: &'a Shared,
     candidates: Option<&'a [WorkerId]>,
-    matches: &'a mut Vec<Match>,
+    classes: &'a mut Vec<Class>,
+    members: &'a mut Vec<WorkerId>,
     layered: bool,
 }
 
 impl Emit<'_> {
+    /// The slots of a page hold so many leading blocks: a class for each (group, tier) among them.
     #[inline]
     fn all(&mut self, page: u32, mut bits: u64, blocks: u32) {
         debug_assert_ne!(blocks, ALL);
@@ -256,31 +259,35 @@ impl Emit<'_> {
             return;
         }
         let Some(slots) = self.shared.slots.page(page) else { return };
-        self.matches.reserve(64);
-        let (b, n) = (blocks, 0);
         while bits != 0 {
-            let slot = &slots[bits.trailing_zeros() as usize % 64];
-            bits &= bits - 1;
-            if let (Some((worker, group)), None) = (Slots::plain_owner_in(slot), self.candidates) {
-                let (leading, fastest) = ([b, b, b, b], [b, n, n, n]);
-                self.matches.push(Match { worker, group, leading, fastest });
-            } else {
-                self.other(slot, blocks);
+            let mut others = 0;
+            let mut class: Option<(Group, usize)> = None;
+            let from = self.members.len();
+            self.members.reserve(64);
+            while bits != 0 {
+                let bit = bits & bits.wrapping_neg();
+                let slot = &slots[bits.trailing_zeros() as usize % 64];
+                bits ^= bit;
+                let Some(owner) = Slots::owner_in(slot) else { continue };
+                let Some(rank) = owner.tier.rank() else { continue };
+                if !is_candidate(self.candidates, owner.worker) {
+                    continue;
+                }
+                self.layered |= owner.layered;
+                if *class.get_or_insert((owner.group, rank)) == (owner.group, rank) {
+                    self.members.push(owner.worker);
+                } else {
+                    others |= bit;
+                }
             }
+            if let Some((group, rank)) = class {
+                let leading = [0, 1, 2, 3].map(|r| if r >= rank { blocks } else { 0 });
+                let fastest = [0, 1, 2, 3].map(|r| if r == rank { blocks } else { 0 });
+                let (from, to) = (from as u32, self.members.len() as u32);
+                self.classes.push(Class { group, leading, fastest, from, to });
+            }
+            bits = others;
         }
-    }
-
-    fn other(&mut self, slot: &[AtomicU64; 2], blocks: u32) {
-        let Some(owner) = Slots::owner_in(slot) else { return };
-        let Some(rank) = owner.tier.rank() else { return };
-        if !is_candidate(self.candidates, owner.worker) {
-            return;
-        }
-        self.layered |= owner.layered;
-        let (worker, group) = (owner.worker, owner.group);
-        let leading = [0, 1, 2, 3].map(|r| if r >= rank { blocks } else { 0 });
-        let fastest = [0, 1, 2, 3].map(|r| if r == rank { blocks } else { 0 });
-        self.matches.push(Match { worker, group, leading, fastest });
     }
 }
 

@@ -163,7 +163,7 @@ impl Instance {
 }
 
 /// An answer grouped by pod; pods that hold nothing are in it, too.
-pub(super) fn by_instance(ranked: &[Ranked]) -> BTreeMap<String, Instance> {
+pub(super) fn by_instance(ranked: &[Ranked<'_>]) -> BTreeMap<String, Instance> {
     let mut instances: BTreeMap<String, Instance> = BTreeMap::new();
     for worker in ranked {
         let instance = instances.entry(worker.pod.to_string()).or_default();

@@ -161,7 +161,7 @@ struct Tiers {
 }
 
 impl<'a> Scored<'a> {
-    fn new(ranked: &'a Ranked) -> Scored<'a> {
+    fn new(ranked: &'a Ranked<'_>) -> Scored<'a> {
         let score = &ranked.score;
         let mut tiers = Tiers::default();
         for (tier, tokens) in named_tiers(score) {
@@ -174,7 +174,7 @@ impl<'a> Scored<'a> {
             }
         }
         Scored {
-            worker: &ranked.pod,
+            worker: ranked.pod,
             rank: ranked.rank,
             matched_blocks: score.matched_blocks,
             expected_cached_tokens: score.expected_cached_tokens.ok(),

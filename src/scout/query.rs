@@ -1,0 +1,357 @@
+//! [`Scout::score`]: from a request to ranked workers.
+//!
+//! One lookup answers for all workers that did not move while it ran; those that did are asked again
+//! one by one (`standing` has the protocol).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::prompt::Asked;
+use super::ranking::{Answer, Length, Ranking};
+use super::roster::{Plain, Roster};
+use super::standing::Reading;
+use super::{Blocks, Request, Scout};
+use crate::block::{Digest, Group, Lora, Prompt, Shape, WorkerId};
+use crate::error::{Error, ErrorKind};
+use crate::index::{Class, Match, Matches, Query, Span};
+use crate::score::{self, GroupFacts, GroupRule};
+
+/// How often a worker that moved is asked again before its stream is held still.
+const TRIES: usize = 3;
+
+/// How long to wait, in spins, for a batch to end: the time of a small one.
+const SPINS: usize = 64;
+
+/// Memory of a caller's queries, reused from one to the next.
+///
+/// It also keeps what it learned of the workers that were asked about last: a caller that asks about
+/// one model again and again does best with a scratch for it. Any scratch serves any [`Scout`].
+#[derive(Debug, Default)]
+pub struct Scratch {
+    roster: Option<Arc<Roster>>,
+    answer: Answer,
+    work: Work,
+}
+
+/// What a query works in.
+#[derive(Debug, Default)]
+struct Work {
+    candidates: Vec<WorkerId>,
+    digests: Vec<Digest>,
+    matches: Matches,
+    /// What was found of groups and their shapes, by worker and group.
+    found: Vec<Match>,
+    spans: Vec<Span>,
+}
+
+impl Scout {
+    /// Ranks the workers by what they hold of a prompt: by weighted score, best first, ties by
+    /// worker. Workers that hold nothing are in the answer, too.
+    ///
+    /// May be called from any thread, beside any [`apply`](Scout::apply). A worker to which a batch is
+    /// being applied just then is waited for, as long as it takes to apply that; the others are not.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownModel`](ErrorKind::UnknownModel) when no worker of the tenant serves the model.
+    pub fn score<'s>(
+        &self,
+        request: &Request<'_>,
+        scratch: &'s mut Scratch,
+    ) -> Result<Ranking<'s>, Error> {
+        let Scratch { roster, answer, work } = scratch;
+        if self.waiting.load(Ordering::Relaxed) > 0
+            && let Blocks::Prompt(prompt) = request.blocks
+        {
+            let roster = self.roster(roster, request)?;
+            self.settle(roster, &with_adapter(roster, request, prompt));
+        }
+        let roster = self.roster(roster, request)?;
+        let (blocks, length) = match request.blocks {
+            Blocks::Prompt(prompt) => {
+                let tokens = prompt.token_ids.len();
+                let prompt = with_adapter(roster, request, prompt);
+                (Blocks::Prompt(prompt), Length { tokens, is_unknown: false })
+            }
+            Blocks::Names { names, block_size } => {
+                // One more than the blocks have, so that the last one may count as cached.
+                let tokens = names.len() * block_size.tokens() + 1;
+                (request.blocks, Length { tokens, is_unknown: true })
+            }
+        };
+        let candidates = request.candidates.map(|candidates| {
+            work.candidates.clear();
+            work.candidates.extend(candidates);
+            work.candidates.sort_unstable();
+            work.candidates.dedup();
+        });
+        answer.begin(roster, candidates.map(|()| &work.candidates[..]), length, self.weights);
+        Lookup { scout: self, roster, blocks, length, answer: &mut *answer, work }.run();
+        answer.rank();
+        Ok(Ranking::new(roster, answer))
+    }
+
+    /// Who answers a request: the last one's roster if that still holds.
+    #[inline]
+    fn roster<'r>(
+        &self,
+        kept: &'r mut Option<Arc<Roster>>,
+        request: &Request<'_>,
+    ) -> Result<&'r Roster, Error> {
+        let generation = self.shared.generation.now();
+        let is_for =
+            |roster: &mut Arc<Roster>| roster.is_for(generation, request.tenant, request.model);
+        if !kept.as_mut().is_some_and(is_for) {
+            *kept = None;
+        }
+        match kept {
+            Some(roster) => Ok(roster),
+            None => Ok(kept.insert(self.find_roster(request)?)),
+        }
+    }
+
+    #[cold]
+    fn find_roster(&self, request: &Request<'_>) -> Result<Arc<Roster>, Error> {
+        let directory = self.directory.read();
+        let roster = directory.roster(&self.shared.generation, request.tenant, request.model);
+        roster.ok_or_else(|| {
+            Error::new(
+                ErrorKind::UnknownModel,
+                format!(
+                    "no worker serves model '{}' for tenant '{}'",
+                    request.model.unwrap_or("(any)"),
+                    request.tenant
+                ),
+            )
+        })
+    }
+
+    /// Lets a query's prompt prove the contract of workers whose batches wait for it.
+    #[cold]
+    fn settle(&self, roster: &Roster, prompt: &Prompt<'_>) {
+        for &id in roster.ids() {
+            let Some(worker) = self.directory.read().get(id).cloned() else { continue };
+            let mut stream = worker.stream.lock();
+            if stream.is_waiting() {
+                stream.settle(&self.shared, prompt);
+                worker.publish(&stream, &self.shared.generation);
+                self.count_waiting(true, stream.is_waiting());
+            }
+        }
+    }
+}
+
+/// One query under way.
+struct Lookup<'a, 'w> {
+    scout: &'a Scout,
+    roster: &'a Roster,
+    blocks: Blocks<'a>,
+    length: Length,
+    answer: &'w mut Answer,
+    work: &'w mut Work,
+}
+
+impl Lookup<'_, '_> {
+    fn run(mut self) {
+        match self.answer.asked() {
+            None => self.roster.read(&mut self.answer.readings),
+            Some(_) => {
+                for place in 0..self.answer.rows() {
+                    let row = self.answer.asked_at(place);
+                    self.answer.readings[row] = self.roster.cell(row).read();
+                }
+            }
+        }
+        match self.roster.plain {
+            Some(plain) => self.plain(plain),
+            None => self.general(),
+        }
+        let readings = &self.answer.readings;
+        let held = match self.answer.asked() {
+            None => self.roster.are(readings),
+            Some(rows) => {
+                rows.iter().all(|&row| self.roster.cell(row as usize).is(readings[row as usize]))
+            }
+        };
+        if !held || !self.roster.is_of(self.scout.shared.generation.now()) {
+            self.mend();
+        }
+    }
+
+    /// All workers have one group alike: whoever holds equally far is scored together.
+    fn plain(&mut self, Plain { space, group, shape, is_announced }: Plain) {
+        let Lookup { scout, roster, length, .. } = *self;
+        let Work { candidates, digests, matches, .. } = &mut *self.work;
+        let Some(mut asked) = Asked::new(&scout.shared, &self.blocks, shape, digests) else {
+            return;
+        };
+        let candidates = self.answer.asked().map(|_| &candidates[..]);
+        let query = Query { space, shape, candidates, spans: false };
+        scout.shared.index.lookup(&query, &mut asked, matches);
+        for class in matches.classes.iter().filter(|class| class.group == group) {
+            let &Class { leading, fastest, .. } = class;
+            let weights = &scout.weights;
+            let score = score::score_full(length.tokens, shape, leading, fastest, weights);
+            let score = self.answer.add(score);
+            let rows = matches.members(class).iter().filter_map(|&worker| roster.row(worker));
+            // Whoever has not said what the group is like is not known to answer from it.
+            let has_group = |&row: &usize| is_announced || roster.rows()[row].has_group();
+            self.answer.give(rows.filter(has_group), score);
+        }
+    }
+
+    /// Workers differ in their groups: each is scored by its own.
+    #[cold]
+    fn general(&mut self) {
+        let Lookup { scout, roster, length, .. } = *self;
+        self.work.found.clear();
+        self.work.spans.clear();
+        for &shape in &roster.shapes {
+            // A group's matches are those of its own shape.
+            let fits = |worker, group| {
+                let row = roster.row(worker);
+                row.is_some_and(|row| has(&roster.rows()[row].groups.facts, group, shape))
+            };
+            let only = self.answer.asked().map(|_| std::mem::take(&mut self.work.candidates));
+            self.gather(shape, only.as_deref(), roster.spans, fits);
+            if let Some(only) = only {
+                self.work.candidates = only;
+            }
+        }
+        let Work { found, spans, .. } = &mut *self.work;
+        found.sort_unstable_by_key(|m| (m.worker, m.group));
+        spans.sort_unstable();
+        for place in 0..self.answer.rows() {
+            let row = self.answer.asked_at(place);
+            let worker = roster.ids()[row];
+            let found = stretch(found, |m| m.worker, worker);
+            let spans = stretch(spans, |s| s.worker, worker);
+            if found.is_empty() && spans.is_empty() {
+                continue;
+            }
+            let groups = &roster.rows()[row].groups.facts;
+            let score = score::score(length.tokens, groups, found, spans, &scout.weights);
+            let score = self.answer.add(score);
+            self.answer.give([row], score);
+        }
+    }
+
+    /// Asks the index about one shape, and adds what `fits` to what was found.
+    fn gather(
+        &mut self,
+        shape: Shape,
+        candidates: Option<&[WorkerId]>,
+        spans: bool,
+        fits: impl Fn(WorkerId, Group) -> bool,
+    ) {
+        let shared = &self.scout.shared;
+        let Work { digests, matches, found, spans: all_spans, .. } = &mut *self.work;
+        let Some(mut asked) = Asked::new(shared, &self.blocks, shape, digests) else { return };
+        for &space in &self.roster.spaces {
+            shared.index.lookup(&Query { space, shape, candidates, spans }, &mut asked, matches);
+            found.extend(matches.iter().filter(|m| fits(m.worker, m.group)));
+            all_spans.extend(matches.spans.iter().filter(|s| fits(s.worker, s.group)));
+        }
+    }
+
+    /// Asks again about every worker that moved, or that has other groups than the roster says.
+    #[cold]
+    fn mend(&mut self) {
+        for place in 0..self.answer.rows() {
+            let row = self.answer.asked_at(place);
+            let reading = self.answer.readings[row];
+            if !self.roster.cell(row).is(reading) || !self.is_known(row, reading) {
+                self.ask_again(row);
+            }
+        }
+    }
+
+    /// Whether the roster has the groups that a worker had then.
+    fn is_known(&self, row: usize, reading: Reading) -> bool {
+        reading.groups() == self.roster.rows()[row].groups.number
+    }
+
+    fn ask_again(&mut self, row: usize) {
+        let roster = self.roster;
+        let (cell, groups) = (roster.cell(row), &roster.rows()[row].groups.facts);
+        for _ in 0..TRIES {
+            let mut reading = cell.read();
+            for _ in 0..SPINS {
+                if !reading.is_open() {
+                    break;
+                }
+                std::hint::spin_loop();
+                reading = cell.read();
+            }
+            if reading.is_open() || !self.is_known(row, reading) {
+                break;
+            }
+            let score = self.score_of(row, groups);
+            if cell.is(reading) {
+                self.answer.readings[row] = reading;
+                self.answer.give([row], score);
+                return;
+            }
+        }
+        // Between two batches, then. No lock but the stream's is held meanwhile.
+        let worker = self.scout.directory.read().get(roster.ids()[row]).cloned();
+        let (reading, score) = match &worker {
+            Some(worker) => {
+                let stream = worker.stream.lock();
+                (cell.read(), self.score_of(row, stream.groups()))
+            }
+            // It was unregistered.
+            None => (Reading::UNHEARD, self.score_of(row, &[])),
+        };
+        self.answer.readings[row] = reading;
+        self.answer.give([row], score);
+    }
+
+    /// One worker's score, as the index shows it now.
+    fn score_of(&mut self, row: usize, groups: &[GroupFacts]) -> u32 {
+        let worker = self.roster.ids()[row];
+        self.work.found.clear();
+        self.work.spans.clear();
+        let spans = groups.iter().any(|facts| matches!(facts.rule, GroupRule::Window { .. }));
+        for (n, facts) in groups.iter().enumerate() {
+            let shape = facts.shape;
+            if groups[..n].iter().all(|before| before.shape != shape) {
+                self.gather(shape, Some(&[worker]), spans, |_, group| has(groups, group, shape));
+            }
+        }
+        let Work { found, spans, .. } = &mut *self.work;
+        spans.sort_unstable();
+        let weights = &self.scout.weights;
+        let score = score::score(self.length.tokens, groups, found, spans, weights);
+        self.answer.add(score)
+    }
+}
+
+fn has(groups: &[GroupFacts], group: Group, shape: Shape) -> bool {
+    groups.iter().any(|facts| facts.group == group && facts.shape == shape)
+}
+
+/// What belongs to one worker, of a list in the order of workers.
+fn stretch<T>(all: &[T], worker: impl Fn(&T) -> WorkerId, id: WorkerId) -> &[T] {
+    let from = all.partition_point(|t| worker(t) < id);
+    let len = all[from..].partition_point(|t| worker(t) == id);
+    &all[from..from + len]
+}
+
+/// Fills in what is known of the request's adapter.
+#[inline]
+fn with_adapter<'a>(
+    roster: &'a Roster,
+    request: &Request<'a>,
+    mut prompt: Prompt<'a>,
+) -> Prompt<'a> {
+    if let (Some(adapter), Some(name), None) = (&roster.adapter, request.model, prompt.lora) {
+        prompt.lora = Some(Lora { name, id: adapter.id, path: adapter.path.as_deref() });
+    } else if let Some(lora) = &mut prompt.lora
+        && let Some(adapter) = roster.adapters.get(lora.name)
+    {
+        lora.id = lora.id.or(adapter.id);
+        lora.path = lora.path.or(adapter.path.as_deref());
+    }
+    prompt
+}
