@@ -210,6 +210,45 @@ fn one_bad_event_leaves_the_others_of_its_batch_and_flags_the_worker() {
 }
 
 #[test]
+fn events_in_one_batch_do_what_they_do_in_batches_of_their_own() {
+    let mut events = Vec::new();
+    for round in 0..3_u64 {
+        for n in 0..150 {
+            let name = round * 1000 + n;
+            let tokens: Vec<u32> = (0..SIZE).map(|t| (name as u32) * SIZE + t).collect();
+            let parent = (n % 10 > 0).then(|| name - 1);
+            events.push(stored(&[name], parent, &tokens));
+            events.push(match n % 7 {
+                // Two of an event's own, one that was never there, one that is no event.
+                0 => stored(&[name, name], parent, &[tokens.clone(), tokens].concat()),
+                3 => removed(&[name.saturating_sub(5), name + 500], "GPU"),
+                5 => json!({ "type": "BlockMoved" }),
+                _ => removed(&[name], "CPU"),
+            });
+        }
+        if round == 1 {
+            events.push(json!({ "type": "AllBlocksCleared" }));
+        }
+    }
+    let (together, apart) = (scout(), scout());
+    let [a, b] = [&together, &apart].map(|s| s.register(Registration::new("a", "m")).unwrap());
+    let mut sum = together.apply(a, 0, &batch(1.0, &events)).unwrap();
+    for (n, event) in events.iter().enumerate() {
+        let one = apart.apply(b, n as u64, &batch(1.0, std::slice::from_ref(event))).unwrap();
+        sum.rejected -= one.rejected;
+        sum.applied.stored -= one.applied.stored;
+        sum.applied.removed -= one.applied.removed;
+        sum.applied.unknown_removals -= one.applied.unknown_removals;
+        sum.applied.unplaced -= one.applied.unplaced;
+    }
+    assert_eq!((sum.rejected, sum.applied), (0, kvscout::index::Applied::default()));
+    let [a, b] = [together.worker(a).unwrap(), apart.worker(b).unwrap()];
+    assert_eq!((a.trust, a.events), (b.trust, b.events));
+    assert!(a.events.stored > 400 && a.events.rejected > 60 && a.events.unknown_removals > 60);
+    assert_eq!(together.stats().entries, apart.stats().entries);
+}
+
+#[test]
 fn a_payload_that_is_no_batch_is_counted_and_the_stream_goes_on() {
     let scout = scout();
     let a = scout.register(Registration::new("a", "m")).unwrap();

@@ -18,14 +18,24 @@ fn survive(payload: &[u8]) {
     let Ok(batch) = Batch::parse(payload, &Limits::default()) else { return };
     let _ = batch.rank();
     let mut tokens = Vec::new();
+    // Token ids that are read where they are checked are those that are read afterwards.
+    let (mut events, mut ids) = (batch.events(), Vec::new());
     for event in batch.events() {
+        let also = events.next_into(&mut ids).unwrap();
+        assert_eq!(also.as_ref().err(), event.as_ref().err());
         match event {
             Ok(event) => {
                 walk(&event, &mut tokens);
+                tokens.clear();
+                if let Event::Stored(stored) = event {
+                    let _ = stored.tokens.read_into(&mut tokens);
+                }
+                assert_eq!(ids, tokens);
             }
-            Err(error) => assert!(error.at <= payload.len()),
+            Err(error) => assert!(error.at <= payload.len() && ids.is_empty()),
         }
     }
+    assert!(events.next_into(&mut ids).is_none());
 }
 
 static RECORDED: LazyLock<Vec<Recorded>> = LazyLock::new(all);

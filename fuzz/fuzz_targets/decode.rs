@@ -19,6 +19,19 @@ fuzz_target!(|payload: &[u8]| {
         }
     }
     assert!(errors <= batch.len() + 1);
+
+    // Token ids read where they are checked are those read afterwards.
+    let (mut events, mut ids) = (batch.events(), vec![1]);
+    for event in batch.events() {
+        let also = events.next_into(&mut ids).expect("as many events either way");
+        assert_eq!(format!("{event:?}"), format!("{also:?}"));
+        let mut later = Vec::new();
+        if let Ok(Event::Stored(stored)) = event {
+            let _ = stored.tokens.read_into(&mut later);
+        }
+        assert_eq!(ids, later);
+    }
+    assert!(events.next_into(&mut ids).is_none());
 });
 
 /// Everything that was checked in decoding has to be there again.

@@ -6,6 +6,7 @@ use super::error::{DecodeError, DecodeErrorKind, Field};
 use super::fields::wrong_type;
 use super::msgpack::{Reader, Value};
 use super::{Event, vllm};
+use crate::block::TokenId;
 
 /// What a payload may cost. Nothing is allocated in decoding; the limits bound time, and what a
 /// caller would allocate for the result.
@@ -144,20 +145,7 @@ impl<'a> Iterator for Events<'a> {
     type Item = Result<Event<'a>, DecodeError>;
 
     fn next(&mut self) -> Option<Result<Event<'a>, DecodeError>> {
-        let Some(left) = self.left.checked_sub(1) else {
-            let tail = self.tail.take()?;
-            return self.finish(tail).err().map(Err);
-        };
-        self.left = left;
-        let start = self.reader;
-        let event = vllm::event(&mut self.reader, &self.limits);
-        let Err(error) = event else { return Some(event) };
-
-        self.reader = start;
-        let Err(broken) = self.reader.pass_over() else { return Some(Err(error)) };
-        self.left = 0;
-        self.tail = None;
-        Some(Err(broken))
+        self.step(None)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -167,7 +155,37 @@ impl<'a> Iterator for Events<'a> {
 
 impl FusedIterator for Events<'_> {}
 
-impl Events<'_> {
+impl<'a> Events<'a> {
+    /// The next event, with the token ids of a [`Stored`](super::Stored) in `ids`: read where they
+    /// are checked, which is half the work of [`Tokens::read_into`](super::Tokens::read_into)
+    /// afterwards. `ids` is empty if the event has none, or one beyond 32 bits.
+    pub fn next_into(&mut self, ids: &mut Vec<TokenId>) -> Option<Result<Event<'a>, DecodeError>> {
+        ids.clear();
+        let event = self.step(Some(&mut *ids));
+        if !matches!(event, Some(Ok(Event::Stored(_)))) {
+            ids.clear();
+        }
+        event
+    }
+
+    fn step(&mut self, ids: Option<&mut Vec<TokenId>>) -> Option<Result<Event<'a>, DecodeError>> {
+        let Some(left) = self.left.checked_sub(1) else {
+            let tail = self.tail.take()?;
+            return self.finish(tail).err().map(Err);
+        };
+        self.left = left;
+        let start = self.reader;
+        let mut context = vllm::Context { limits: &self.limits, ids };
+        let event = vllm::event(&mut self.reader, &mut context);
+        let Err(error) = event else { return Some(event) };
+
+        self.reader = start;
+        let Err(broken) = self.reader.pass_over() else { return Some(Err(error)) };
+        self.left = 0;
+        self.tail = None;
+        Some(Err(broken))
+    }
+
     fn finish(&mut self, tail: usize) -> Result<(), DecodeError> {
         if tail > 0 {
             rank(&mut self.reader)?;

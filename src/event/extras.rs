@@ -135,6 +135,13 @@ impl<'a> Listed<'a> {
         self.blocks == 0
     }
 
+    /// Whether every block is [`BlockExtras::Plain`]; may be `false` although they are, where that
+    /// is not plain to see.
+    pub(crate) fn all_plain(&self) -> bool {
+        let Source::List(list) = self.source else { return false };
+        matches!(self.adapter, Adapter::None) && list.has_nils(self.blocks)
+    }
+
     /// The extra keys of each block, in the order of the hashes.
     pub fn iter(&self) -> ExtrasIter<'a> {
         ExtrasIter { listed: *self, next: 0 }
@@ -488,6 +495,33 @@ mod tests {
         // Both engines' ways at once are no engine's.
         let both = json!({"cache_salt": "s", "extra_keys": [null, null]});
         assert_eq!(event(None, both), ["opaque", "opaque"]);
+    }
+
+    #[test]
+    fn events_without_extra_keys_are_told_at_a_glance() {
+        let glance = |keys: Json, more: Json| {
+            let mut event = json!({
+                "type": "BlockStored", "block_hashes": [1, 2], "parent_block_hash": null,
+                "token_ids": [1, 2], "block_size": 1, "group_idx": 0, "extra_keys": keys,
+            });
+            event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let payload = rmp_serde::to_vec(&json!([0, [event]])).unwrap();
+            let batch = Batch::parse(&payload, &Limits::default()).unwrap();
+            let event = batch.events().next().unwrap().unwrap();
+            let Event::Stored(stored) = event else { panic!("no store") };
+            let ExtraKeys::Listed(listed) = stored.extra_keys else { panic!("hidden") };
+            let plain = listed.iter().all(|block| matches!(block, BlockExtras::Plain));
+            assert!(plain || !listed.all_plain());
+            (listed.all_plain(), plain)
+        };
+        assert_eq!(glance(json!([null, null]), json!({})), (true, true));
+        assert_eq!(glance(json!([null, null]), json!({"lora_id": 0})), (true, true));
+        assert_eq!(glance(json!([null, []]), json!({})), (false, true));
+        assert_eq!(glance(json!([["s"], null]), json!({})), (false, false));
+        assert_eq!(glance(json!([null]), json!({})), (false, false));
+        assert_eq!(glance(json!([null, null]), json!({"lora_name": "l"})), (false, false));
+        assert_eq!(glance(json!([null, null]), json!({"lora_id": 7})), (false, false));
+        assert_eq!(glance(json!([null, null]), json!({"cache_salt": "s"})), (false, false));
     }
 
     #[test]

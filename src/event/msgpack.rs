@@ -229,6 +229,46 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether the next so many values are nil.
+    pub(super) fn has_nils(&self, count: usize) -> bool {
+        let nils = self.rest.get(..count);
+        // Without leaving at the first other byte, several are compared at once.
+        nils.is_some_and(|nils| nils.iter().fold(0, |other, byte| other | (byte ^ 0xc0)) == 0)
+    }
+
+    /// Passes unsigned integers of up to 32 bits in their shortest forms, as many as there are but
+    /// no more than `count`, hands them to `sink`, and returns how many they were.
+    ///
+    /// Their lengths follow each other without a pattern, so the next one's place is computed, not
+    /// branched to.
+    #[inline(always)]
+    pub(super) fn words(&mut self, count: usize, mut sink: impl FnMut(usize, u32)) -> usize {
+        let rest = self.rest;
+        let (mut at, mut passed) = (0, 0);
+        while passed < count {
+            let Some(window) = rest.get(at..).and_then(|rest| rest.first_chunk::<8>()) else {
+                break;
+            };
+            let word = u64::from_be_bytes(*window);
+            let marker = window[0];
+            // 0xcc, 0xcd, 0xce: one, two, four bytes follow.
+            let width = marker.wrapping_sub(0xcc);
+            if width < 3 {
+                let bytes = 1_usize << width;
+                sink(passed, (word << 8 >> (64 - 8 * bytes)) as u32);
+                at += 1 + bytes;
+            } else if marker < 0x80 {
+                sink(passed, marker.into());
+                at += 1;
+            } else {
+                break;
+            }
+            passed += 1;
+        }
+        self.rest = &rest[at..];
+        passed
+    }
+
     /// Passes one value of any kind that nests at most `max_depth` levels.
     pub(super) fn skip(&mut self, max_depth: u32) -> Result<(), DecodeError> {
         let start = self.at();

@@ -63,8 +63,45 @@ impl<'a> Tokens<'a> {
     pub(super) fn read(reader: &mut Reader<'a>, field: Field) -> Result<Tokens<'a>, DecodeError> {
         let len = reader.array_of(field)?;
         let list = *reader;
-        for _ in 0..len {
-            reader.unsigned(field)?;
+        let mut passed = 0;
+        while passed < len {
+            passed += reader.words(len - passed, |_, _| {});
+            if passed < len {
+                reader.unsigned(field)?;
+                passed += 1;
+            }
+        }
+        Ok(Tokens { list, len })
+    }
+
+    /// The same, and writes the token ids to `out` on the way: all of them, or none if one is no
+    /// [`TokenId`].
+    pub(super) fn read_to(
+        reader: &mut Reader<'a>,
+        field: Field,
+        out: &mut Vec<TokenId>,
+    ) -> Result<Tokens<'a>, DecodeError> {
+        let len = reader.array_of(field)?;
+        let list = *reader;
+        out.clear();
+        let (mut passed, mut fits) = (0, true);
+        while passed < len {
+            // Piece by piece: a claim that breaks after a few tokens must not cost more than these.
+            out.resize(len.min(passed + PIECE), 0);
+            let ids = &mut out[passed..];
+            let room = ids.len();
+            let words = reader.words(room, |n, id| ids[n] = id);
+            passed += words;
+            if words < room {
+                match TokenId::try_from(reader.unsigned(field)?) {
+                    Ok(id) => out[passed] = id,
+                    Err(_) => fits = false,
+                }
+                passed += 1;
+            }
+        }
+        if !fits {
+            out.clear();
         }
         Ok(Tokens { list, len })
     }
@@ -85,6 +122,9 @@ impl fmt::Debug for Tokens<'_> {
         f.debug_struct("Tokens").field("len", &self.len).finish_non_exhaustive()
     }
 }
+
+/// Token ids that room is made for at a time.
+const PIECE: usize = 1024;
 
 /// Iterator over [`Tokens`].
 #[derive(Clone, Debug)]
@@ -186,6 +226,44 @@ mod tests {
         assert_eq!(ids, [9]);
         tokens(&[0x92, 3, 4]).unwrap().read_into(&mut ids).unwrap();
         assert_eq!(ids, [9, 3, 4]);
+    }
+
+    #[test]
+    fn ids_read_on_the_way_are_those_read_afterwards() {
+        let mut payload = vec![0xdc, 0x30, 0x39];
+        let mut edges = 0..12_345_u32;
+        let mut put = |n: u32| match (n % 7, n % 256) {
+            (0, n) => payload.push(n as u8 & 0x7f),
+            (1, n) => payload.extend([0xcc, n as u8]),
+            (2, n) => payload.extend([0xcd, n as u8, 0xff]),
+            (3, n) => payload.extend([0xce, 0xff, n as u8, 0, 1]),
+            (4, n) => payload.extend([0xcf, 0, 0, 0, 0, 0xff, 0xff, 0xff, n as u8]),
+            (5, n) => payload.extend([0xd1, n as u8 & 0x7f, 9]),
+            (_, n) => payload.extend([0xd2, n as u8 & 0x7f, 9, 8, 7]),
+        };
+        edges.by_ref().for_each(&mut put);
+        for tail in [0, 1, 7, 8, 20] {
+            let mut payload = payload.clone();
+            payload.resize(payload.len() + tail, 0xc0);
+            let (mut ids, mut later) = (vec![9], Vec::new());
+            let mut reader = Reader::new(&payload);
+            let list = Tokens::read_to(&mut reader, Field::TokenIds, &mut ids).unwrap();
+            assert_eq!(reader.at(), payload.len() - tail);
+            assert_eq!(tokens(&payload).unwrap().len(), list.len());
+            list.read_into(&mut later).unwrap();
+            assert_eq!(ids, later);
+        }
+        let error =
+            Tokens::read_to(&mut Reader::new(&payload[..999]), Field::TokenIds, &mut vec![]);
+        assert_eq!(error.unwrap_err(), tokens(&payload[..999]).unwrap_err());
+    }
+
+    #[test]
+    fn an_id_beyond_32_bits_leaves_none_on_the_way() {
+        let payload = [0x92, 1, 0xcf, 0, 0, 0, 1, 0, 0, 0, 0];
+        let mut ids = vec![9];
+        let list = Tokens::read_to(&mut Reader::new(&payload), Field::TokenIds, &mut ids).unwrap();
+        assert_eq!((list.len(), ids), (2, vec![]));
     }
 
     #[test]

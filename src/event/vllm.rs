@@ -12,16 +12,23 @@ use super::medium::tier;
 use super::msgpack::{Reader, Value};
 use super::tokens::{Lookahead, Tokens};
 use super::{Cleared, Event, Form, Limits, Removed, SpecKind, Stored};
-use crate::block::Group;
+use crate::block::{Group, TokenId};
 
 /// A block of more tokens is no block: hybrid models reach a few thousand.
 const MAX_BLOCK_SIZE: u32 = 1 << 20;
+
+/// What decoding needs besides the payload.
+pub(super) struct Context<'c> {
+    pub(super) limits: &'c Limits,
+    /// Where token ids are written to while they are checked.
+    pub(super) ids: Option<&'c mut Vec<TokenId>>,
+}
 
 /// Decodes the next event.
 #[inline]
 pub(super) fn event<'a>(
     reader: &mut Reader<'a>,
-    limits: &Limits,
+    context: &mut Context<'_>,
 ) -> Result<Event<'a>, DecodeError> {
     let at = reader.at();
     match reader.value()? {
@@ -29,14 +36,14 @@ pub(super) fn event<'a>(
             let mut inner = reader.inside(wrapped);
             let at = inner.at();
             let head = inner.value()?;
-            let event = unwrapped(at, head, &mut inner, limits)?;
+            let event = unwrapped(at, head, &mut inner, context)?;
             if !inner.is_at_end() {
                 let kind = DecodeErrorKind::TrailingBytes;
                 return Err(DecodeError { at: inner.at(), kind });
             }
             Ok(event)
         }
-        head => unwrapped(at, head, reader, limits),
+        head => unwrapped(at, head, reader, context),
     }
 }
 
@@ -45,13 +52,13 @@ fn unwrapped<'a>(
     at: usize,
     head: Value<'a>,
     reader: &mut Reader<'a>,
-    limits: &Limits,
+    context: &mut Context<'_>,
 ) -> Result<Event<'a>, DecodeError> {
     match head {
-        Value::Array(len) => positional(at, len, reader, limits),
+        Value::Array(len) => positional(at, len, reader, context),
         // The maps of Mooncake's RFC 1527 have `event_type` instead of `type` and other names for
         // the fields; a reader of them would be chosen here.
-        Value::Map(len) => keyed(at, len, reader, limits),
+        Value::Map(len) => keyed(at, len, reader, context),
         other => Err(wrong_type(at, Field::Event, other)),
     }
 }
@@ -60,7 +67,7 @@ fn positional<'a>(
     at: usize,
     len: usize,
     reader: &mut Reader<'a>,
-    limits: &Limits,
+    context: &mut Context<'_>,
 ) -> Result<Event<'a>, DecodeError> {
     if len == 0 {
         return Err(missing(at, Field::Type));
@@ -69,8 +76,8 @@ fn positional<'a>(
     let mut fields = Fields::new(at, reader);
     for position in 0..len - 1 {
         match tag.positions().get(position) {
-            Some(&field) => fields.read(field, reader, limits)?,
-            None => reader.skip(limits.max_depth)?,
+            Some(&field) => fields.read(field, reader, context)?,
+            None => reader.skip(context.limits.max_depth)?,
         }
     }
     fields.event(tag, Form::Array(u8::try_from(len).unwrap_or(u8::MAX)))
@@ -80,22 +87,22 @@ fn keyed<'a>(
     at: usize,
     len: usize,
     reader: &mut Reader<'a>,
-    limits: &Limits,
+    context: &mut Context<'_>,
 ) -> Result<Event<'a>, DecodeError> {
-    let (tag, tag_at) = tag_of(at, len, *reader, limits)?;
+    let (tag, tag_at) = tag_of(at, len, *reader, context)?;
     let mut fields = Fields::new(at, reader);
     for _ in 0..len {
         let at = reader.at();
-        let Value::Str(name) = key(reader, limits)? else {
-            reader.skip(limits.max_depth)?;
+        let Value::Str(name) = key(reader, context.limits)? else {
+            reader.skip(context.limits.max_depth)?;
             continue;
         };
         match tag.field(name) {
-            Some(Field::Type) if at == tag_at => reader.skip(limits.max_depth)?,
+            Some(Field::Type) if at == tag_at => reader.skip(context.limits.max_depth)?,
             Some(Field::Type) => return Err(duplicate(at, Field::Type)),
             Some(field) if fields.has(field) => return Err(duplicate(at, field)),
-            Some(field) => fields.read(field, reader, limits)?,
-            None => reader.skip(limits.max_depth)?,
+            Some(field) => fields.read(field, reader, context)?,
+            None => reader.skip(context.limits.max_depth)?,
         }
     }
     fields.event(tag, Form::Map)
@@ -106,14 +113,14 @@ fn tag_of(
     at: usize,
     len: usize,
     mut reader: Reader<'_>,
-    limits: &Limits,
+    context: &mut Context<'_>,
 ) -> Result<(Tag, usize), DecodeError> {
     for _ in 0..len {
         let key_at = reader.at();
-        if matches!(key(&mut reader, limits)?, Value::Str(b"type")) {
+        if matches!(key(&mut reader, context.limits)?, Value::Str(b"type")) {
             return Ok((Tag::read(&mut reader)?, key_at));
         }
-        reader.skip(limits.max_depth)?;
+        reader.skip(context.limits.max_depth)?;
     }
     Err(missing(at, Field::Type))
 }
@@ -262,13 +269,18 @@ impl<'a> Fields<'a> {
         &mut self,
         field: Field,
         reader: &mut Reader<'a>,
-        limits: &Limits,
+        context: &mut Context<'_>,
     ) -> Result<(), DecodeError> {
         self.seen |= 1 << field as u32;
         match field {
-            Field::BlockHashes => self.names = Some(Hashes::read(reader, limits)?),
+            Field::BlockHashes => self.names = Some(Hashes::read(reader, context.limits)?),
             Field::ParentBlockHash => self.parent = reader.optional(|r| Hash::read(r, field))?,
-            Field::TokenIds => self.tokens = Tokens::read(reader, field)?,
+            Field::TokenIds => {
+                self.tokens = match &mut context.ids {
+                    Some(ids) => Tokens::read_to(reader, field, ids)?,
+                    None => Tokens::read(reader, field)?,
+                };
+            }
             Field::BlockSize => {
                 self.block_size_at = reader.at();
                 self.block_size = reader.up_to(MAX_BLOCK_SIZE, field)?;
@@ -278,7 +290,8 @@ impl<'a> Fields<'a> {
             Field::Medium => self.medium = reader.optional(|r| r.string(field))?,
             Field::Locality => self.locality = reader.optional(|r| r.string(field))?,
             Field::ExtraKeys => {
-                self.extra_keys = reader.optional(|r| ExtraKeys::read(r, limits.max_depth))?;
+                self.extra_keys =
+                    reader.optional(|r| ExtraKeys::read(r, context.limits.max_depth))?;
             }
             Field::GroupIdx => self.group = reader.optional(|r| r.up_to(u32::MAX, field))?,
             Field::SpecKind => self.kind = reader.optional(|r| r.string(field))?.map(SpecKind::of),
@@ -290,7 +303,7 @@ impl<'a> Fields<'a> {
             | Field::Events
             | Field::DataParallelRank
             | Field::Event
-            | Field::Type => reader.skip(limits.max_depth)?,
+            | Field::Type => reader.skip(context.limits.max_depth)?,
         }
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
+use std::ops::Range;
+
 use parking_lot::RwLock;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -16,8 +18,8 @@ use crate::error::Error;
 use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, Block, Change, Home, MemoryIndex, Store};
-use crate::ingest::translate;
+use crate::index::{Applied, Block, Change, Home, MemoryIndex, Parent, Store};
+use crate::ingest::translate::{self, Rejection};
 use crate::ingest::verify::{Candidates, Status, Verifier};
 use crate::ingest::{Counters, Lane, Reason, Trust, Verdict};
 use crate::score::{GroupFacts, GroupRule};
@@ -25,6 +27,11 @@ use crate::score::{GroupFacts, GroupRule};
 /// How many bytes of payloads may wait for a worker's contract: minutes of an engine's traffic, and
 /// far more than the first prompts of plain text take to come.
 const MAX_WAITING: usize = 4 << 20;
+
+/// How many changes are applied together, and how many blocks they may name: enough to hide the
+/// memory's latency, and little memory whatever a batch holds.
+const MAX_PLANNED: usize = 64;
+const MAX_NAMED: usize = 4096;
 
 /// What all streams use.
 #[derive(Debug)]
@@ -69,6 +76,15 @@ struct Scratch {
     tokens: Vec<TokenId>,
     blocks: Vec<Block>,
     names: Vec<Name>,
+    planned: Vec<Planned>,
+}
+
+/// A change of the index that is applied together with those around it; its blocks or names lie in
+/// the scratch memory.
+#[derive(Clone, Debug)]
+enum Planned {
+    Store { shape: Shape, group: Group, tier: Tier, parent: Parent, blocks: Range<usize> },
+    Remove { group: Group, tier: Tier, names: Range<usize> },
 }
 
 impl Stream {
@@ -167,9 +183,10 @@ impl Stream {
         if matches!(self.verifier.status(), Status::Verified(_)) {
             return Ok(());
         }
-        for event in batch.events() {
+        let tokens = &mut self.scratch.tokens;
+        let mut events = batch.events();
+        while let Some(event) = events.next_into(tokens) {
             let Ok(Event::Stored(stored)) = event else { continue };
-            let tokens = &mut self.scratch.tokens;
             let Ok(outline) = translate::outline(&stored, tokens) else { continue };
             if outline.dense {
                 let (candidates, version) = (&shared.candidates, self.seat.version);
@@ -222,66 +239,86 @@ impl Stream {
         batch: &Batch<'_>,
         ingested: &mut Ingested,
     ) -> Result<(), Error> {
-        for event in batch.events() {
-            let applied = match event {
-                Ok(Event::Stored(stored)) => self.stored(shared, &stored, ingested)?,
-                Ok(Event::Removed(removed)) => self.removed(shared, &removed)?,
+        let mut events = batch.events();
+        while let Some(event) = events.next_into(&mut self.scratch.tokens) {
+            match event {
+                Ok(Event::Stored(stored)) => {
+                    if self.stored(shared, &stored).is_err() {
+                        self.flush(shared, &mut ingested.applied)?;
+                        ingested.rejected += 1;
+                        self.reject();
+                    }
+                }
+                Ok(Event::Removed(removed)) => self.removed(&removed),
                 Ok(Event::Cleared(cleared)) => {
+                    // What was refused before it does not matter any more.
+                    self.flush(shared, &mut ingested.applied)?;
                     self.events.cleared += 1;
                     if cleared.tier.is_none() {
                         self.lane.cleared();
                         self.verifier.cleared();
                     }
-                    shared.index.apply(self.seat.worker, &[Change::Clear { tier: cleared.tier }])?
+                    let clear = [Change::Clear { tier: cleared.tier }];
+                    let applied = shared.index.apply(self.seat.worker, &clear)?;
+                    self.count(applied, &mut ingested.applied);
                 }
                 Err(error) => {
+                    self.flush(shared, &mut ingested.applied)?;
                     ingested.error.get_or_insert(error);
                     ingested.rejected += 1;
                     self.reject();
-                    continue;
                 }
-            };
-            self.count(applied, &mut ingested.applied);
+            }
+            let Scratch { planned, blocks, names, .. } = &self.scratch;
+            if planned.len() >= MAX_PLANNED || blocks.len() + names.len() >= MAX_NAMED {
+                self.flush(shared, &mut ingested.applied)?;
+            }
         }
+        self.flush(shared, &mut ingested.applied)
+    }
+
+    /// Applies what was planned since the last time, in order. Together, because the index then asks
+    /// memory for what a change needs while it makes those before.
+    fn flush(&mut self, shared: &Shared, total: &mut Applied) -> Result<(), Error> {
+        let Scratch { blocks, names, planned, .. } = &mut self.scratch;
+        if planned.is_empty() {
+            return Ok(());
+        }
+        let change = |planned: Planned| match planned {
+            Planned::Store { shape, group, tier, parent, blocks: range } => {
+                Change::Store(Store { shape, group, tier, parent, blocks: &blocks[range] })
+            }
+            Planned::Remove { group, tier, names: range } => {
+                Change::Remove { group, tier, names: &names[range] }
+            }
+        };
+        let changes: Vec<Change<'_>> = planned.drain(..).map(change).collect();
+        let applied = shared.index.apply(self.seat.worker, &changes);
+        drop(changes);
+        blocks.clear();
+        names.clear();
+        self.count(applied?, total);
         Ok(())
     }
 
-    fn stored(
-        &mut self,
-        shared: &Shared,
-        stored: &Stored<'_>,
-        ingested: &mut Ingested,
-    ) -> Result<Applied, Error> {
-        let nothing = Ok(Applied::default());
-        let outline = match translate::outline(stored, &mut self.scratch.tokens) {
-            Ok(outline) => outline,
-            Err(_) => {
-                ingested.rejected += 1;
-                self.reject();
-                return nothing;
-            }
-        };
+    /// Plans what a stored event changes. An error leaves it out as a whole.
+    fn stored(&mut self, shared: &Shared, stored: &Stored<'_>) -> Result<(), Rejection> {
+        let outline = translate::outline(stored, &mut self.scratch.tokens)?;
         let describes = !self.scratch.tokens.is_empty();
         if describes && !outline.dense {
             self.events.sparse += 1;
         }
         if describes && !self.learn_group(stored, outline.shape) {
             self.events.other_unit += 1;
-            return nothing;
+            return Ok(());
         }
-        let Stream { scratch: Scratch { tokens, blocks, .. }, verifier, .. } = self;
-        let parent = match translate::blocks(stored, outline, tokens, &shared.key, verifier, blocks)
-        {
-            Ok(parent) => parent,
-            Err(_) => {
-                ingested.rejected += 1;
-                self.reject();
-                return nothing;
-            }
-        };
+        let Stream { scratch: Scratch { tokens, blocks, planned, .. }, verifier, .. } = self;
+        let before = blocks.len();
+        let parent = translate::blocks(stored, outline, tokens, &shared.key, verifier, blocks)?;
         let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
-        let store = Store { shape, group, tier, parent, blocks };
-        shared.index.apply(self.seat.worker, &[Change::Store(store)])
+        let blocks = before..blocks.len();
+        planned.push(Planned::Store { shape, group, tier, parent, blocks });
+        Ok(())
     }
 
     /// Records what an event says about its group; whether its blocks are the group's unit.
@@ -315,15 +352,15 @@ impl Stream {
         }
     }
 
-    fn removed(&mut self, shared: &Shared, removed: &Removed<'_>) -> Result<Applied, Error> {
-        let names = &mut self.scratch.names;
-        names.clear();
+    fn removed(&mut self, removed: &Removed<'_>) {
+        let Scratch { names, planned, .. } = &mut self.scratch;
+        let before = names.len();
         names.extend(removed.names.names());
-        for &name in names.iter() {
+        for &name in &names[before..] {
             self.verifier.removed(name);
         }
-        let (group, tier) = (removed.group, removed.tier);
-        shared.index.apply(self.seat.worker, &[Change::Remove { group, tier, names }])
+        let (group, tier, names) = (removed.group, removed.tier, before..names.len());
+        planned.push(Planned::Remove { group, tier, names });
     }
 
     fn reject(&mut self) {

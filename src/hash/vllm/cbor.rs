@@ -77,7 +77,7 @@ impl Writer for Cbor {
         let mut at = self.bytes.len();
         self.bytes.resize(at + tokens.len() * 5 + 8, 0);
         for &token in tokens {
-            let (word, length) = head_word(major::UNSIGNED, token);
+            let (word, length) = token_word(token);
             self.bytes[at..at + 8].copy_from_slice(&word.to_be_bytes());
             at += length;
         }
@@ -105,10 +105,22 @@ impl Writer for Cbor {
     fn close(&mut self, _len: usize) {}
 }
 
+/// A token as a big-endian word, and how many of its bytes count.
+#[inline]
+pub(super) fn token_word(token: TokenId) -> (u64, usize) {
+    head_word(major::UNSIGNED, token)
+}
+
+/// The head of an array as a big-endian word, and how many of its bytes count.
+pub(super) fn array_word(len: u32) -> (u64, usize) {
+    head_word(major::ARRAY, len)
+}
+
 /// The head of a data item with argument `n` as a big-endian word, and how many of its bytes count.
 ///
 /// Tokens of all lengths follow each other without a pattern, so they are told apart without a
 /// branch.
+#[inline]
 fn head_word(major: u8, n: u32) -> (u64, usize) {
     const FIRST: [u8; 4] = [0, 24, 25, 26];
     const SHIFTS: [u32; 4] = [56, 48, 40, 24];

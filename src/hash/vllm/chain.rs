@@ -5,6 +5,7 @@ use std::iter;
 use sha2::{Digest as _, Sha256};
 
 use super::extra::{EmbedsForm, Extra, Scan, Window};
+use super::plain::PlainChain;
 use super::writer::{Encoder, Link};
 use super::{BlockHash, Contract};
 use crate::block::{Embeds, Item, Shape, TokenId};
@@ -36,12 +37,15 @@ pub struct Chain<'p> {
     items: &'p [Item<'p>],
     salt: Option<Extra<'p>>,
     embeds: Option<Embeds<'p>>,
+    /// Where the next block is written by the general way.
     parent: BlockHash,
     blocks: usize,
     scan: Scan,
     begun: bool,
     encoder: Encoder,
     extras: Vec<Extra<'p>>,
+    /// The faster way, where blocks have no extra keys but the first one's salt.
+    plain: Option<PlainChain>,
 }
 
 impl<'p> Chain<'p> {
@@ -54,6 +58,11 @@ impl<'p> Chain<'p> {
         salt: Option<Extra<'p>>,
         embeds: Option<Embeds<'p>>,
     ) -> Chain<'p> {
+        let encoder = contract.encoder();
+        let has_keys = lora.is_some() || !items.is_empty() || embeds.is_some();
+        let layout = encoder.plain_layout().filter(|_| !has_keys && shape.lookahead == 0);
+        let plain = layout
+            .and_then(|layout| PlainChain::new(layout, shape.size.tokens(), &contract.root()));
         Chain {
             shape,
             lora,
@@ -64,8 +73,9 @@ impl<'p> Chain<'p> {
             blocks: 0,
             scan: Scan::within_prompt(contract.forms.scan, items, 0),
             begun: false,
-            encoder: contract.encoder(),
+            encoder,
             extras: Vec::new(),
+            plain,
             contract,
         }
     }
@@ -86,7 +96,8 @@ impl<'p> Chain<'p> {
             self.scan = Scan::after_prompt(self.contract.forms.scan, self.blocks);
         }
         self.begun = true;
-        iter::from_fn(move || self.advance(token_ids))
+        self.forget_ahead();
+        iter::from_fn(move || self.advance_within(token_ids))
     }
 
     /// The hash of the next block, as part of the call that hashed the block before; `token_ids`
@@ -95,12 +106,33 @@ impl<'p> Chain<'p> {
     /// `None` when they do not fill the block and its look-ahead, or when the request's embeddings
     /// are known by digests and none is left.
     pub fn advance(&mut self, token_ids: &[TokenId]) -> Option<BlockHash> {
+        self.forget_ahead();
+        self.step(token_ids, false)
+    }
+
+    /// The same, for a caller that asks with the same tokens until it says
+    /// [`forget_ahead`](Chain::forget_ahead).
+    #[inline]
+    pub(super) fn advance_within(&mut self, token_ids: &[TokenId]) -> Option<BlockHash> {
+        self.step(token_ids, true)
+    }
+
+    #[inline]
+    fn step(&mut self, token_ids: &[TokenId], ahead: bool) -> Option<BlockHash> {
         let size = self.shape.size.tokens();
         let start = self.blocks.checked_mul(size)?;
         let end = start.checked_add(size)?;
         let seen = end.checked_add(self.shape.lookahead as usize)?;
         let tokens = token_ids.get(start..end)?;
         let lookahead = token_ids.get(end..seen)?;
+        if let Some(plain) = &mut self.plain
+            && (self.blocks > 0 || self.salt.is_none())
+        {
+            let next = end.checked_add(size).filter(|_| ahead);
+            let next = next.and_then(|next| token_ids.get(end..next));
+            self.blocks += 1;
+            return Some(plain.link(tokens, next));
+        }
         let embeds = match self.embeds {
             Some(embeds) => Some(self.embeds_of(embeds, start, seen)?),
             None => None,
@@ -120,7 +152,8 @@ impl<'p> Chain<'p> {
 
         let parent = self.contract.or_root(self.parent);
         let link = Link { parent: &parent, tokens, lookahead, extras: &self.extras };
-        self.parent = self.encoder.link(&link);
+        let hash = self.encoder.link(&link);
+        self.go_on_from(hash);
         self.blocks += 1;
         Some(self.parent)
     }
@@ -137,7 +170,7 @@ impl<'p> Chain<'p> {
         self.contract.check_parent(&parent)?;
         let start = block.saturating_mul(self.shape.size.tokens());
         self.scan = Scan::within_prompt(self.contract.forms.scan, self.items, start);
-        self.parent = parent;
+        self.go_on_from(parent);
         self.blocks = block;
         Ok(())
     }
@@ -150,6 +183,20 @@ impl<'p> Chain<'p> {
     /// The contract that is followed.
     pub fn contract(&self) -> &Contract {
         &self.contract
+    }
+
+    /// Forgets what was prepared for the next block, whose tokens may be others now.
+    fn forget_ahead(&mut self) {
+        if let Some(plain) = &mut self.plain {
+            plain.forget_ahead();
+        }
+    }
+
+    fn go_on_from(&mut self, parent: BlockHash) {
+        self.parent = parent;
+        if self.plain.as_mut().is_some_and(|plain| !plain.follow(&parent)) {
+            self.plain = None;
+        }
     }
 
     fn embeds_of(&self, embeds: Embeds<'p>, start: usize, end: usize) -> Option<Extra<'p>> {

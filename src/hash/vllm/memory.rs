@@ -5,13 +5,13 @@
 //! which costs a few nanoseconds a block where SHA-256 costs eighty.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use parking_lot::Mutex;
 use siphasher::sip::SipHasher13;
 
 use super::{BlockHash, Chain, Contract};
-use crate::block::{Name, Prompt, Shape, TokenId};
+use crate::block::{Digest, Name, Prompt, Shape, TokenId};
 use crate::error::Error;
 use crate::hash::content::DigestKey;
 
@@ -19,12 +19,22 @@ use crate::hash::content::DigestKey;
 /// hashed again.
 const SEGMENT: usize = 32;
 
+/// Segments that are looked for at once: at first, and at most. They are doubled as long as all are
+/// found, so that the memory's latency is paid for many together, and nothing is digested in vain
+/// for a prompt that is new.
+const FIRST: usize = 2;
+const MOST: usize = 16;
+
 /// The names of a segment, and the whole hash of its last block, from which the chain goes on.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     names: [Name; SEGMENT],
     last: BlockHash,
 }
+
+/// Bytes of a segment that is kept: itself, its allocation's header, and its share of a table that
+/// is half full at worst.
+const ENTRY: usize = size_of::<Segment>() + 16 + 32;
 
 /// The names of prompts that were hashed before, the least recently used forgotten first.
 #[derive(Debug)]
@@ -38,16 +48,36 @@ pub struct ChainMemory {
 /// many as half the capacity, the old are forgotten: whatever was used lately is in one of the two.
 #[derive(Debug, Default)]
 struct Generations {
-    young: HashMap<u64, Segment>,
-    old: HashMap<u64, Segment>,
+    young: Generation,
+    old: Generation,
+}
+
+/// Segments by the digest of what leads to their end, which is made under a secret and needs no
+/// further hashing.
+type Generation = HashMap<u64, Box<Segment>, BuildHasherDefault<AsItIs>>;
+
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Never called for the keys there are; right for any.
+        bytes.iter().for_each(|&byte| self.0 = self.0.rotate_left(8) ^ u64::from(byte));
+    }
+
+    fn write_u64(&mut self, digest: u64) {
+        self.0 = digest;
+    }
 }
 
 impl ChainMemory {
     /// A memory of about `bytes` bytes; its keys are made with `key`.
     pub fn new(key: DigestKey, bytes: usize) -> ChainMemory {
-        // A key and the table's own share of an entry (7/8 full at most, half full on average).
-        let entry = size_of::<Segment>() + 24;
-        ChainMemory { key, capacity: bytes / entry, generations: Mutex::default() }
+        ChainMemory { key, capacity: bytes / ENTRY, generations: Mutex::default() }
     }
 
     /// The names of a prompt's blocks, computed as they are asked for.
@@ -64,9 +94,20 @@ impl ChainMemory {
         let chain = contract.chain(shape, prompt)?;
         // Items and embeddings belong to single blocks; prompts with them are rare, and hashed anew.
         let plain = prompt.items.is_empty() && prompt.embeds.is_none() && self.capacity > 0;
-        let path = plain.then(|| self.start(contract, shape, prompt));
-        let tokens = prompt.token_ids;
-        Ok(Names { memory: self, chain, shape, tokens, path, segment: None, fresh: Vec::new() })
+        Ok(Names {
+            memory: self,
+            chain,
+            shape,
+            tokens: prompt.token_ids,
+            path: plain.then(|| self.start(contract, shape, prompt)),
+            stretch: FIRST,
+            ends: Vec::new(),
+            entered: 0,
+            digests: Vec::new(),
+            recalled: Vec::new(),
+            given: 0,
+            fresh: Vec::new(),
+        })
     }
 
     /// The digest of what leads to the first block.
@@ -81,29 +122,48 @@ impl ChainMemory {
         sip.finish()
     }
 
-    /// The digest of what leads to the end of a segment.
-    fn follow(&self, path: u64, tokens: &[TokenId], lookahead: &[TokenId]) -> u64 {
+    /// The digest of what leads to the end of a segment, whose blocks have these digests.
+    fn follow(&self, path: u64, blocks: &[Digest], lookahead: &[TokenId]) -> u64 {
         let mut sip = SipHasher13::new_with_key(&self.key.to_bytes());
         sip.write_u64(path);
-        sip.write_u64(self.key.digest(tokens, lookahead, []).0);
+        blocks.iter().for_each(|block| sip.write_u64(block.0));
+        // As many in every segment of a prompt: the shape is in its start.
+        lookahead.iter().for_each(|&token| sip.write_u32(token));
         sip.finish()
     }
 
-    fn recall(&self, path: u64) -> Option<Segment> {
+    /// Appends the names of the segments that end here to `names`, up to the first that is not
+    /// known, and returns the hash of the last one's last block.
+    fn recall(&self, ends: &[u64], names: &mut Vec<Name>) -> Option<BlockHash> {
         let mut generations = self.generations.lock();
-        if let Some(segment) = generations.young.get(&path) {
-            return Some(*segment);
+        // First the table, then the segments: waits for memory overlap in short loops only.
+        let known = ends.iter().take_while(|end| self.refresh(&mut generations, **end)).count();
+        let mut last = None;
+        for end in &ends[..known] {
+            let Generations { young, old } = &*generations;
+            // A memory of a few segments may have forgotten the first ones for the last.
+            let Some(segment) = young.get(end).or_else(|| old.get(end)) else { break };
+            names.extend_from_slice(&segment.names);
+            last = Some(segment.last);
         }
-        let segment = generations.old.remove(&path)?;
-        self.keep(&mut generations, path, segment);
-        Some(segment)
+        last
     }
 
-    fn keep(&self, generations: &mut Generations, path: u64, segment: Segment) {
+    /// Whether a segment is known, which then counts as used.
+    fn refresh(&self, generations: &mut Generations, end: u64) -> bool {
+        if generations.young.contains_key(&end) {
+            return true;
+        }
+        let Some(segment) = generations.old.remove(&end) else { return false };
+        self.keep(generations, end, segment);
+        true
+    }
+
+    fn keep(&self, generations: &mut Generations, end: u64, segment: Box<Segment>) {
         if generations.young.len() >= self.capacity.div_ceil(2) {
             generations.old = std::mem::take(&mut generations.young);
         }
-        generations.young.insert(path, segment);
+        generations.young.insert(end, segment);
     }
 
     /// How many segments are kept.
@@ -121,63 +181,100 @@ pub struct Names<'p, 'm> {
     chain: Chain<'p>,
     shape: Shape,
     tokens: &'p [TokenId],
-    /// The digest of what leads to the current segment's end; `None` if nothing is remembered.
+    /// The digest of what leads to the end of the last of `ends`; `None` if nothing is remembered, or
+    /// no whole segment is left.
     path: Option<u64>,
-    /// What is left of a remembered segment.
-    segment: Option<(Segment, usize)>,
+    /// How many segments are looked for next.
+    stretch: usize,
+    /// The digests of what leads to the ends of segments that are, or were, looked for.
+    ends: Vec<u64>,
+    /// How many of these the chain has entered.
+    entered: usize,
+    /// Of the blocks of `ends`.
+    digests: Vec<Digest>,
+    /// The names of remembered segments, and how many of them were given.
+    recalled: Vec<Name>,
+    given: usize,
     /// The names of a segment that is hashed anew.
     fresh: Vec<Name>,
 }
 
 impl Names<'_, '_> {
     /// At the beginning of a segment: finds out where it leads, and whether it is remembered.
-    fn enter_segment(&mut self) -> Option<()> {
-        let size = self.shape.size.tokens();
-        let start = self.chain.blocks() * size;
-        let end = start + SEGMENT * size;
-        let whole = self
-            .tokens
-            .get(start..end)
-            .zip(self.tokens.get(end..end + self.shape.lookahead as usize));
-        let (Some(path), Some((tokens, lookahead))) = (self.path, whole) else {
-            self.path = None;
-            return None;
+    fn enter_segment(&mut self) -> bool {
+        if self.entered == self.ends.len() {
+            self.look_ahead();
+        }
+        let ends = &self.ends[self.entered..];
+        self.recalled.clear();
+        self.given = 0;
+        let Some(last) = self.memory.recall(ends, &mut self.recalled) else {
+            match ends.is_empty() {
+                true => self.path = None,
+                false => self.entered += 1,
+            }
+            self.stretch = 1;
+            return false;
         };
-        let path = self.memory.follow(path, tokens, lookahead);
-        self.path = Some(path);
-        let segment = self.memory.recall(path)?;
+        let found = self.recalled.len() / SEGMENT;
+        self.stretch = if found == ends.len() { MOST.min(2 * self.stretch) } else { 1 };
+        self.entered += found;
         // A hash that was made under this contract has its form.
-        self.chain.resume(self.chain.blocks() + SEGMENT, segment.last).ok()?;
-        self.segment = Some((segment, 0));
-        Some(())
+        let resumed = self.chain.resume(self.chain.blocks() + self.recalled.len(), last);
+        debug_assert!(resumed.is_ok(), "the contract is part of the path");
+        true
+    }
+
+    /// Finds out where the next segments lead.
+    fn look_ahead(&mut self) {
+        self.ends.clear();
+        self.entered = 0;
+        let Some(mut path) = self.path else { return };
+        let (size, lookahead) = (self.shape.size.tokens(), self.shape.lookahead as usize);
+        let tokens = self.tokens.get(self.chain.blocks() * size..).unwrap_or_default();
+        let whole = tokens.len().saturating_sub(lookahead) / (SEGMENT * size);
+        let segments = whole.min(self.stretch);
+        self.digests.resize(segments * SEGMENT, Digest(0));
+        self.memory.key.plain(tokens, size, &mut self.digests);
+        for (n, blocks) in self.digests.chunks_exact(SEGMENT).enumerate() {
+            let end = (n + 1) * SEGMENT * size;
+            path = self.memory.follow(path, blocks, &tokens[end..end + lookahead]);
+            self.ends.push(path);
+        }
+        self.path = Some(path);
     }
 }
 
 impl Iterator for Names<'_, '_> {
     type Item = Name;
 
+    #[inline]
     fn next(&mut self) -> Option<Name> {
-        if let Some((segment, at)) = &mut self.segment {
-            let name = segment.names[*at];
-            *at += 1;
-            if *at == SEGMENT {
-                self.segment = None;
-            }
+        if let Some(&name) = self.recalled.get(self.given) {
+            self.given += 1;
             return Some(name);
         }
-        if self.path.is_some() && self.fresh.is_empty() && self.enter_segment().is_some() {
+        self.hash_or_recall()
+    }
+}
+
+impl Names<'_, '_> {
+    fn hash_or_recall(&mut self) -> Option<Name> {
+        if self.path.is_some() && self.fresh.is_empty() && self.enter_segment() {
             return self.next();
         }
-        let hash = self.chain.advance(self.tokens)?;
-        if let Some(path) = self.path {
-            self.fresh.push(hash.name());
+        let hash = self.chain.advance_within(self.tokens)?;
+        let name = hash.name();
+        if self.path.is_some() {
+            self.fresh.push(name);
             if let Ok(names) = self.fresh.as_slice().try_into() {
+                let segment = Box::new(Segment { names, last: hash });
                 let mut generations = self.memory.generations.lock();
-                self.memory.keep(&mut generations, path, Segment { names, last: hash });
+                self.memory.keep(&mut generations, self.ends[self.entered - 1], segment);
                 self.fresh.clear();
             }
         }
-        Some(hash.name())
+        Some(name)
     }
 }
 
@@ -190,8 +287,7 @@ mod tests {
     const SHAPE: Shape = Shape::plain(BlockSize::new(4).unwrap());
 
     fn memory(segments: usize) -> ChainMemory {
-        let bytes = segments * (size_of::<Segment>() + 24);
-        ChainMemory::new(DigestKey::from_bytes([3; 16]), bytes)
+        ChainMemory::new(DigestKey::from_bytes([3; 16]), segments * ENTRY)
     }
 
     fn contract(seed: &str) -> Contract {
@@ -234,6 +330,21 @@ mod tests {
     }
 
     #[test]
+    fn a_memory_that_forgets_meanwhile_gives_the_same_names() {
+        let contract = contract("0");
+        let tokens: Vec<u32> = (0..4 * 32 * 40).collect();
+        for segments in [1, 2, 3, 5, 9, 20, 45, 80] {
+            let memory = memory(segments);
+            for blocks in [32 * 40, 32 * 7 + 5, 31, 32, 33, 32 * 30, 32 * 40, 32 * 12 + 1, 32 * 40]
+            {
+                let prompt = Prompt::new(&tokens[..4 * blocks]);
+                let found: Vec<Name> = memory.names(&contract, SHAPE, &prompt).unwrap().collect();
+                assert_eq!(found, cold(&contract, SHAPE, &prompt), "{segments}, {blocks}");
+            }
+        }
+    }
+
+    #[test]
     fn a_memory_never_holds_more_than_its_capacity() {
         let memory = memory(10);
         let contract = contract("0");
@@ -251,13 +362,15 @@ mod tests {
         let system: Vec<u32> = (0..4 * 32).collect();
         let path = {
             let prompt = Prompt::new(&system);
-            memory.follow(memory.start(&contract, SHAPE, &prompt), &system, &[])
+            let mut blocks = [Digest(0); SEGMENT];
+            memory.key.plain(&system, 4, &mut blocks);
+            memory.follow(memory.start(&contract, SHAPE, &prompt), &blocks, &[])
         };
         for n in 0..50 {
             let mut tokens = system.clone();
             tokens.extend((0..4 * 32).map(|t| t + n * 1000));
             memory.names(&contract, SHAPE, &Prompt::new(&tokens)).unwrap().count();
-            assert!(memory.recall(path).is_some());
+            assert!(memory.recall(&[path], &mut Vec::new()).is_some());
         }
     }
 }

@@ -28,6 +28,7 @@ mod chain;
 mod extra;
 mod memory;
 mod pickle;
+mod plain;
 mod version;
 mod writer;
 

@@ -242,13 +242,14 @@ impl Pickle {
 }
 
 /// Bytes of the longest token: LONG1, its length, five bytes.
-const TOKEN_MAX: usize = 7;
+pub(super) const TOKEN_MAX: usize = 7;
 
 /// A token's opcode and value as a little-endian word, and how many of its bytes count.
 ///
 /// Tokens of all lengths follow each other without a pattern, so the common ones are told apart
 /// without a branch.
-fn token_word(token: TokenId) -> (u64, usize) {
+#[inline]
+pub(super) fn token_word(token: TokenId) -> (u64, usize) {
     const OPCODES: [u64; 3] = [0x4b, 0x4d, 0x4a];
     const LENGTHS: [usize; 3] = [2, 3, 5];
     let value = u64::from(token);

@@ -8,6 +8,7 @@ use super::builtin::{Builtin, StringKey};
 use super::cbor::Cbor;
 use super::extra::Extra;
 use super::pickle::Pickle;
+use super::plain::{self, Layout};
 use super::{Algorithm, Version};
 use crate::block::TokenId;
 
@@ -145,6 +146,15 @@ impl Encoder {
         Encoder { encoding, finish }
     }
 
+    /// How blocks without extra keys are written, if SHA-256 itself is their hash.
+    pub(super) fn plain_layout(&self) -> Option<Layout> {
+        match (&self.encoding, self.finish) {
+            (Encoding::Pickle(_), Finish::Sha256) => Some(Layout::Pickle),
+            (Encoding::Cbor(_), Finish::Sha256) => Some(Layout::Cbor),
+            _ => None,
+        }
+    }
+
     pub(super) fn link(&mut self, link: &Link<'_>) -> BlockHash {
         let bytes = match &mut self.encoding {
             Encoding::Pickle(pickle) => {
@@ -193,26 +203,10 @@ fn sha256(bytes: &mut Vec<u8>) -> [u8; 32] {
     let padded = (bytes.len() + 8).next_multiple_of(64);
     bytes.resize(padded - 8, 0);
     bytes.extend_from_slice(&bits.to_be_bytes());
-    let mut state = SHA256_START;
+    let mut state = plain::START;
     compress256(&mut state, bytes.as_chunks().0);
-    let mut hash = [0; 32];
-    for (bytes, word) in hash.chunks_exact_mut(4).zip(state) {
-        bytes.copy_from_slice(&word.to_be_bytes());
-    }
-    hash
+    plain::bytes(&state)
 }
-
-/// The initial hash value (FIPS 180-4, section 5.3.3).
-const SHA256_START: [u32; 8] = [
-    0x6a09_e667,
-    0xbb67_ae85,
-    0x3c6e_f372,
-    0xa54f_f53a,
-    0x510e_527f,
-    0x9b05_688c,
-    0x1f83_d9ab,
-    0x5be0_cd19,
-];
 
 impl Finish {
     /// Hashes what was encoded and leaves the buffer as it may.
