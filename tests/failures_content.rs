@@ -3,11 +3,11 @@
 mod failures_support;
 
 use failures_support::*;
-use kvscout::block::{Prompt, Tier};
+use kvscout::block::{Prompt, Tier, WorkerId};
 use kvscout::hash::vllm::Algorithm;
 use kvscout::index::MemoryOptions;
 use kvscout::ingest::{Reason, Trust};
-use kvscout::scout::Options;
+use kvscout::scout::{Copies, Options, Registration};
 use serde_json::{Value, json};
 
 /// Three blocks and one token more.
@@ -248,4 +248,72 @@ fn c12_an_unknown_kind_of_group_gives_a_reason_instead_of_a_number() {
     let line = site.line("a", 0, Prompt::new(&TOKENS));
     assert_eq!(line.matched, 2, "the full group speaks for itself");
     assert_eq!((line.expected, line.unknown), (None, Some("group_kind_without_rule")));
+}
+
+/// A worker whose repeated stores are reports.
+fn reporting(site: &Site) -> WorkerId {
+    let presence = Registration { copies: Copies::Presence, ..Registration::new("a", "m") };
+    site.register(presence)
+}
+
+#[test]
+fn c4_a_full_report_adds_no_copy_where_presence_is_what_counts() {
+    let site = Site::new();
+    let worker = reporting(&site);
+    let chain = || stored(&[1, 2, 3], None, &TOKENS[..12]);
+    site.apply(worker, &[chain()]);
+    for length in [1, 2, 3] {
+        let names: Vec<u64> = (1..=length).collect();
+        let report = stored(&names, None, &TOKENS[..4 * length as usize]);
+        let ingested = site.apply(worker, &[report.clone(), report]);
+        assert_eq!((ingested.applied.stored, ingested.applied.removed), (0, 0), "all are there");
+        assert_eq!(site.matched("a", &TOKENS), 3);
+    }
+    site.apply(worker, &[removed(&[3], "GPU")]);
+    assert_eq!(site.matched("a", &TOKENS), 2, "one removal takes it away");
+    // A report may be longer than what is there, and may not begin a prompt.
+    site.apply(worker, &[chain(), stored(&[2, 3], Some(1), &TOKENS[4..12])]);
+    assert_eq!(site.matched("a", &TOKENS), 3);
+    let ingested = site.apply(worker, &[removed(&[3, 2, 1], "GPU")]);
+    assert_eq!((ingested.applied.removed, ingested.applied.unknown_removals), (3, 0));
+    assert_eq!(site.matched("a", &TOKENS), 0);
+    assert_eq!(site.status(worker).events.unknown_removals, 0);
+    assert_eq!(site.scout.stats().entries, 3, "the bystander's own: no ghost");
+}
+
+#[test]
+fn c4_presence_is_kept_for_each_tier_and_group() {
+    let site = Site::new();
+    let worker = reporting(&site);
+    let chain = stored(&[1, 2], None, &TOKENS[..8]);
+    for _ in 0..2 {
+        site.apply(worker, &[chain.clone(), window(chain.clone()), stored_by_name(&[1], "CPU")]);
+    }
+    let line = || site.line("a", 0, Prompt::new(&TOKENS[..9]));
+    assert_eq!((line().tiers, line().expected), ([8; 4], Some(8)));
+    site.apply(worker, &[removed(&[1, 2], "GPU")]);
+    assert_eq!((line().tiers, line().expected), ([0, 4, 4, 4], Some(0)));
+    site.apply(worker, &[removed(&[1], "CPU")]);
+    assert_eq!(line().tiers, [0; 4]);
+    let gone = with(removed(&[1, 2], "GPU"), &[("group_idx", json!(1))]);
+    assert_eq!(site.apply(worker, &[gone]).applied.removed, 2);
+}
+
+#[test]
+fn c6_a_block_that_comes_back_in_the_batch_that_removed_it_is_there_once() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    site.apply(worker, &[stored_by_name(&[1], "CPU"), stored(&[1], None, &TOKENS[..4])]);
+    let held = || site.line("a", 0, Prompt::new(&TOKENS)).tiers;
+    assert_eq!(held(), [4; 4]);
+    // The removal is of the copy in the same tier, and of one that is there only once.
+    site.apply(worker, &[removed(&[1], "CPU"), stored_by_name(&[1], "CPU")]);
+    site.apply(worker, &[removed(&[1], "GPU")]);
+    assert_eq!(held(), [0, 4, 4, 4]);
+    site.apply(worker, &[removed(&[1], "CPU")]);
+    assert_eq!(held(), [0; 4]);
+    // A clear in between ends the wait.
+    site.apply(worker, &[stored(&[2], None, &TOKENS[..4])]);
+    site.apply(worker, &[removed(&[2], "GPU"), cleared(), stored_by_name(&[2], "CPU")]);
+    assert_eq!((held(), site.status(worker).events.unknown_removals), ([0; 4], 0));
 }

@@ -102,7 +102,15 @@ impl Directory {
             SpaceId(self.next_space)
         });
         let identity = (registration.tenant.clone(), registration.pod.clone(), registration.rank);
-        let seat = Seat { worker: id, space, version: registration.vllm, post: post.clone() };
+        let seat = Seat {
+            worker: id,
+            space,
+            tenant: registration.tenant.as_str().into(),
+            version: registration.vllm,
+            on_clear: registration.on_clear,
+            copies: registration.copies,
+            post: post.clone(),
+        };
         let worker = Arc::new(Worker {
             id,
             pod: registration.pod.as_str().into(),

@@ -4,7 +4,10 @@
 //! whoever embeds it calls [`Scout::apply`] with what came from the wire, one worker's batches in
 //! order and from one thread at a time, and [`Scout::score`] from any thread.
 
+mod clear;
 mod directory;
+mod edition;
+mod habit;
 mod prompt;
 mod query;
 mod ranking;
@@ -17,10 +20,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
+pub use self::habit::{Copies, OnClear};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
 
 use self::directory::Directory;
+use self::edition::Editions;
 use self::roster::Generation;
 use self::stream::Shared;
 use crate::block::{BlockSize, Name, Prompt, WorkerId};
@@ -85,6 +90,10 @@ pub struct Registration {
     /// The block size the operator expects. Recorded for comparison; the one in the engine's events
     /// counts.
     pub block_size: Option<BlockSize>,
+    /// What a clear that names no tier takes away.
+    pub on_clear: OnClear,
+    /// What a second store of a block that is there means.
+    pub copies: Copies,
 }
 
 impl Registration {
@@ -100,6 +109,8 @@ impl Registration {
             model: Some(model.into()),
             vllm: None,
             block_size: None,
+            on_clear: OnClear::default(),
+            copies: Copies::default(),
         }
     }
 }
@@ -241,6 +252,7 @@ impl Scout {
                 index: MemoryIndex::new(options.memory),
                 vocabularies: RwLock::default(),
                 generation: Generation::default(),
+                editions: Editions::default(),
             },
             weights: options.weights,
             directory: RwLock::default(),

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use kvscout::block::{BlockSize, Lora, Prompt, Shape, Tier, WorkerId};
 use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
 use kvscout::ingest::Trust;
-use kvscout::scout::{Ingested, Options, Registration, Request, Scout, Scratch, WorkerStatus};
+use kvscout::scout::{
+    Ingested, Options, Ranked, Registration, Request, Scout, Scratch, WorkerStatus,
+};
 use serde_json::{Value, json};
 
 /// Tokens in a block, unless a test is about that.
@@ -31,8 +33,8 @@ pub(crate) struct Line {
 /// Asks; the only place that knows what an answer looks like.
 pub(crate) fn ask(scout: &Scout, request: &Request<'_>) -> Vec<Line> {
     let mut scratch = Scratch::default();
-    let ranked = scout.score(request, &mut scratch).unwrap();
-    let line = |ranked: &kvscout::scout::Ranked| Line {
+    let ranking = scout.score(request, &mut scratch).unwrap();
+    let line = |ranked: Ranked<'_>| Line {
         pod: ranked.pod.to_string(),
         rank: ranked.rank,
         matched: ranked.score.matched_blocks,
@@ -42,7 +44,7 @@ pub(crate) fn ask(scout: &Scout, request: &Request<'_>) -> Vec<Line> {
         trust: ranked.trust,
         tiers: ranked.score.tier_tokens,
     };
-    ranked.iter().map(line).collect()
+    ranking.iter().map(line).collect()
 }
 
 /// A scout in which one worker, the bystander, must score the same whatever happens to others.

@@ -208,7 +208,8 @@ pub(super) fn workers(service: &Service) -> Answer {
 
 fn worker(view: &WorkerView) -> Value {
     let status = &view.status;
-    let Registration { pod, rank, tenant, model, vllm, block_size } = &status.registration;
+    let Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies } =
+        &status.registration;
     let (lane, events) = (status.counters, status.events);
     let (endpoint, replay) = match &view.feed {
         Some(Feed::Source { endpoint, replay, .. }) => (Some(endpoint), replay.as_ref()),
@@ -223,6 +224,8 @@ fn worker(view: &WorkerView) -> Value {
         "model": model,
         "vllm": vllm.map(|version| version.to_string()),
         "block_size": block_size.map(|size| size.get()),
+        "on_clear": on_clear.as_str(),
+        "copies": copies.as_str(),
         "endpoint": endpoint.map(ToString::to_string),
         "replay_endpoint": replay.map(ToString::to_string),
         "link": link(view),
