@@ -10,7 +10,9 @@ use std::io::Write;
 use std::net::TcpListener;
 
 use daemon_support::{Batch, Daemon};
-use failures_support::{batch, cleared, encode, removed, stored, stored_as, with};
+use failures_support::{
+    batch, cleared, encode, of_adapter, removed, stored, stored_as, stored_by_name, with,
+};
 use serde_json::{Value, json};
 use zmq_support::{
     bound_publisher, dialling_publisher, eventually, frame, message, publish, zmtp_handshake,
@@ -355,4 +357,82 @@ fn h1_the_detected_algorithm_shows_in_the_list_of_workers() {
         (&json!("verified"), &json!("xxhash"))
     );
     assert_eq!(matched(&daemon, "a"), 2);
+}
+
+#[test]
+fn l12_an_operator_clears_a_worker_a_model_or_an_adapter_over_http() {
+    let (first, at_first) = publisher();
+    let (second, at_second) = publisher();
+    let daemon = daemon(&[("a", &at_first), ("b", &at_second)], &[]);
+    let adapter = of_adapter(stored(&[11, 12], None, &TOKENS[..8]), "x");
+    for (pod, socket) in [("a", &first), ("b", &second)] {
+        feed(&daemon, socket, pod, 0, &[stored(&[1, 2], None, &TOKENS[..8]), adapter.clone()]);
+    }
+    let held = || {
+        ["a", "b"].map(|pod| {
+            let of_adapter = line(&daemon, pod, 0, &json!({ "token_ids": TOKENS, "lora": "x" }));
+            (matched(&daemon, pod).as_u64(), of_adapter["matched_blocks"].as_u64())
+        })
+    };
+    let clear = |body: Value| daemon.post("/v1/admin/clear", &body);
+    assert_eq!(held(), [(Some(2), Some(2)); 2]);
+    assert_eq!(clear(json!({ "adapter": "x" })).json(200), json!({ "cleared": "adapter" }));
+    assert_eq!(held(), [(Some(2), Some(0)); 2]);
+    let answer = clear(json!({ "worker": "a", "rank": 0 })).json(200);
+    assert_eq!(answer, json!({ "cleared": "worker", "workers": 1 }));
+    assert_eq!(held(), [(Some(0), Some(0)), (Some(2), Some(0))]);
+    let answer = clear(json!({ "model": "m" })).json(200);
+    assert_eq!(answer, json!({ "cleared": "model", "workers": 2 }));
+    assert_eq!(held(), [(Some(0), Some(0)); 2]);
+    feed(&daemon, &first, "a", 1, &[stored(&[1], None, &TOKENS[..4])]);
+    assert_eq!(held(), [(Some(1), Some(0)), (Some(0), Some(0))]);
+
+    for (body, status, said) in [
+        (json!({}), 400, "exactly one"),
+        (json!({ "worker": "a", "model": "m" }), 400, "exactly one"),
+        (json!({ "worker": "a", "adapter": "x" }), 400, "exactly one"),
+        (json!({ "adapter": "x", "rank": 0 }), 400, "rank"),
+        (json!({ "worker": "nobody" }), 404, "nobody"),
+        (json!({ "worker": "a", "rank": 7 }), 404, "rank 7"),
+        (json!({ "worker": "a", "tenant": "t" }), 404, "tenant"),
+        (json!({ "model": "nothing" }), 404, "nothing"),
+    ] {
+        let answer = clear(body.clone()).json(status);
+        assert!(answer["error"].as_str().unwrap().contains(said), "{body} {answer}");
+    }
+    assert_eq!(held(), [(Some(1), Some(0)), (Some(0), Some(0))]);
+}
+
+#[test]
+fn h4_what_differs_from_the_registration_shows_in_workers_scores_and_metrics() {
+    let (socket, endpoint) = publisher();
+    let source = format!("{endpoint},block_size=16,on_clear=gpu,copies=presence");
+    let daemon = daemon(&[("a", &source)], &[]);
+    feed(&daemon, &socket, "a", 0, &[stored(&[1, 2], None, &TOKENS[..8])]);
+    let worker = daemon.worker("a", 0);
+    assert_eq!(worker["warnings"], json!(["block_size_differs"]));
+    assert_eq!(
+        (&worker["block_size"], &worker["groups"][0]["block_size"]),
+        (&json!(16), &json!(4))
+    );
+    assert_eq!((&worker["on_clear"], &worker["copies"]), (&json!("gpu"), &json!("presence")));
+    assert_eq!(
+        (&worker["contract"]["checked"], &worker["contract"]["failed"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(metric(&daemon, "kvscout_warned_workers{warning=\"block_size_differs\"}"), 1);
+    assert_eq!(metric(&daemon, "kvscout_warned_workers{warning=\"tiny_blocks\"}"), 0);
+    let short = line(&daemon, "a", 0, &json!({ "token_ids": TOKENS[..3] }));
+    assert_eq!(
+        (&short["matched_blocks"], &short["miss"]),
+        (&json!(0), &json!("shorter_than_block"))
+    );
+    assert_eq!(line(&daemon, "a", 0, &json!({ "token_ids": TOKENS }))["miss"], Value::Null);
+    // The same copies again, and a clear of the GPU.
+    feed(&daemon, &socket, "a", 1, &[stored(&[1, 2], None, &TOKENS[..8])]);
+    feed(&daemon, &socket, "a", 2, &[removed(&[2], "GPU"), stored_by_name(&[1], "CPU")]);
+    assert_eq!(matched(&daemon, "a"), 1);
+    feed(&daemon, &socket, "a", 3, &[cleared()]);
+    let held = line(&daemon, "a", 0, &json!({ "token_ids": TOKENS }));
+    assert_eq!(held["tiers"], json!({ "gpu": 0, "cpu": 4, "disk": 4, "remote": 4 }));
 }

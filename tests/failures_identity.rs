@@ -1,7 +1,9 @@
 //! Rows H and X1, X7 of the catalogue (`docs/failures.md`): who an engine is, and what its blocks are.
 
 mod failures_support;
+mod wire_support;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use failures_support::*;
@@ -12,9 +14,9 @@ use kvscout::hash::vllm::Algorithm;
 use kvscout::index::{
     Block, BlockSource, Change, Home, Matches, MemoryIndex, MemoryOptions, Parent, Query, Store,
 };
-use kvscout::ingest::verify::{Contract, Status};
+use kvscout::ingest::verify::{Checks, Contract, Status};
 use kvscout::ingest::{Reason, Trust};
-use kvscout::scout::{Registration, Request, Scratch};
+use kvscout::scout::{Adapter, Registration, Request, Scratch};
 use serde_json::{Value, json};
 
 /// Eight tokens and one more, so that both blocks may count as cached.
@@ -40,7 +42,96 @@ fn h1_the_algorithm_is_detected_whatever_was_expected_and_tokens_match_under_eac
         site.apply(worker, &[stored(&names, None, &TOKENS[..8])]);
         assert_eq!(algorithm(&site.status(worker).contract), Some(pod));
         assert_eq!((site.matched(pod, &TOKENS), site.trust(worker)), (2, Trust::Exact));
+        assert_eq!((site.status(worker).checks.failed, site.warnings(worker).len()), (0, 0));
     }
+}
+
+#[test]
+fn h1_a_version_that_is_not_the_engines_is_noticed_with_its_first_block() {
+    let site = Site::new();
+    let vllm = Some("0.10.2".parse().unwrap());
+    let worker = site.register(Registration { vllm, ..Registration::new("a", "m") });
+    let names = names("0.33.0", Algorithm::Xxhash, "0", SIZE, &Prompt::new(&TOKENS));
+    site.apply(worker, &[stored(&names, None, &TOKENS[..8])]);
+    assert_eq!(site.status(worker).checks.failed, 1);
+    assert_eq!(site.matched("a", &TOKENS), 2, "tokens match all the same");
+}
+
+#[test]
+fn h2_two_engines_under_one_registration_contradict_each_other() {
+    for second_comes_first in [false, true] {
+        let site = Site::new();
+        let worker = site.worker("a");
+        let prompts: Vec<[u32; 4]> = (0..16).map(|n| [n, n, n, n]).collect();
+        let of = |seed: &str, tokens: &[u32; 4]| {
+            let names = names("0.33.0", Algorithm::Sha256Cbor, seed, SIZE, &Prompt::new(tokens));
+            stored(&names, None, tokens)
+        };
+        let random = |tokens: &[u32; 4]| stored(&[u64::from(tokens[0]) + 999], None, tokens);
+        if second_comes_first {
+            site.apply(worker, &[random(&prompts[0])]);
+            assert_eq!(site.warnings(worker), [""; 0], "one may be anything");
+        }
+        let events: Vec<Value> = prompts.iter().map(|prompt| of("0", prompt)).collect();
+        site.apply(worker, &events);
+        assert_eq!(algorithm(&site.status(worker).contract), Some("sha256_cbor"));
+        if !second_comes_first {
+            assert_eq!(site.status(worker).checks, Checks { checked: 3, failed: 0 });
+            let events: Vec<Value> = prompts.iter().map(random).collect();
+            site.apply(worker, &events);
+        }
+        assert!(site.status(worker).checks.failed > 0);
+        assert_eq!(site.warnings(worker), ["contract_contradicted"]);
+        for prompt in &prompts {
+            assert_eq!(site.matched("a", prompt), 1, "tokens match all the same");
+        }
+    }
+}
+
+#[test]
+fn h2_no_recording_of_a_real_engine_contradicts_itself() {
+    let recorded = wire_support::drive().into_iter().chain(wire_support::engine());
+    let mut scouts: BTreeMap<String, (Site, WorkerId, u64)> = BTreeMap::new();
+    for sent in recorded {
+        let (file, seq) = sent.name.rsplit_once(' ').unwrap();
+        let (site, worker, last) = scouts.entry(file.to_owned()).or_insert_with(|| {
+            let site = Site::new();
+            let worker = site.worker("a");
+            (site, worker, 0)
+        });
+        *last = seq.parse().unwrap();
+        site.scout.apply(*worker, *last, &sent.payload).unwrap();
+    }
+    assert_eq!(scouts.len(), 11);
+    let mut checked = 0;
+    for (file, (site, worker, _)) in &scouts {
+        let status = site.status(*worker);
+        let is_random = file.contains("random");
+        assert_eq!(algorithm(&status.contract).is_none(), is_random, "{file}");
+        assert!(is_random || status.checks.failed == 0, "{file} {:?}", status.checks);
+        checked += status.checks.checked;
+    }
+    assert!(checked > 30, "{checked}");
+}
+
+#[test]
+fn h2_an_adapter_whose_path_is_not_known_is_named() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    let names = names("0.33.0", Algorithm::Sha256Cbor, "0", SIZE, &Prompt::new(&TOKENS));
+    site.apply(worker, &[stored(&names, None, &TOKENS[..8])]);
+    site.apply(worker, &[of_adapter(stored(&[1], None, &TOKENS[..4]), "sql")]);
+    site.apply(worker, &[of_adapter(stored(&[2], None, &TOKENS[..4]), "chat")]);
+    let adapter =
+        |path: Option<&str>| Adapter { model: "m".into(), id: None, path: path.map(str::to_owned) };
+    site.scout.register_adapter("default", "chat", adapter(Some("/adapters/chat")));
+    site.scout.register_adapter("default", "sql", adapter(None));
+    assert_eq!(site.status(worker).unknown_adapters, ["sql"]);
+    assert_eq!(site.warnings(worker), ["adapter_path_unknown"]);
+    let prompt = Prompt { lora: lora("sql"), ..Prompt::new(&TOKENS[..5]) };
+    assert_eq!(site.line("a", 0, prompt).matched, 1, "content matches all the same");
+    site.scout.register_adapter("default", "sql", adapter(Some("/adapters/sql")));
+    assert_eq!(site.warnings(worker), [""; 0]);
 }
 
 #[test]
@@ -58,7 +149,11 @@ fn h2_pods_with_different_and_random_seeds_all_score_for_the_same_prompt() {
             site.apply(worker, &[stored(&[name], None, &[prompt * 50; 4])]);
         }
         assert_eq!(site.status(worker).contract, Status::Private);
+        let checks = site.status(worker).checks;
+        assert_eq!((checks.checked, checks.failed), (8, 8));
+        assert_eq!(site.warnings(worker), ["contract_unknown"]);
     }
+    assert_eq!(site.warnings(known), [""; 0]);
     for pod in ["known", "random", "other"] {
         let line = site.line(pod, 0, Prompt::new(&TOKENS));
         assert_eq!((line.matched, line.expected, line.trust), (2, Some(8), Trust::Exact), "{pod}");
@@ -132,6 +227,8 @@ fn h4_the_block_size_in_the_events_counts_and_not_the_registered_one() {
         assert_eq!(status.registration.block_size, expected, "what was registered stays visible");
         let short = site.line(&pod, 0, Prompt::new(&tokens[..size as usize - 1]));
         assert_eq!((short.matched, short.expected), (0, Some(0)));
+        assert_eq!((line.miss, short.miss), (None, Some("shorter_than_block")));
+        assert_eq!(site.warnings(worker), ["block_size_differs"]);
     }
 }
 
@@ -466,9 +563,8 @@ fn x7_another_tenants_prefix_looks_and_costs_like_one_that_nobody_has() {
         let request = Request { tenant: "mine", ..Request::new("m", Prompt::new(tokens)) };
         ask(&site.scout, &request)
     };
-    let nothing = asked(&[30; 9]);
     for length in 1..=TOKENS.len() {
-        assert_eq!(asked(&TOKENS[..length]), nothing);
+        assert_eq!(asked(&TOKENS[..length]), asked(&[30; 9][..length]));
     }
     // A tenant without workers has one error, whatever it asks.
     let error = |tokens: &[u32]| {
@@ -498,7 +594,7 @@ fn x7_another_tenants_prefix_looks_and_costs_like_one_that_nobody_has() {
         let query = Query { space: SpaceId(space), shape, candidates: None, spans: false };
         let mut matches = Matches::default();
         index.lookup(&query, &mut prompt, &mut matches);
-        (prompt.asked, matches.matches.len())
+        (prompt.asked, matches.iter().count())
     };
     assert_eq!(cost(1, 1), (99, 1), "who may see it walks it");
     assert_eq!(cost(2, 1), cost(2, 1000), "held by another tenant only, or by nobody");

@@ -15,6 +15,7 @@ mod roster;
 mod standing;
 mod stream;
 mod vocabulary;
+mod warning;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,8 +24,9 @@ use parking_lot::RwLock;
 pub use self::habit::{Copies, OnClear};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
+pub use self::warning::Warning;
 
-use self::directory::Directory;
+use self::directory::{Directory, Worker};
 use self::edition::Editions;
 use self::roster::Generation;
 use self::stream::Shared;
@@ -34,7 +36,7 @@ use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, MemoryIndex, MemoryOptions, Stats};
-use crate::ingest::verify::{Candidates, Status};
+use crate::ingest::verify::{Candidates, Checks, Status};
 use crate::ingest::{Counters, Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
 
@@ -197,6 +199,10 @@ pub struct WorkerStatus {
     pub groups: Vec<GroupFacts>,
     /// Its hash contract, as detected.
     pub contract: Status,
+    /// How often its names were compared with those that the contract gives, in this incarnation.
+    pub checks: Checks,
+    /// Adapters that it stored blocks of and whose path is not registered; the first 64.
+    pub unknown_adapters: Vec<String>,
 }
 
 /// What became of a worker's events since it was registered.
@@ -359,13 +365,18 @@ impl Scout {
     /// Every worker, by tenant, pod and rank.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         let workers: Vec<_> = self.directory.read().all().cloned().collect();
-        workers.iter().map(|worker| worker.status()).collect()
+        workers.iter().map(|worker| self.status(worker)).collect()
     }
 
     /// One worker.
     pub fn worker(&self, worker: WorkerId) -> Option<WorkerStatus> {
         let worker = self.directory.read().get(worker).cloned();
-        worker.map(|worker| worker.status())
+        worker.map(|worker| self.status(&worker))
+    }
+
+    fn status(&self, worker: &Worker) -> WorkerStatus {
+        let adapters = self.directory.read().adapters(&worker.registration.tenant);
+        worker.status(&adapters)
     }
 
     /// Sizes of the index.

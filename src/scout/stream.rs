@@ -4,7 +4,7 @@
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use parking_lot::RwLock;
@@ -24,7 +24,7 @@ use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Block, Change, Home, Matches, MemoryIndex, Parent, Query, Store};
 use crate::ingest::translate::{self, Rejection};
-use crate::ingest::verify::{Candidates, Status, Verifier};
+use crate::ingest::verify::{Candidates, Checks, Status, Verifier};
 use crate::ingest::{Counters, Lane, Reason, Trust, Verdict};
 use crate::score::{GroupFacts, GroupRule};
 
@@ -36,6 +36,9 @@ const MAX_WAITING: usize = 4 << 20;
 /// memory's latency, and little memory whatever a batch holds.
 const MAX_PLANNED: usize = 64;
 const MAX_NAMED: usize = 4096;
+
+/// How many names of adapters are kept of a worker: for an operator's eyes.
+const MAX_ADAPTERS: usize = 64;
 
 /// What all streams use.
 #[derive(Debug)]
@@ -71,6 +74,8 @@ pub(super) struct Stream {
     groups: Vec<GroupFacts>,
     /// The groups whose unit was seen on the GPU.
     seen_on_gpu: Vec<Group>,
+    /// Adapters whose blocks it stored.
+    adapters: BTreeSet<Box<str>>,
     events: EventCounters,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
@@ -132,6 +137,7 @@ impl Stream {
             verifier: Verifier::default(),
             groups: Vec::new(),
             seen_on_gpu: Vec::new(),
+            adapters: BTreeSet::new(),
             events: EventCounters::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -209,6 +215,7 @@ impl Stream {
         self.verifier = Verifier::default();
         self.groups.clear();
         self.seen_on_gpu.clear();
+        self.adapters.clear();
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
@@ -402,6 +409,15 @@ impl Stream {
             self.events.other_unit += 1;
             return Ok(());
         }
+        if outline.dense {
+            self.verifier.sample(stored, outline.shape, &self.scratch.tokens);
+        }
+        if let Some(name) = stored.lora_name
+            && self.adapters.len() < MAX_ADAPTERS
+            && !self.adapters.contains(name)
+        {
+            self.adapters.insert(name.into());
+        }
         let Stream { scratch: Scratch { tokens, blocks, planned, .. }, verifier, seat, .. } = self;
         let edition = shared.editions.of(&seat.tenant, stored.lora_name);
         let before = blocks.len();
@@ -577,6 +593,16 @@ impl Stream {
 
     pub(super) fn events(&self) -> EventCounters {
         self.events
+    }
+
+    /// How the contract check went.
+    pub(super) fn checks(&self) -> Checks {
+        self.verifier.checks()
+    }
+
+    /// The adapters whose blocks were stored, as far as they are kept.
+    pub(super) fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|name| &**name)
     }
 
     pub(super) fn contract(&self) -> &Status {

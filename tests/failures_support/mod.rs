@@ -26,6 +26,7 @@ pub(crate) struct Line {
     /// Why there is no `expected`.
     pub(crate) unknown: Option<&'static str>,
     pub(crate) weighted: f64,
+    pub(crate) miss: Option<&'static str>,
     pub(crate) trust: Trust,
     pub(crate) tiers: [u32; 4],
 }
@@ -41,6 +42,7 @@ pub(crate) fn ask(scout: &Scout, request: &Request<'_>) -> Vec<Line> {
         expected: ranked.score.expected_cached_tokens.ok(),
         unknown: ranked.score.expected_cached_tokens.err().map(|why| why.as_str()),
         weighted: ranked.score.weighted,
+        miss: ranked.score.miss.map(|why| why.as_str()),
         trust: ranked.trust,
         tiers: ranked.score.tier_tokens,
     };
@@ -131,6 +133,10 @@ impl Site {
     #[track_caller]
     pub(crate) fn status(&self, worker: WorkerId) -> WorkerStatus {
         self.scout.worker(worker).unwrap()
+    }
+
+    pub(crate) fn warnings(&self, worker: WorkerId) -> Vec<&'static str> {
+        self.status(worker).warnings().map(|warning| warning.as_str()).collect()
     }
 
     #[track_caller]
