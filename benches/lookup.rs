@@ -6,9 +6,9 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use kvscout::block::{Digest, WorkerId};
+use kvscout::block::{Digest, SpaceId, Tier, VocabularyId, WorkerId};
 use kvscout::conformance::Reference;
-use kvscout::index::{Change, Matches, MemoryIndex, MemoryOptions};
+use kvscout::index::{Change, Home, Matches, MemoryIndex, MemoryOptions, Store};
 
 #[path = "../tests/index_support/mod.rs"]
 mod index_support;
@@ -77,5 +77,52 @@ fn lookup(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup);
+const OTHER: WorkerId = WorkerId(1_000);
+
+/// Who else is in the index must not matter to a query that does not meet them.
+fn company(c: &mut Criterion) {
+    let mut group = c.benchmark_group("company");
+    type Join = fn(&MemoryIndex, &Chain);
+    let cases: [(&str, Join); 4] = [
+        ("none", |_, _| ()),
+        ("two tiers and unplaced blocks in another space", |index, _| {
+            let home = Home { space: SpaceId(1), vocabulary: VocabularyId(9) };
+            index.assign(OTHER, home).expect("a new worker");
+            in_two_tiers(index, OTHER, &Chain::new(5, 64));
+            let elsewhere = Chain::new(6, 64);
+            store(index, OTHER, &elsewhere, 32..64);
+            assert_eq!(index.stats().unplaced, 32);
+        }),
+        ("two tiers of another prompt", |index, _| {
+            index.assign(OTHER, home(0)).expect("a new worker");
+            in_two_tiers(index, OTHER, &Chain::new(5, 64));
+        }),
+        ("two tiers of this prompt", |index, chain| {
+            index.assign(OTHER, home(0)).expect("a new worker");
+            in_two_tiers(index, OTHER, chain);
+        }),
+    ];
+    for (name, join) in cases {
+        let (index, _, chain) = held(64, 1_024);
+        join(&index, &chain);
+        let mut matches = Matches::default();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                index.lookup(&QUERY, &mut Ready(&chain.digests), &mut matches);
+                black_box(matches.members.len())
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A chain on the GPU as far as its half, and on the CPU as a whole.
+fn in_two_tiers(index: &MemoryIndex, worker: WorkerId, chain: &Chain) {
+    let blocks = chain.blocks(0..chain.digests.len());
+    let gpu = store_of(chain, 0, &blocks[..blocks.len() / 2]);
+    let cpu = Store { tier: Tier::Cpu, ..store_of(chain, 0, &blocks) };
+    index.apply(worker, &[Change::Store(gpu), Change::Store(cpu)]).expect("it has a home");
+}
+
+criterion_group!(benches, lookup, company);
 criterion_main!(benches);

@@ -3,7 +3,7 @@
 
 use kvscout::block::{Group, SpaceId, Tier, VocabularyId, WorkerId};
 use kvscout::conformance::{self, Step};
-use kvscout::index::{Home, MemoryIndex, MemoryOptions};
+use kvscout::index::{Home, Image, MemoryIndex, MemoryOptions};
 use proptest::prelude::*;
 
 #[test]
@@ -54,6 +54,37 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn history(first: Vec<Home>, steps: Vec<Step>) -> Vec<Step> {
+    let assigns = first.into_iter().enumerate();
+    let assigns = assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home));
+    assigns.chain(steps).collect()
+}
+
+/// The index that the image of another one gives, which gives the same image.
+fn through_image(index: MemoryIndex, options: MemoryOptions) -> Result<MemoryIndex, String> {
+    let image = Image::from_bytes(index.export().into_bytes());
+    let again = MemoryIndex::import(options, &image).map_err(|e| e.to_string())?;
+    let second = again.export();
+    let third = MemoryIndex::import(options, &second).map_err(|e| e.to_string())?.export();
+    match second == third {
+        true => Ok(again),
+        false => Err("an image changed on its way through an index".to_owned()),
+    }
+}
+
+#[test]
+fn stated_histories_go_on_after_an_image_as_if_nothing_had_happened() {
+    let options = MemoryOptions::default();
+    for seed in 0..64 {
+        let steps = conformance::history(seed, 150);
+        let rebuild = |index| through_image(index, options);
+        let index = MemoryIndex::new(options);
+        if let Err(difference) = conformance::run_rebuilding(index, 10, rebuild, options, &steps) {
+            panic!("seed {seed}: {difference}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1024))]
 
@@ -63,12 +94,26 @@ proptest! {
         steps in prop::collection::vec(step(), 1..60),
         unplaced_per_worker in prop_oneof![Just(2usize), Just(65_536)],
     ) {
-        let assigns = first.into_iter().enumerate();
-        let mut history: Vec<Step> =
-            assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home)).collect();
-        history.extend(steps);
+        let history = history(first, steps);
         let options = MemoryOptions { unplaced_per_worker, ..MemoryOptions::default() };
         if let Err(difference) = conformance::run(&MemoryIndex::new(options), options, &history) {
+            prop_assert!(false, "{}", difference);
+        }
+    }
+
+    #[test]
+    fn any_history_goes_on_after_an_image_as_if_nothing_had_happened(
+        first in prop::collection::vec(home(), 5),
+        steps in prop::collection::vec(step(), 1..60),
+        unplaced_per_worker in prop_oneof![Just(2usize), Just(65_536)],
+        every in 1usize..60,
+    ) {
+        let steps = history(first, steps);
+        let options = MemoryOptions { unplaced_per_worker, ..MemoryOptions::default() };
+        let rebuild = |index| through_image(index, options);
+        let index = MemoryIndex::new(options);
+        let run = conformance::run_rebuilding(index, every, rebuild, options, &steps);
+        if let Err(difference) = run {
             prop_assert!(false, "{}", difference);
         }
     }

@@ -113,26 +113,37 @@ impl fmt::Display for Difference {
 ///
 /// The first difference.
 pub fn run(index: &impl Index, options: MemoryOptions, steps: &[Step]) -> Result<(), Difference> {
-    let mut pair = Pair { index, reference: Reference::new(options), homes: Vec::new() };
+    let mut pair = Pair::new(index, options);
     for (at, step) in steps.iter().enumerate() {
-        let difference = |message| Difference { step: at, message };
-        pair.step(step).map_err(difference)?;
-        // Not after each: to ask for sizes may end what an index does little by little, and the
-        // answers must not depend on how far it has come.
-        if at % 7 == 6 {
-            pair.same_stats().map_err(difference)?;
+        pair.step_at(at, step)?;
+    }
+    pair.end(steps.len())
+}
+
+/// Like [`run`], but every few steps the history goes on with the index that `rebuild` makes of the
+/// one before: stored and loaded again, or whatever else may change nothing.
+///
+/// # Errors
+///
+/// The first difference; what `rebuild` says if it fails.
+pub fn run_rebuilding<I: Index>(
+    mut index: I,
+    every: usize,
+    mut rebuild: impl FnMut(I) -> Result<I, String>,
+    options: MemoryOptions,
+    steps: &[Step],
+) -> Result<(), Difference> {
+    let (mut reference, mut homes) = (Reference::new(options), Vec::new());
+    let every = every.max(1);
+    for (n, some) in steps.chunks(every).enumerate() {
+        let mut pair = Pair { index: &index, reference, homes };
+        for (i, step) in some.iter().enumerate() {
+            pair.step_at(n * every + i, step)?;
         }
+        Pair { reference, homes, .. } = pair;
+        index = rebuild(index).map_err(|message| Difference { step: n * every, message })?;
     }
-    let end = |message| Difference { step: steps.len(), message };
-    pair.same_stats().map_err(end)?;
-    for worker in (0..8).map(WorkerId) {
-        pair.step(&Step::Forget(worker)).map_err(end)?;
-    }
-    let stats = block_on(index.stats()).map_err(|e| end(e.to_string()))?;
-    if counts(stats) != Default::default() {
-        return Err(end(format!("every worker is forgotten, but the index holds {stats:?}")));
-    }
-    Ok(())
+    Pair { index: &index, reference, homes }.end(steps.len())
 }
 
 struct Pair<'a, I> {
@@ -143,7 +154,36 @@ struct Pair<'a, I> {
 
 const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
 
-impl<I: Index> Pair<'_, I> {
+impl<'a, I: Index> Pair<'a, I> {
+    fn new(index: &'a I, options: MemoryOptions) -> Pair<'a, I> {
+        Pair { index, reference: Reference::new(options), homes: Vec::new() }
+    }
+
+    fn step_at(&mut self, at: usize, step: &Step) -> Result<(), Difference> {
+        let difference = |message| Difference { step: at, message };
+        self.step(step).map_err(difference)?;
+        // Not after each: to ask for sizes may end what an index does little by little, and the
+        // answers must not depend on how far it has come.
+        if at % 7 == 6 {
+            self.same_stats().map_err(difference)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is left after every worker was forgotten.
+    fn end(mut self, step: usize) -> Result<(), Difference> {
+        let end = |message| Difference { step, message };
+        self.same_stats().map_err(end)?;
+        for worker in (0..8).map(WorkerId) {
+            self.step(&Step::Forget(worker)).map_err(end)?;
+        }
+        let stats = block_on(self.index.stats()).map_err(|e| end(e.to_string()))?;
+        if counts(stats) != Default::default() {
+            return Err(end(format!("every worker is forgotten, but the index holds {stats:?}")));
+        }
+        Ok(())
+    }
+
     fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::Assign(worker, home) => {

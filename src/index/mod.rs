@@ -20,11 +20,13 @@
 //! - Residency counts physical copies per (worker, group, tier): a block that was stored twice is
 //!   resident until it was removed twice.
 
+pub(crate) mod image;
 mod memory;
 
 use std::future::Future;
 use std::ops::Range;
 
+pub use image::Image;
 pub use memory::{MemoryIndex, MemoryOptions};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
@@ -240,14 +242,18 @@ impl Matches {
 
     /// Adds one worker in one group: to the last class, if that says the same.
     pub fn push(&mut self, found: Match) {
+        Matches::push_to(&mut self.classes, &mut self.members, found);
+    }
+
+    fn push_to(classes: &mut Vec<Class>, members: &mut Vec<WorkerId>, found: Match) {
         let Match { worker, group, leading, fastest } = found;
-        let at = self.members.len() as u32;
-        self.members.push(worker);
-        match self.classes.last_mut() {
+        let at = members.len() as u32;
+        members.push(worker);
+        match classes.last_mut() {
             Some(last) if (last.group, last.leading, last.fastest) == (group, leading, fastest) => {
                 last.to = at + 1;
             }
-            _ => self.classes.push(Class { group, leading, fastest, from: at, to: at + 1 }),
+            _ => classes.push(Class { group, leading, fastest, from: at, to: at + 1 }),
         }
     }
 

@@ -6,6 +6,7 @@
 //! [`zmq`] (feature) moves the bytes.
 
 mod lane;
+pub mod snapshot;
 pub mod translate;
 pub mod verify;
 #[cfg(feature = "zmq")]
@@ -67,6 +68,20 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub(crate) const ALL: [Reason; 6] = [
+        Reason::MissedStart,
+        Reason::Gap,
+        Reason::OutOfOrder,
+        Reason::Undecodable,
+        Reason::Overflow,
+        Reason::ExtrasHidden,
+    ];
+
+    /// The reason with this label.
+    pub(crate) fn from_label(label: &str) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|reason| reason.as_str() == label)
+    }
+
     /// A stable label, as it appears in answers and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -187,6 +187,11 @@ impl Candidates {
         Candidates { seeds: all, by_form }
     }
 
+    /// Every contract that is tried, some more than once.
+    pub fn contracts(&self) -> impl Iterator<Item = &Contract> {
+        self.by_form.iter().flat_map(|(_, contracts)| contracts)
+    }
+
     /// What an engine with this form of events can follow; only the rules of `version` if it is
     /// known.
     fn of(&self, form: Form, version: Option<Version>) -> Vec<Contract> {

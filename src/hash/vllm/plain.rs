@@ -95,7 +95,7 @@ impl Layout {
     }
 }
 
-/// Tokens that are pickled at a time.
+/// Tokens that are pickled at a time, in at most 80 bytes.
 const STRIDE: usize = 16;
 
 /// A cache line.
@@ -124,27 +124,24 @@ fn pickled(token: TokenId) -> Part {
     (word.to_le_bytes(), length)
 }
 
-/// The same for a stride of tokens. Without branches and tables, opcodes and lengths are found for
-/// several tokens by one instruction.
+/// The same for a stride of tokens, without a branch for each.
 #[inline]
 fn write_pickled(bytes: &mut [u8], at: usize, tokens: &[TokenId; STRIDE]) -> usize {
+    // Opcode and length of BININT, BININT2 and BININT1. What fits one byte fits two, so that place 1
+    // is never asked for.
+    const FORMS: [[u8; 2]; 4] = [[0x4a, 5], [0x4a, 5], [0x4d, 3], [0x4b, 2]];
     let place = bytes[at..].first_chunk_mut::<SPILL>();
     let (Some(place), 0) = (place, tokens.iter().fold(0, |all, token| all | token) >> 31) else {
         return words(bytes, at, tokens, pickled);
     };
-    let (mut values, mut lengths) = ([0_u64; STRIDE], [0_u32; STRIDE]);
-    for (n, &token) in tokens.iter().enumerate() {
-        let (one, two) = (u32::from(token <= 0xff), u32::from(token <= 0xffff));
-        // BININT1 (0x4b) of 2 bytes, BININT2 (0x4d) of 3, BININT (0x4a) of 5.
-        lengths[n] = 5 - 2 * two - one;
-        values[n] = u64::from(token) << 8 | u64::from(0x4a + 3 * two - 2 * one);
-    }
     let mut end = 0;
-    for (value, length) in values.into_iter().zip(lengths) {
-        // At most 75 before the last token; the mask says so to the compiler.
-        let from = end & (SPILL - 9);
-        place[from..from + 8].copy_from_slice(&value.to_le_bytes());
-        end += length as usize;
+    for &token in tokens {
+        let form = usize::from(token <= 0xff) + 2 * usize::from(token <= 0xffff);
+        // The masks change nothing: they show the compiler that no index is out of bounds.
+        let ([opcode, length], from) = (FORMS[form & 3], end & (SPILL - 9));
+        let word = u64::from(token) << 8 | u64::from(opcode);
+        place[from..from + 8].copy_from_slice(&word.to_le_bytes());
+        end += usize::from(length);
     }
     at + end
 }

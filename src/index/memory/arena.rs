@@ -81,7 +81,7 @@ impl Kind {
 pub(super) struct Arena {
     chunks: Box<[OnceLock<Box<Chunk>>]>,
     /// What a stale address outside of every chunk reads: a record in the middle of a change.
-    nowhere: Line,
+    nowhere: [Line; 8],
 }
 
 impl fmt::Debug for Arena {
@@ -92,8 +92,8 @@ impl fmt::Debug for Arena {
 
 impl Default for Arena {
     fn default() -> Arena {
-        let nowhere = Line::default();
-        nowhere.0[0].store(1 << 32, Ordering::Relaxed);
+        let nowhere: [Line; 8] = Default::default();
+        nowhere[0].0[0].store(1 << 32, Ordering::Relaxed);
         Arena { chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(), nowhere }
     }
 }
@@ -108,7 +108,15 @@ impl Arena {
     #[inline]
     pub(super) fn line(&self, cell: Cell) -> &[AtomicU64; 8] {
         let at = (cell.0 & ((1 << WITHIN) - 1)) as usize >> 2;
-        &self.lines(cell).get(at).unwrap_or(&self.nowhere).0
+        &self.lines(cell).get(at).unwrap_or(&self.nowhere[0]).0
+    }
+
+    /// All lines of a bucket.
+    #[inline]
+    pub(super) fn bucket(&self, cell: Cell) -> &[Line; 8] {
+        let at = (cell.0 & ((1 << WITHIN) - 1)) as usize >> 2;
+        let lines = self.lines(cell).get(at..).and_then(|lines| lines.first_chunk());
+        lines.unwrap_or(&self.nowhere)
     }
 
     /// A cell's words from the first on.
@@ -116,7 +124,7 @@ impl Arena {
     pub(super) fn words(&self, cell: Cell) -> Words<'_> {
         let at = (cell.0 & ((1 << WITHIN) - 1)) as usize * 2;
         let lines = self.lines(cell).get(at / 8..).unwrap_or_default();
-        Words { lines, at: at % 8, nowhere: &self.nowhere.0[0] }
+        Words { lines, at: at % 8, nowhere: &self.nowhere[0].0[0] }
     }
 }
 

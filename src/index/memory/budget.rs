@@ -73,7 +73,7 @@ impl Pen<'_> {
     }
 
     #[inline]
-    fn in_use(&self) -> usize {
+    pub(super) fn in_use(&self) -> usize {
         self.w.book.live() + self.w.side + self.w.unplaced as usize * UNPLACED
     }
 

@@ -12,7 +12,6 @@ use std::alloc::{Layout, alloc, handle_alloc_error};
 
 use super::arena::{Chunk, Words};
 use super::run;
-use super::sync::AtomicU64;
 use crate::block::Digest;
 
 /// A chunk of zeros, in one huge page where the system has any: queries jump from record to record,
@@ -45,9 +44,9 @@ pub(super) fn zeroed_chunk() -> Box<Chunk> {
     unimplemented!("an arena of modelled words")
 }
 
-/// Asks for the cache line of a word.
+/// Asks for the cache line in which a word begins.
 #[inline]
-pub(super) fn prefetch(word: &AtomicU64) {
+pub(super) fn prefetch<T>(word: &T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -58,14 +57,26 @@ pub(super) fn prefetch(word: &AtomicU64) {
     let _ = word;
 }
 
-/// See [`run::equal_sums`]; four contents at a time where there is AVX2.
+/// See [`run::equal_sums`]; eight contents at a time where there is AVX-512, four where AVX2.
 #[inline]
 pub(super) fn equal_sums(sums: Words<'_>, first: usize, digests: &[Digest]) -> usize {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if digests.len() >= 2 * run::SEGMENT && std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the feature was found; the function has no other condition.
-        return unsafe { with_avx2(sums, first, digests) };
+    if digests.len() >= 2 * run::SEGMENT {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the feature was found; the function has no other condition.
+            return unsafe { with_avx512(sums, first, digests) };
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return unsafe { with_avx2(sums, first, digests) };
+        }
     }
+    run::equal_sums(sums, first, digests)
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[target_feature(enable = "avx512f")]
+fn with_avx512(sums: Words<'_>, first: usize, digests: &[Digest]) -> usize {
     run::equal_sums(sums, first, digests)
 }
 

@@ -11,7 +11,7 @@
 
 use super::arena::{Book, Cell, Kind};
 use super::run::{CUT_COUNT, CUTS, CUTS_CLASS, INLINE, PART_COUNT, Run};
-use super::sync::Ordering;
+use super::sync::{Ordering, guard};
 
 /// The end of a cut that covers the whole run, however long it grows.
 pub(super) const ALL: u32 = u32::MAX;
@@ -33,6 +33,34 @@ impl Cut {
     #[inline]
     fn first(self) -> u64 {
         u64::from(self.end) << 32 | u64::from(self.page)
+    }
+
+    /// Takes block `at` from a slot that alone holds `at + 1` blocks, if the run is longer and no
+    /// other slot of its page holds `at`: the common eviction from a run that others hold, too.
+    /// Whether it was that.
+    pub(super) fn shorten(run: Run<'_>, slot: u32, at: u32) -> bool {
+        let (cuts, parts) = (run.get(CUT_COUNT) as usize, run.get(PART_COUNT) as usize);
+        if at == 0 || cuts + parts < 2 {
+            return false;
+        }
+        let words = run.arena.words(Cell(run.get(CUTS)));
+        let page = u64::from(slot / 64);
+        let (old, new) = (u64::from(at + 1) << 32 | page, u64::from(at) << 32 | page);
+        let mut mine = None;
+        for i in 0..cuts {
+            let first = words.load(2 * i);
+            if first == new {
+                return false;
+            }
+            if first == old && words.load(2 * i + 1) == 1 << (slot % 64) {
+                mine = Some(2 * i);
+            }
+        }
+        let Some(i) = mine else { return false };
+        guard::open(run.guard());
+        words.store(i, new);
+        guard::close(run.guard());
+        true
     }
 
     #[inline]

@@ -1,4 +1,5 @@
-//! Every other query: spans, several tiers, unplaced blocks, prompts known by names only.
+//! Every other query: spans, unplaced blocks, prompts known by names only, and workers whose tiers
+//! have holes on the prompt's path.
 //!
 //! What each slot holds of the prompt is collected in pieces, then put together per (worker, group).
 //! Invariant: as in `walk`; and locks are held for one block at a time, so that no batch waits long
@@ -105,7 +106,7 @@ impl Shared {
         let Detail { pieces, vocabularies, above, below, places } = detail;
         pieces.clear();
         let mut into = Collect { shared: self, candidates: query.candidates, pieces, end: 0 };
-        let unplaced = self.unplaced.load(Ordering::Acquire) > 0;
+        let unplaced = self.unplaced(query.space).load(Ordering::Acquire) > 0;
         let by_content = !blocks.digests(0, 1).is_empty();
         if by_content && !self.by_content(query, blocks, cuts, unplaced, &mut into) {
             return Outcome::Again;
@@ -162,7 +163,9 @@ impl Shared {
         {
             let key = Key { parent: above.0, at, head: head.0 };
             let Some(id) = self.find_kid(key) else { break };
-            let Some(seen) = self.see(self.run(id), key, start, blocks, cuts) else { return false };
+            let Some(seen) = self.see(self.run(id), key, start, blocks, cuts, |_| ()) else {
+                return false;
+            };
             if self.run(above.0).born() != above.1 {
                 return false;
             }

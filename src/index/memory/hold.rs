@@ -8,16 +8,16 @@
 use super::cut::{ALL, Cut};
 use super::names::VocId;
 use super::run::{
-    BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, NEXT, OFFSET,
-    PART_COUNT, POSITION, Run, RunId, USED,
+    ALSO, BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, MORE,
+    NEXT, OFFSET, PART_COUNT, POSITION, Run, RunId, USED, VOCABULARY,
 };
 use super::store::Lane;
-use super::sync::guard;
+use super::sync::{Ordering, guard};
 use super::table::{Place, Table};
 use super::write::Pen;
 
-/// Stretches behind holes that a run may have.
-const MOST_PARTS: usize = 1 << 15;
+/// Stretches behind holes that a run may have; few where a test has to make them.
+pub(super) const MOST_PARTS: usize = if cfg!(test) { 64 } else { 1 << 15 };
 
 impl<'a> Pen<'a> {
     #[inline]
@@ -65,7 +65,8 @@ impl<'a> Pen<'a> {
     }
 
     /// Gives up what a slot holds behind holes if a run, whose holders are in `cuts`, has more such
-    /// stretches than a list can have: nobody evicts like that by chance.
+    /// stretches than a list can have: nobody evicts like that by chance. The copies are counted as
+    /// refused, so that nobody trusts what is said of the worker from then on.
     fn bound_parts(&mut self, run: Run<'_>, slot: u32) {
         if self.w.cuts.parts.len() <= MOST_PARTS {
             return;
@@ -73,12 +74,16 @@ impl<'a> Pen<'a> {
         let Pen { w, .. } = self;
         let mine = w.cuts.parts.extract_if(.., |p| p.slot == slot);
         for part in mine.collect::<Vec<_>>() {
+            let entries = u64::from(part.hi - part.lo);
+            w.lost += entries;
             for at in part.lo..part.hi {
-                if run.get(EXTRAS) > 0 && w.extras.remove(&(run.id, at, slot)).is_some() {
+                if run.get(EXTRAS) > 0
+                    && let Some(more) = w.extras.remove(&(run.id, at, slot))
+                {
+                    w.lost += u64::from(more);
                     run.set(EXTRAS, run.get(EXTRAS) - 1);
                 }
             }
-            let entries = u64::from(part.hi - part.lo);
             w.entries -= entries;
             w.evicted += entries;
             w.slots.count(slot, -(entries as i64));
@@ -104,26 +109,43 @@ impl<'a> Pen<'a> {
         self.w.cuts.holds(slot, place.at)
     }
 
+    /// The common eviction: the last block of a chain that nobody else holds, by the only name that
+    /// it has, which means no other block. Whether it was that.
+    #[inline]
+    pub(super) fn drop_last(&mut self, lane: &Lane, place: Place, hash: u64) -> bool {
+        let (at, slot) = (place.at, lane.slot);
+        let run = self.run(RunId(place.run));
+        let len = run.len();
+        let mine = Cut { end: ALL, page: slot / 64, bits: 1 << (slot % 64) };
+        if at + 1 != len
+            || Self::only_cut(run) != Some(mine)
+            || run.get(LAST_KID) == len
+            || run.get(EXTRAS) + run.get(MORE) + run.get(ALSO) > 0
+            || run.get(VOCABULARY) != lane.voc.0
+        {
+            return false;
+        }
+        self.w.entries -= 1;
+        self.w.slots.count(slot, -1);
+        run.name(at, len).store(0, Ordering::Relaxed);
+        let there = lane.table.remove(&self.shared.arena, hash, place);
+        debug_assert!(there, "every bound name is in its table");
+        if let Some(parent) = self.shorten(run, at) {
+            self.trim(parent, Some((lane.voc, &*lane.table)));
+        }
+        true
+    }
+
     /// One copy of a block less; whether the slot had one.
     pub(super) fn drop_copy(&mut self, lane: &Lane, place: Place) -> bool {
         let (id, at, slot) = (RunId(place.run), place.at, lane.slot);
         let run = self.run(id);
         let len = run.len();
         let hint = Some((lane.voc, &*lane.table));
-        if let Some(cut) = Self::only_cut(run)
-            && cut.end == ALL
-            && cut.page == slot / 64
-            && cut.bits == 1 << (slot % 64)
-            && at + 1 == len
-            && (run.get(KIDS) == 0 || run.get(LAST_KID) < len)
-            && run.get(EXTRAS) == 0
-        {
-            // The common eviction: the last block of a chain that nobody else holds.
+        if run.get(EXTRAS) == 0 && Cut::shorten(run, slot, at) {
+            // The run ends where it did: somebody else or a child is behind this holder's end.
             self.w.entries -= 1;
             self.w.slots.count(slot, -1);
-            if let Some(parent) = self.cut_off(run, at, hint) {
-                self.trim(parent, hint);
-            }
             return true;
         }
         self.w.cuts.load(run);
@@ -187,10 +209,15 @@ impl<'a> Pen<'a> {
         new: u32,
         hint: Option<(VocId, &Table)>,
     ) -> Option<RunId> {
-        let len = run.len();
-        for at in (new..len).rev() {
+        for at in (new..run.len()).rev() {
             self.unbind(run.id, at, hint);
         }
+        self.shorten(run, new)
+    }
+
+    /// `cut_off`, of blocks whose names are unbound already.
+    fn shorten(&mut self, run: Run<'a>, new: u32) -> Option<RunId> {
+        let len = run.len();
         let Pen { w, .. } = self;
         let alone = Self::only_cut(run).is_some_and(|cut| cut.end == ALL) && new > 0;
         if !alone {
@@ -286,5 +313,37 @@ impl<'a> Pen<'a> {
             next = kid.get(NEXT);
             Some(kid)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::block::{
+        BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
+    };
+    use crate::index::{Block, Change, Home, MemoryIndex, Parent, Store};
+
+    #[test]
+    fn copies_lost_behind_too_many_holes_are_counted_as_refused() {
+        let index = MemoryIndex::default();
+        let (worker, group, tier) = (WorkerId(1), Group(0), Tier::Gpu);
+        let home = Home { space: SpaceId(1), vocabulary: VocabularyId(1) };
+        index.assign(worker, home).unwrap();
+        let block = |n| Block { name: Name(n), digest: Some(Digest(n)) };
+        let blocks: Vec<Block> = (1..=200).map(block).collect();
+        let shape = Shape::plain(BlockSize::DEFAULT);
+        let store = Store { shape, group, tier, parent: Parent::Root, blocks: &blocks };
+        let stored = index.apply(worker, &[Change::Store(store)]).unwrap();
+        assert_eq!((stored.stored, stored.refused), (200, 0));
+        let (mut removed, mut refused) = (0, 0);
+        for name in (1..=100).map(|n| Name(2 * n)) {
+            let names = [name];
+            let applied = index.apply(worker, &[Change::Remove { group, tier, names: &names }]);
+            let applied = applied.unwrap();
+            removed += applied.removed;
+            refused += applied.refused;
+        }
+        assert!(refused > 0, "65 holes are more than a run may have in a test");
+        assert_eq!(index.stats().entries + removed + refused, 200);
     }
 }

@@ -4,12 +4,16 @@
 //! one offset of one run; a copy is counted in exactly one place, a run's holders or an unplaced
 //! block's. Readers take no lock that a batch holds.
 
+mod ahead;
+mod answer;
 mod arena;
 mod budget;
 mod cpu;
 mod cut;
 mod detail;
+mod export;
 mod hold;
+mod import;
 mod names;
 mod orphan;
 
@@ -30,7 +34,7 @@ use parking_lot::Mutex;
 use self::arena::Book;
 pub(crate) use self::walk::Scratch;
 use self::write::{Pen, Shared, Writer};
-use super::{Applied, BlockSource, Change, Home, Index, Matches, Query, Stats};
+use super::{Applied, BlockSource, Change, Home, Image, Index, Matches, Query, Stats};
 use crate::block::WorkerId;
 use crate::error::Error;
 
@@ -81,6 +85,25 @@ impl MemoryIndex {
         let mut book = Book::default();
         let shared = Shared::new(&mut book);
         MemoryIndex { shared, writer: Mutex::new(Writer::new(options, book)) }
+    }
+
+    /// An index in the state that an image shows, but for what it leaves out (see [`Image`]).
+    ///
+    /// If that is more than the budget, the ends of some chains are evicted at once.
+    ///
+    /// # Errors
+    ///
+    /// An error of kind [`Decode`](crate::ErrorKind::Decode) when the image is no image or
+    /// contradicts itself, or when it would take far more than the budget.
+    pub fn import(options: MemoryOptions, image: &Image) -> Result<MemoryIndex, Error> {
+        let index = MemoryIndex::new(options);
+        index.write(|pen| pen.import(image))?;
+        Ok(index)
+    }
+
+    /// The state of this index. Changes wait for as long as it takes; lookups do not.
+    pub fn export(&self) -> Image {
+        self.write(|pen| pen.export())
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut Pen<'_>) -> T) -> T {

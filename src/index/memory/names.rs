@@ -38,8 +38,8 @@ pub(super) struct Names {
     pub(super) vocabularies: HashMap<VocId, Vocabulary>,
     pub(super) keys: HashMap<(SpaceId, VocabularyId), VocId>,
     /// By run and segment; ascending by vocabulary.
-    more: HashMap<(RunId, u32), More>,
-    also: HashMap<(RunId, u32), Vec<(VocId, Name)>>,
+    pub(super) more: HashMap<(RunId, u32), More>,
+    pub(super) also: HashMap<(RunId, u32), Vec<(VocId, Name)>>,
     pub(super) dups: HashMap<(VocId, Name), Vec<Place>>,
     last: u32,
 }

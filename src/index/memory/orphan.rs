@@ -12,12 +12,12 @@ use super::store::Lane;
 use super::sync::Ordering;
 use super::table::Place;
 use super::write::Pen;
-use crate::block::{BlockSize, Digest, Name, Shape};
+use crate::block::{BlockSize, Digest, Name, Shape, SpaceId};
 use crate::index::Applied;
 
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
-    blocks: HashMap<Name, Orphan>,
+    pub(super) blocks: HashMap<Name, Orphan>,
     waiting: HashMap<(Shape, Name), Vec<Name>>,
 }
 
@@ -25,9 +25,9 @@ pub(super) struct Orphans {
 #[derive(Debug, Default)]
 pub(super) struct Orphan {
     /// (slot, copies), each slot once.
-    holders: Vec<(u32, u32)>,
+    pub(super) holders: Vec<(u32, u32)>,
     /// Where the block goes once its parent is placed; `None` for a block known by name only.
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,14 @@ impl Pen<'_> {
         voc.orphans.holders(name).any(|slot| self.w.slots.worker(slot) == lane.worker)
     }
 
-    fn hold_orphan(&mut self, id: VocId, name: Name, link: Option<Link>, slot: u32, copies: u32) {
+    pub(super) fn hold_orphan(
+        &mut self,
+        id: VocId,
+        name: Name,
+        link: Option<Link>,
+        slot: u32,
+        copies: u32,
+    ) {
         let worker = self.w.slots.worker(slot);
         let mut names = self.shared.names.write();
         let Some(voc) = names.vocabularies.get_mut(&id) else { return };
@@ -124,7 +131,7 @@ impl Pen<'_> {
         voc.orphans.hold(name, link, slot, copies);
         if voc.orphans.len() > had {
             self.w.unplaced += 1;
-            self.shared.unplaced.fetch_add(1, Ordering::Release);
+            self.shared.unplaced(voc.key.0).fetch_add(1, Ordering::Release);
         }
         drop(names);
         if !before.contains(&slot) {
@@ -152,20 +159,21 @@ impl Pen<'_> {
         if empty {
             voc.orphans.forget(name);
         }
+        let space = voc.key.0;
         drop(names);
         self.w.entries -= 1;
         if !still {
             self.w.count_unplaced(lane.worker, -1);
         }
         if empty {
-            self.forgot_orphans(1);
+            self.forgot_orphans(space, 1);
         }
         true
     }
 
-    fn forgot_orphans(&mut self, n: u64) {
+    fn forgot_orphans(&mut self, space: SpaceId, n: u64) {
         self.w.unplaced -= n;
-        self.shared.unplaced.fetch_sub(n as u32, Ordering::Release);
+        self.shared.unplaced(space).fetch_sub(n as u32, Ordering::Release);
     }
 
     /// Takes all unplaced blocks of some slots of one worker away.
@@ -193,10 +201,11 @@ impl Pen<'_> {
         for &name in &gone {
             voc.orphans.forget(name);
         }
+        let space = voc.key.0;
         drop(names);
         self.w.entries -= entries as u64;
         self.w.count_unplaced(worker, -left);
-        self.forgot_orphans(gone.len() as u64);
+        self.forgot_orphans(space, gone.len() as u64);
     }
 
     /// After a name was bound: moves the copies that were counted by it only, and places orphans
@@ -247,13 +256,14 @@ impl Pen<'_> {
         let mut names = self.shared.names.write();
         let Some(voc) = names.vocabularies.get_mut(&id) else { return };
         let Some(block) = voc.orphans.forget(name) else { return };
+        let space = voc.key.0;
         drop(names);
         self.w.entries -= block.holders.len() as u64;
         let mut workers: Vec<_> = block.holders.iter().map(|h| self.w.slots.worker(h.0)).collect();
         workers.sort_unstable();
         workers.dedup();
         workers.into_iter().for_each(|worker| self.w.count_unplaced(worker, -1));
-        self.forgot_orphans(1);
+        self.forgot_orphans(space, 1);
     }
 
     /// Whether a block can be the one that a link describes.
@@ -282,9 +292,10 @@ impl Pen<'_> {
         for name in all {
             taken.extend(voc.orphans.forget(name).map(|block| (name, block)));
         }
+        let space = voc.key.0;
         drop(names);
         for (name, block) in taken {
-            self.forgot_orphans(1);
+            self.forgot_orphans(space, 1);
             self.w.entries -= block.holders.len() as u64;
             // Each holder is this worker: it was alone in the old vocabulary.
             self.w.count_unplaced(new.worker, -1);

@@ -13,6 +13,8 @@ use crate::block::Digest;
 
 /// Blocks of a segment.
 pub(super) const SEGMENT: usize = 16;
+/// Segments whose sums are asked for at once, eight in a line; the hardware sees the rest coming.
+const ASKED: usize = 64;
 /// A longer chain goes on in a child: offsets have 12 bits.
 pub(super) const LONGEST: u32 = 4096;
 
@@ -39,11 +41,16 @@ pub(super) const UP: Field = Field(1, 32, 32);
 pub(super) const OFFSET: Field = Field(1, 0, 32);
 /// Content of the first block; (space, size) of a root.
 pub(super) const HEAD: Field = Field(2, 0, 64);
-pub(super) const LEN: Field = Field(3, 48, 16);
+pub(super) const LEN: Field = Field(3, 51, 13);
+/// The greatest offset of a child, 0 without children: queries that leave the run behind it need not
+/// look for one, and most that leave it elsewhere leave it there.
+pub(super) const LAST_KID: Field = Field(3, 38, 13);
+/// The size of the list that [`DATA`] names: so many sums as a power of two, then the segments.
+const DATA_CLASS: Field = Field(3, 33, 5);
 /// Entries of [`CUTS`]: how many are cuts, how many are parts.
-pub(super) const CUT_COUNT: Field = Field(3, 24, 24);
-pub(super) const PART_COUNT: Field = Field(3, 0, 24);
-/// The only segment, or the list of (sum, segment).
+pub(super) const CUT_COUNT: Field = Field(3, 16, 17);
+pub(super) const PART_COUNT: Field = Field(3, 0, 16);
+/// The only segment, or the list of sums and segments.
 const DATA: Field = Field(4, 32, 32);
 /// The list of residency entries, unless the only one is a cut, which is in words 5 and 6.
 pub(super) const CUTS: Field = Field(4, 0, 32);
@@ -57,9 +64,6 @@ pub(super) const BEFORE: Field = Field(9, 0, 32);
 pub(super) const KIDS: Field = Field(10, 32, 32);
 /// How many children are at the greatest offset.
 pub(super) const KIDS_AT_LAST: Field = Field(10, 0, 32);
-/// The greatest offset of a child.
-pub(super) const LAST_KID: Field = Field(11, 48, 16);
-const DATA_CLASS: Field = Field(11, 40, 8);
 pub(super) const CUTS_CLASS: Field = Field(11, 32, 8);
 /// Blocks with names of further vocabularies (segments), further names, further copies.
 pub(super) const MORE: Field = Field(11, 0, 32);
@@ -116,11 +120,38 @@ impl<'a> Run<'a> {
         self.word(word).store(now & !mask | value, Ordering::Relaxed);
     }
 
-    /// Asks for what the record leads to.
+    /// Asks for what readers read of the record.
     #[inline]
-    pub(super) fn ask(self) {
-        cpu::prefetch(self.arena.words(Cell(self.get(DATA))).word(0));
+    pub(super) fn ask_record(self) {
+        cpu::prefetch(self.guard());
+    }
+
+    /// Asks for what the record leads to: holders, sums, and the segment in which a prompt leaves
+    /// that shares `same` blocks of its `len`.
+    #[inline]
+    pub(super) fn ask(self, len: u32, same: u32) {
         cpu::prefetch(self.arena.words(Cell(self.get(CUTS))).word(0));
+        let data = self.arena.words(Cell(self.get(DATA)));
+        cpu::prefetch(data.word(0));
+        if len as usize > SEGMENT {
+            let last = same as usize / SEGMENT;
+            for segment in (8..last.min(ASKED)).step_by(8) {
+                cpu::prefetch(data.word(segment));
+            }
+            if !same.is_multiple_of(SEGMENT as u32) || same < len {
+                cpu::prefetch(data.word(self.listed(last)));
+            }
+        }
+    }
+
+    /// Asks for the contents of a segment up to block `at`.
+    #[inline]
+    pub(super) fn ask_segment(self, at: u32, len: u32) {
+        let contents = self.segment(at, len);
+        cpu::prefetch(contents.word(0));
+        if at as usize % SEGMENT >= 8 {
+            cpu::prefetch(contents.word(8));
+        }
     }
 
     /// Notes a use; readers may.
@@ -166,7 +197,13 @@ impl<'a> Run<'a> {
         if len as usize <= SEGMENT {
             return data;
         }
-        Cell(self.arena.words(data).load(2 * segment + 1) as u32)
+        Cell(self.arena.words(data).load(self.listed(segment)) as u32)
+    }
+
+    /// Where in the list a segment is.
+    #[inline]
+    fn listed(self, segment: usize) -> usize {
+        (1 << self.get(DATA_CLASS)) + segment
     }
 
     #[inline]
@@ -244,7 +281,7 @@ impl<'a> Run<'a> {
                 words.store(i, 0);
             }
             if list {
-                self.arena.words(data).store(2 * segment + 1, u64::from(cell.0));
+                self.arena.words(data).store(self.listed(segment), u64::from(cell.0));
             } else {
                 self.set(DATA, cell.0);
             }
@@ -269,8 +306,8 @@ impl<'a> Run<'a> {
 
     fn write_sum(self, segment: usize) {
         let data = self.arena.words(Cell(self.get(DATA)));
-        let words = self.arena.words(Cell(data.load(2 * segment + 1) as u32));
-        data.store(2 * segment, sum(&std::array::from_fn(|i| Digest(words.load(i)))));
+        let words = self.arena.words(Cell(data.load(self.listed(segment)) as u32));
+        data.store(segment, sum(&std::array::from_fn(|i| Digest(words.load(i)))));
     }
 
     /// Takes the blocks from `new` on away; their names are unbound already. The guard is open.
@@ -283,7 +320,7 @@ impl<'a> Run<'a> {
         let class = self.get(DATA_CLASS) as u8;
         if old > SEGMENT && segments <= 1 {
             let data = Cell(self.get(DATA));
-            let first = self.arena.words(data).load(1);
+            let first = self.arena.words(data).load(self.listed(0));
             self.set(DATA, if segments == 1 { first } else { 0 });
             book.give(self.arena, Kind::List(class), data);
         } else if old > SEGMENT && segments << 2 <= 1 << class && class > 2 {
@@ -303,9 +340,9 @@ impl<'a> Run<'a> {
             let first = self.get(DATA);
             let Kind::List(class) = Kind::list(segments.max(2)) else { return };
             let list = book.take(self.arena, Kind::List(class));
-            self.arena.words(list).store(1, u64::from(first));
             self.set(DATA, list.0);
             self.set(DATA_CLASS, class);
+            self.arena.words(list).store(self.listed(0), u64::from(first));
         } else if segments > 1 << self.get(DATA_CLASS) {
             let old = Kind::List(self.get(DATA_CLASS) as u8);
             self.move_list(book, had, Kind::list(segments), old);
@@ -315,8 +352,10 @@ impl<'a> Run<'a> {
     fn move_list(self, book: &mut Book, segments: usize, to: Kind, from: Kind) {
         let Kind::List(class) = to else { return };
         let (old, new) = (Cell(self.get(DATA)), book.take(self.arena, to));
-        for i in 0..2 * segments {
-            self.arena.words(new).store(i, self.arena.words(old).load(i));
+        let (from_words, to_words) = (self.arena.words(old), self.arena.words(new));
+        for i in 0..segments {
+            to_words.store(i, from_words.load(i));
+            to_words.store((1 << class) + i, from_words.load(self.listed(i)));
         }
         self.set(DATA, new.0);
         self.set(DATA_CLASS, class);
@@ -355,13 +394,13 @@ pub(super) fn sum(contents: &[Digest; SEGMENT]) -> u64 {
     all
 }
 
-/// How many leading segments of `digests` have the sums that are in every second word from `first`.
+/// How many leading segments of `digests` have the sums that are in the words from `first` on.
 #[inline(always)]
 pub(super) fn equal_sums(sums: Words<'_>, first: usize, digests: &[Digest]) -> usize {
     // A plain loop: what an iterator calls would not be compiled for the caller's features.
     let mut same = 0;
     for segment in digests.as_chunks::<SEGMENT>().0 {
-        if sums.load(2 * (first + same)) != sum(segment) {
+        if sums.load(first + same) != sum(segment) {
             break;
         }
         same += 1;

@@ -3,16 +3,20 @@
 //! Invariants: a slot that some run mentions stands for the same (worker, group, tier) until no run
 //! mentions it any more; a retired slot answers to nobody from that store on, which is what makes
 //! forgetting a worker one step; a slot is given to somebody else only after a new `epoch`, so a
-//! reader that sees the epoch unchanged has attributed every bit to the right worker.
+//! reader that sees the epoch unchanged has attributed every bit to the right worker. A slot that
+//! answers is in exactly one lane of its page or in its `others`, and there with its own kind.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::sync::{AtomicU64, Ordering, fence};
+use super::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::block::{Group, Tier, WorkerId};
 
-const CHUNK: usize = 1024;
+/// Pages that are made at once.
+const PAGES: usize = 16;
 const CHUNKS: usize = 1024;
+/// So many slots there can be at a time.
+pub(super) const MOST: usize = 64 * PAGES * CHUNKS;
 
 const ALIVE: u64 = 1 << 40;
 /// The worker's blocks of this group lie in several tiers, so that they only count together.
@@ -27,7 +31,111 @@ pub(super) struct Owner {
     pub(super) layered: bool,
 }
 
-type Chunk = Box<[[AtomicU64; 2]]>;
+/// Kinds of slots, (group, tier), that a page keeps apart; those of further kinds are looked at one
+/// by one.
+const LANES: usize = 3;
+
+/// Slots of one page that hold blocks of the same group in the same tier, and that alone count for
+/// their worker in that group.
+#[derive(Debug)]
+pub(super) struct Lane {
+    kind: AtomicU64,
+    bits: AtomicU64,
+}
+
+impl Lane {
+    #[inline]
+    pub(super) fn bits(&self) -> u64 {
+        self.bits.load(Ordering::Relaxed)
+    }
+
+    /// The group, and the tier's rank.
+    #[inline]
+    pub(super) fn kind(&self) -> (Group, usize) {
+        let kind = self.kind.load(Ordering::Relaxed);
+        (Group(kind as u32), (kind >> 32) as usize & 3)
+    }
+}
+
+/// 64 slots. One line says which of them answer and what for, four say for whom.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) lanes: [Lane; LANES],
+    /// Slots that answer and are in no lane.
+    others: AtomicU64,
+    /// Those of them that lie in several tiers.
+    layered: AtomicU64,
+    workers: [AtomicU32; 64],
+    owners: [[AtomicU64; 2]; 64],
+}
+
+impl Page {
+    fn new() -> Page {
+        let zero = || AtomicU64::new(0);
+        Page {
+            lanes: std::array::from_fn(|_| Lane { kind: zero(), bits: zero() }),
+            others: zero(),
+            layered: zero(),
+            workers: std::array::from_fn(|_| AtomicU32::new(0)),
+            owners: std::array::from_fn(|_| [zero(), zero()]),
+        }
+    }
+
+    /// The worker of a slot that was found in a lane.
+    #[inline]
+    pub(super) fn worker(&self, bit: u32) -> WorkerId {
+        WorkerId(self.workers[bit as usize % 64].load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(super) fn others(&self) -> u64 {
+        self.others.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn layered(&self) -> u64 {
+        self.layered.load(Ordering::Relaxed)
+    }
+
+    /// The owner of a slot, `None` once it is retired.
+    #[inline]
+    pub(super) fn owner(&self, bit: u32) -> Option<Owner> {
+        Slots::owner_in(&self.owners[bit as usize % 64])
+    }
+
+    /// Writer: a slot answers to nobody.
+    fn quiet(&self, bit: u64) {
+        let words = self.lanes.iter().map(|lane| &lane.bits).chain([&self.others, &self.layered]);
+        for word in words {
+            word.store(word.load(Ordering::Relaxed) & !bit, Ordering::Release);
+        }
+    }
+
+    /// Writer: a slot answers again, as one of its kind.
+    fn admit(&self, bit: u64, owner: Owner) {
+        let add =
+            |word: &AtomicU64| word.store(word.load(Ordering::Relaxed) | bit, Ordering::Release);
+        let Some(rank) = owner.tier.rank() else { return };
+        let kind = u64::from(owner.group.0) | (rank as u64) << 32;
+        let is = |lane: &&Lane| lane.bits() != 0 && lane.kind.load(Ordering::Relaxed) == kind;
+        let free = || self.lanes.iter().find(|lane| lane.bits() == 0);
+        match self.lanes.iter().find(is).or_else(free) {
+            Some(lane) if !owner.layered => {
+                lane.kind.store(kind, Ordering::Relaxed);
+                add(&lane.bits);
+            }
+            _ => {
+                add(&self.others);
+                if owner.layered {
+                    add(&self.layered);
+                }
+            }
+        }
+    }
+}
+
+type Chunk = Box<[Page]>;
 
 /// The owners of all slots.
 pub(super) struct Slots {
@@ -48,28 +156,22 @@ impl Default for Slots {
 }
 
 impl Slots {
-    #[inline]
-    fn words(&self, slot: u32) -> Option<&[AtomicU64; 2]> {
-        let at = slot as usize;
-        self.chunks.get(at / CHUNK)?.get()?.get(at % CHUNK)
-    }
-
     /// The 64 slots of a page.
     #[inline]
-    pub(super) fn page(&self, page: u32) -> Option<&[[AtomicU64; 2]; 64]> {
-        let at = page as usize * 64;
-        self.chunks.get(at / CHUNK)?.get()?.get(at % CHUNK..)?.first_chunk()
+    pub(super) fn page(&self, page: u32) -> Option<&Page> {
+        let at = page as usize;
+        self.chunks.get(at / PAGES)?.get()?.get(at % PAGES)
     }
 
     /// The owner of a slot, `None` once it is retired.
     #[inline]
     pub(super) fn owner(&self, slot: u32) -> Option<Owner> {
-        Slots::owner_in(self.words(slot)?)
+        self.page(slot / 64)?.owner(slot)
     }
 
     /// The owner in the words of a slot.
     #[inline]
-    pub(super) fn owner_in([first, group]: &[AtomicU64; 2]) -> Option<Owner> {
+    fn owner_in([first, group]: &[AtomicU64; 2]) -> Option<Owner> {
         let word = first.load(Ordering::Acquire);
         if word & ALIVE == 0 {
             return None;
@@ -106,26 +208,32 @@ impl Slots {
         fence(Ordering::Release);
     }
 
-    /// Writer: a slot gets its owner.
+    /// Writer: a slot gets its owner, or its owner changes its kind. A new epoch, for readers may not
+    /// see half of it.
     pub(super) fn set(&self, slot: u32, owner: Owner) {
-        let at = slot as usize;
-        let Some(chunk) = self.chunks.get(at / CHUNK) else {
-            panic!("more than {} (worker, group, tier) at a time", CHUNK * CHUNKS);
+        let (at, bit) = (slot as usize / 64, slot as usize % 64);
+        let Some(chunk) = self.chunks.get(at / PAGES) else {
+            panic!("more than {} (worker, group, tier) at a time", 64 * PAGES * CHUNKS);
         };
-        let chunk = chunk
-            .get_or_init(|| (0..CHUNK).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect());
-        let [first, group] = &chunk[at % CHUNK];
+        let chunk = chunk.get_or_init(|| (0..PAGES).map(|_| Page::new()).collect());
+        let page = &chunk[at % PAGES];
+        self.turn();
+        page.quiet(1 << bit);
+        let [first, group] = &page.owners[bit];
         let tier = owner.tier.rank().unwrap_or(4) as u64;
         let layered = if owner.layered { LAYERED } else { 0 };
         group.store(u64::from(owner.group.0), Ordering::Relaxed);
         let word = u64::from(owner.worker.0) | tier << 32 | ALIVE | layered;
         first.store(word, Ordering::Release);
+        page.workers[bit].store(owner.worker.0, Ordering::Relaxed);
+        page.admit(1 << bit, owner);
     }
 
     /// Writer: a slot answers to nobody.
     pub(super) fn retire(&self, slot: u32) {
-        if let Some([first, _]) = self.words(slot) {
-            first.store(0, Ordering::Release);
+        if let Some(page) = self.page(slot / 64) {
+            page.quiet(1 << (slot % 64));
+            page.owners[slot as usize % 64][0].store(0, Ordering::Release);
         }
     }
 }

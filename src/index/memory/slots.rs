@@ -4,6 +4,7 @@
 //! after its death has visited every run.
 
 use super::slot::{Owner, Slots};
+use super::table::Place;
 use crate::block::WorkerId;
 
 #[derive(Debug, Default)]
@@ -11,6 +12,8 @@ pub(super) struct SlotBook {
     workers: Vec<WorkerId>,
     /// Entries of each slot in runs.
     entries: Vec<u64>,
+    /// Where each slot's next removal is likely to be; whoever uses it checks it.
+    pub(super) likely: Vec<Place>,
     free: Vec<u32>,
     /// Bits of dead slots, by page.
     dead: Vec<u64>,
@@ -26,6 +29,7 @@ impl SlotBook {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.workers.push(owner.worker);
             self.entries.push(0);
+            self.likely.push(Place::default());
             self.dead.resize(self.workers.len().div_ceil(64), 0);
             (self.workers.len() - 1) as u32
         });
@@ -91,6 +95,6 @@ impl SlotBook {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.workers.capacity() * 40
+        self.workers.capacity() * 48
     }
 }

@@ -9,8 +9,8 @@ use super::cut::{ALL, Cut};
 use super::names::VocId;
 use super::orphan::Link;
 use super::run::{
-    CUT_COUNT, FRESH, HEAD, INLINE, LONGEST, OFFSET, PART_COUNT, POSITION, ROOT, Run, RunId, UP,
-    USED, VOCABULARY,
+    CUT_COUNT, FRESH, HEAD, INLINE, KIDS, LAST_KID, LONGEST, OFFSET, PART_COUNT, POSITION, ROOT,
+    Run, RunId, SEGMENT, UP, USED, VOCABULARY,
 };
 use super::sync::{Ordering, guard};
 use super::table::{Place, Table};
@@ -132,10 +132,11 @@ impl<'a> Pen<'a> {
             let len = run.len();
             let digest = content(first);
             if at < len {
-                let same = common(run, at, len, rest);
+                let (same, named) = common(run, at, len, rest);
                 if same > 0 {
                     self.hold(id, lane.slot, at, at + same as u32);
-                    for (i, block) in rest[..same].iter().enumerate() {
+                    let known = named && run.get(VOCABULARY) == lane.voc.0 && self.w.unplaced == 0;
+                    for (i, block) in rest[..same].iter().enumerate().filter(|_| !known) {
                         self.bind_and_settle(lane, id, at + i as u32, block.name);
                     }
                     rest = &rest[same..];
@@ -143,7 +144,9 @@ impl<'a> Pen<'a> {
                     continue;
                 }
             }
-            if let Some(kid) = self.kid(id, at, digest) {
+            // Most chains go on where no child is.
+            let may_part = run.get(KIDS) > 0 && at <= run.get(LAST_KID);
+            if may_part && let Some(kid) = self.kid(id, at, digest) {
                 self.refresh(kid);
                 // It may have been held by the dead only.
                 if self.is_kid(kid, id, at, digest) {
@@ -306,7 +309,7 @@ impl<'a> Pen<'a> {
     }
 
     /// A new record with its guard open.
-    fn make(&mut self, parent: RunId, at: u32, head: u64) -> Run<'a> {
+    pub(super) fn make(&mut self, parent: RunId, at: u32, head: u64) -> Run<'a> {
         let w = &mut *self.w;
         w.born = w.born.wrapping_add(1);
         let run = Run::make(&self.shared.arena, &mut w.book, w.born);
@@ -319,7 +322,7 @@ impl<'a> Pen<'a> {
         run
     }
 
-    fn publish(&mut self, run: Run<'_>, parent: RunId, at: u32, head: u64) {
+    pub(super) fn publish(&mut self, run: Run<'_>, parent: RunId, at: u32, head: u64) {
         let hash = self.shared.kid_hash(parent, at, head);
         let place = Place { run: run.id.0, at: 0 };
         let shared = self.shared;
@@ -331,7 +334,7 @@ impl<'a> Pen<'a> {
     }
 
     /// The run that stands for the empty prefix of a (space, shape).
-    fn root(&mut self, space: SpaceId, shape: Shape) -> RunId {
+    pub(super) fn root(&mut self, space: SpaceId, shape: Shape) -> RunId {
         let head = u64::from(space.0) << 32 | u64::from(shape.size.get());
         if let Some(root) = self.kid(RunId::NONE, shape.lookahead, Digest(head)) {
             return root;
@@ -343,7 +346,7 @@ impl<'a> Pen<'a> {
         run.id
     }
 
-    fn kid(&self, parent: RunId, at: u32, head: Digest) -> Option<RunId> {
+    pub(super) fn kid(&self, parent: RunId, at: u32, head: Digest) -> Option<RunId> {
         let hash = self.shared.kid_hash(parent, at, head.0);
         let is = |p: Place| self.is_kid(RunId(p.run), parent, at, head);
         self.shared.kids.find(&self.shared.arena, hash, is).map(|p| RunId(p.run))
@@ -361,11 +364,19 @@ impl<'a> Pen<'a> {
     pub(super) fn remove(&mut self, lane: &Lane, name: Name) -> bool {
         if self.w.dups == 0 && !self.w.slots.has_dead() {
             let hash = self.shared.hash(name.0);
-            let is = |p| self.is_named(p, lane.voc, name);
-            if let Some(place) = lane.table.find(&self.shared.arena, hash, is)
-                && self.drop_copy(lane, place)
-            {
-                return true;
+            let likely = self.w.slots.likely[lane.slot as usize];
+            let place = match self.is_likely(lane, likely, name) {
+                true => Some(likely),
+                false => {
+                    let is = |p| self.is_named(p, lane.voc, name);
+                    lane.table.find(&self.shared.arena, hash, is)
+                }
+            };
+            if let Some(place) = place {
+                self.w.slots.likely[lane.slot as usize] = self.before(place);
+                if self.drop_last(lane, place, hash) || self.drop_copy(lane, place) {
+                    return true;
+                }
             }
         } else {
             let mut places = std::mem::take(&mut self.w.places);
@@ -378,6 +389,44 @@ impl<'a> Pen<'a> {
         }
         self.w.unplaced > 0 && self.drop_orphan(lane, name)
     }
+
+    /// Whether a name means a block that was guessed, of which nothing is known but that it was one
+    /// of this index. While no name has several blocks, the one that bears it is the one it means.
+    #[inline]
+    fn is_likely(&self, lane: &Lane, guess: Place, name: Name) -> bool {
+        let run = self.run(RunId(guess.run));
+        let len = run.len();
+        guess.run != 0
+            && !guard::is_open(run.raw(0))
+            && guess.at < len
+            && run.get(VOCABULARY) == lane.voc.0
+            && name.0 != 0
+            && run.name(guess.at, len).load(Ordering::Relaxed) == name.0
+    }
+
+    /// The block before one: engines evict chains from the tail.
+    #[inline]
+    fn before(&self, place: Place) -> Place {
+        if place.at > 0 {
+            return Place { at: place.at - 1, ..place };
+        }
+        let run = self.run(RunId(place.run));
+        match run.get(OFFSET) {
+            0 => Place::default(),
+            offset => Place { run: run.parent().0, at: offset - 1 },
+        }
+    }
+
+    /// Asks for the bucket of the name that a slot is likely to remove next.
+    pub(super) fn ask_for_likely(&self, lane: &Lane) {
+        let guess = self.w.slots.likely[lane.slot as usize];
+        let run = self.run(RunId(guess.run));
+        let len = run.len();
+        if guess.run != 0 && !guard::is_open(run.raw(0)) && guess.at < len {
+            let name = run.name(guess.at, len).load(Ordering::Relaxed);
+            lane.table.touch(&self.shared.arena, self.shared.hash(name));
+        }
+    }
 }
 
 fn content(block: &Block) -> Digest {
@@ -385,14 +434,22 @@ fn content(block: &Block) -> Digest {
     block.digest.unwrap_or(Digest(0))
 }
 
-/// How many blocks a run has in common with a store from `at` on.
-fn common(run: Run<'_>, at: u32, len: u32, blocks: &[Block]) -> usize {
-    let mut same = 0;
-    for (at, block) in (at..len).zip(blocks) {
-        if run.content(at, len) != content(block).0 {
-            break;
+/// How many blocks a run has in common with a store from `at` on, and whether they all bear the
+/// names that the store gives them already.
+fn common(run: Run<'_>, at: u32, len: u32, blocks: &[Block]) -> (usize, bool) {
+    let most = blocks.len().min((len - at) as usize);
+    let (mut same, mut named) = (0, true);
+    while same < most {
+        let from = at as usize + same;
+        let words = run.segment(from as u32, len);
+        for i in from % SEGMENT..SEGMENT.min(from % SEGMENT + most - same) {
+            let block = &blocks[same];
+            if words.load(i) != content(block).0 {
+                return (same, named);
+            }
+            named &= words.load(SEGMENT + i) == block.name.0 && block.name.0 != 0;
+            same += 1;
         }
-        same += 1;
     }
-    same
+    (same, named)
 }

@@ -123,8 +123,8 @@ mod model {
         });
     }
 
-    /// A table's move of a place towards its home, and a reader that looks for it slot by slot: it
-    /// may only say that there is none if the guard held.
+    /// A place that moves inside of a bucket that is split, and a reader that looks for it slot by
+    /// slot: it may only say that there is none if the guard held.
     #[test]
     fn a_place_that_moves_is_not_missed() {
         loom::model(|| {

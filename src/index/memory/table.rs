@@ -1,25 +1,29 @@
-//! From a 64-bit hash to a place in a run: extendible hashing over buckets of 63 slots.
+//! From a 64-bit hash to a place in a run: extendible hashing over buckets of 63 slots in 8 lines.
 //!
-//! Invariants: a place is in the bucket that the low bits of its hash name, at or after its home
-//! slot without an empty slot in between; a bucket's guard is open while places move inside of it.
+//! Invariants: a place is in the bucket that the low bits of its hash name, in its home line unless
+//! the bucket's head counts it among those that were spilled from there; a bucket's guard is open
+//! while places move inside of it, which only a split does. A line is searched as a whole, without
+//! a branch for each slot: where in a line a place is cannot be predicted.
 //! A reader that *finds* its place needs no guard, for it checks the place itself; a reader that
 //! finds nothing has to see guard and directory unchanged to believe it.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::arena::{Arena, Book, Cell, Kind};
-use super::sync::{AtomicU32, Ordering, guard};
+use super::arena::{Arena, Book, Cell, Kind, Line};
+use super::cpu;
+use super::sync::{AtomicU32, AtomicU64, Ordering, guard};
 
 const SLOTS: usize = 63;
-/// A bucket with more places is split before the next one comes.
-const FULL: u64 = 60;
-/// Bits of the hash that a slot keeps: the low ones for the directory, six for the home slot.
+/// A bucket with more places is split before the next one comes: in fuller ones too many places are
+/// not in their home lines.
+const FULL: u64 = 52;
+/// Bits of the hash that a slot keeps: the low ones for the directory, six for the home line.
 const TAG: u32 = 25;
 const DIRECTORY_BITS: u32 = 19;
 
 /// A run and an offset in it, with the part of the hash by which the slot is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
     /// Number of the run; never 0.
     pub(super) run: u32,
@@ -37,6 +41,13 @@ impl Place {
     fn of(slot: u64) -> Place {
         Place { run: (slot >> 37) as u32, at: (slot >> TAG) as u32 & 0xfff }
     }
+}
+
+/// Where the writer found a place, until the table changes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spot {
+    bucket: Cell,
+    word: usize,
 }
 
 /// What the hash of a place is; asked only where a table outgrows the bits that its slots keep.
@@ -58,9 +69,10 @@ impl fmt::Debug for Table {
     }
 }
 
+/// The line of a hash: each has as many hashes as slots, and the first has a slot less.
 #[inline]
 fn home(hash: u64) -> usize {
-    ((hash >> DIRECTORY_BITS & 63) as usize * SLOTS) >> 6
+    ((((hash >> DIRECTORY_BITS & 63) as usize * SLOTS) >> 6) + 1) / 8
 }
 
 impl Table {
@@ -70,7 +82,7 @@ impl Table {
             levels: std::array::from_fn(|_| OnceLock::new()),
             len: AtomicU32::new(0),
         };
-        let first = new_bucket(arena, book, 0);
+        let first = new_bucket(arena, book, 0, &Half::default());
         let _ = table.levels[0].set([AtomicU32::new(first.0)].into());
         table
     }
@@ -109,12 +121,47 @@ impl Table {
         Cell(self.entry(at).map_or(0, |e| e.load(Ordering::Acquire)))
     }
 
-    /// Starts to bring the bucket of a hash into the cache.
+    /// Starts to bring into the cache what a search for this hash looks at: where the bucket begins
+    /// and where the hash is at home in it.
     #[inline]
     pub(super) fn touch(&self, arena: &Arena, hash: u64) {
+        let bucket = arena.bucket(self.bucket_of(hash));
+        cpu::prefetch(&bucket[0]);
+        cpu::prefetch(&bucket[home(hash)]);
+    }
+
+    /// Writer: the bucket of a hash.
+    #[inline]
+    fn bucket_of(&self, hash: u64) -> Cell {
         let depth = self.depth.load(Ordering::Relaxed);
-        let bucket = arena.words(self.bucket(hash & ((1 << depth) - 1)));
-        super::cpu::prefetch(bucket.word(1 + home(hash)));
+        self.bucket(hash & ((1 << depth) - 1))
+    }
+
+    /// Writer: the first place under this hash that `is` confirms, and where it is.
+    #[inline]
+    pub(super) fn seek(
+        &self,
+        arena: &Arena,
+        hash: u64,
+        is: impl FnMut(Place) -> bool,
+    ) -> Option<(Place, Spot)> {
+        let cell = self.bucket_of(hash);
+        let bucket = arena.bucket(cell);
+        let found = search(bucket, load(bucket, 0), hash, is);
+        found.map(|(place, word)| (place, Spot { bucket: cell, word }))
+    }
+
+    /// A run that may be under this hash, to be asked for; 0 for none. Without a branch on what a slot
+    /// says: what comes after this shall not wait for it.
+    #[inline]
+    pub(super) fn guess(&self, arena: &Arena, hash: u64) -> u32 {
+        let bucket = arena.bucket(self.bucket_of(hash));
+        let home = home(hash);
+        // The head, which is the first word of the first line, is taken for a slot, too: it is a guess.
+        (0..8).fold(0, |run, i| {
+            let slot = load(bucket, home * 8 + i);
+            run | (Place::of(slot).run * u32::from(same_tag(slot, hash)))
+        })
     }
 
     /// The first place under this hash that `is` confirms. Readers beside the writer may call it if
@@ -132,7 +179,7 @@ impl Table {
             let bucket = self.bucket(at);
             let word = &arena.line(bucket)[0];
             let seen = guard::enter(word);
-            if let Some(place) = scan(arena, bucket, hash, &mut is) {
+            if let Some((place, _)) = search(arena.bucket(bucket), seen, hash, &mut is) {
                 return Some(place);
             }
             if !guard::is_open(seen)
@@ -159,69 +206,49 @@ impl Table {
         loop {
             let depth = self.depth.load(Ordering::Relaxed);
             let at = hash & ((1 << depth) - 1);
-            let bucket = self.bucket(at);
-            let words = arena.words(bucket);
-            let head = words.load(0);
-            let mut slot = home(hash);
-            for _ in 0..SLOTS {
-                let there = words.load(1 + slot);
-                if there == 0 {
-                    break;
-                }
-                if same_tag(there, hash) && is(Place::of(there)) {
-                    return Some(Place::of(there));
-                }
-                slot = next(slot);
+            let cell = self.bucket(at);
+            let bucket = arena.bucket(cell);
+            let head = load(bucket, 0);
+            if let Some((there, _)) = search(bucket, head, hash, &mut is) {
+                return Some(there);
             }
             if count_of(head) < FULL {
-                words.word(1 + slot).store(place.slot(hash), Ordering::Release);
-                words.store(0, head + 1);
+                let home = home(hash);
+                let free = (home..home + 8).find_map(|line| {
+                    let free = empty(bucket, line % 8);
+                    (free != 0).then(|| (line % 8, free.trailing_zeros() as usize))
+                });
+                // There is one, for the bucket is not full.
+                let (line, i) = free.unwrap_or((home, 7));
+                let head = if line == home { head } else { spill(head, home) };
+                bucket[line].0[i].store(place.slot(hash), Ordering::Release);
+                store(bucket, 0, head + 1);
                 self.len.store(self.len.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
                 return None;
             }
-            self.split(arena, book, at, bucket, rehash);
+            self.split(arena, book, at, cell, rehash);
         }
     }
 
     /// Takes out a place that was added under this hash; whether it was there.
     pub(super) fn remove(&self, arena: &Arena, hash: u64, place: Place) -> bool {
-        let depth = self.depth.load(Ordering::Relaxed);
-        let words = arena.words(self.bucket(hash & ((1 << depth) - 1)));
-        let wanted = place.slot(hash);
-        let mut hole = home(hash);
-        for _ in 0..SLOTS {
-            match words.load(1 + hole) {
-                0 => return false,
-                slot if slot == wanted => break,
-                _ => hole = next(hole),
-            }
+        let there = self.seek(arena, hash, |p| p == place);
+        if let Some((_, spot)) = there {
+            self.remove_at(arena, spot);
         }
-        if words.load(1 + hole) != wanted {
-            return false;
-        }
-        let mut at = next(hole);
-        if words.load(1 + at) == 0 {
-            words.store(1 + hole, 0);
-        } else {
-            guard::open(words.word(0));
-            for _ in 1..SLOTS {
-                let slot = words.load(1 + at);
-                if slot == 0 {
-                    break;
-                }
-                // A place may move back to the hole if its home is not after the hole.
-                if distance(home(slot), at) >= distance(hole, at) {
-                    words.store(1 + hole, slot);
-                    hole = at;
-                }
-                at = next(at);
-            }
-            words.store(1 + hole, 0);
-            guard::close(words.word(0));
-        }
-        words.store(0, words.load(0) - 1);
+        there.is_some()
+    }
+
+    /// Takes out the place that was found at a spot since the table last changed.
+    #[inline]
+    pub(super) fn remove_at(&self, arena: &Arena, spot: Spot) {
+        let bucket = arena.bucket(spot.bucket);
+        let home = home(load(bucket, spot.word));
+        let head = load(bucket, 0);
+        let head = if spot.word / 8 == home { head } else { unspill(head, home) };
+        store(bucket, spot.word, 0);
+        store(bucket, 0, head - 1);
         self.len.store(self.len.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-        true
     }
 
     /// Every place, with its slot's part of the hash.
@@ -229,9 +256,9 @@ impl Table {
         let depth = self.depth.load(Ordering::Relaxed);
         let mut places = Vec::new();
         for at in 0..1u64 << depth {
-            let words = arena.words(self.bucket(at));
-            if at >> depth_of(words.load(0)) == 0 {
-                let slots = (1..=SLOTS).map(|i| words.load(i)).filter(|&slot| slot != 0);
+            let bucket = arena.bucket(self.bucket(at));
+            if at >> depth_of(load(bucket, 0)) == 0 {
+                let slots = (1..=SLOTS).map(|i| load(bucket, i)).filter(|&slot| slot != 0);
                 places.extend(slots.map(Place::of));
             }
         }
@@ -239,31 +266,28 @@ impl Table {
     }
 
     #[cold]
-    fn split(&self, arena: &Arena, book: &mut Book, at: u64, bucket: Cell, rehash: Rehash<'_>) {
-        let depth = self.depth.load(Ordering::Relaxed);
-        let words = arena.words(bucket);
-        let own = depth_of(words.load(0));
-        if own == depth {
-            self.double(depth);
+    fn split(&self, arena: &Arena, book: &mut Book, at: u64, cell: Cell, rehash: Rehash<'_>) {
+        let bucket = arena.bucket(cell);
+        let head = load(bucket, 0);
+        let own = depth_of(head);
+        if own == self.depth.load(Ordering::Relaxed) {
+            self.double(own);
         }
         let depth = self.depth.load(Ordering::Relaxed);
-        let other = new_bucket(arena, book, own + 1);
-        let new = arena.words(other);
         let goes = |slot: u64| {
             let hash = if own < DIRECTORY_BITS {
                 slot
             } else {
                 rehash(Place::of(slot), slot & ((1 << TAG) - 1))
             };
-            hash >> own & 1 == 1
+            (hash >> own & 1) as usize
         };
-        let slots: [u64; SLOTS] = std::array::from_fn(|i| words.load(1 + i));
-        let mut moved = 0;
-        for slot in slots.into_iter().filter(|&slot| slot != 0 && goes(slot)) {
-            put(new, slot);
-            moved += 1;
+        let mut halves = [Half::default(), Half::default()];
+        for slot in (1..=SLOTS).map(|i| load(bucket, i)).filter(|&slot| slot != 0) {
+            halves[goes(slot)].add(slot);
         }
-        new.store(0, new.load(0) + moved);
+        let [stay, go] = halves;
+        let other = new_bucket(arena, book, own + 1, &go);
         // From here on the new bucket answers for its half; only then does the old one lose it.
         let low = at & ((1 << own) - 1);
         for upper in (0..1u64 << (depth - own)).filter(|upper| upper & 1 == 1) {
@@ -271,15 +295,9 @@ impl Table {
                 entry.store(other.0, Ordering::Release);
             }
         }
-        guard::open(words.word(0));
-        for i in 0..SLOTS {
-            words.store(1 + i, 0);
-        }
-        for slot in slots.into_iter().filter(|&slot| slot != 0 && !goes(slot)) {
-            put(words, slot);
-        }
-        words.store(0, words.load(0) - moved + (1 << 8));
-        guard::close(words.word(0));
+        guard::open(word(bucket, 0));
+        stay.write(bucket, own + 1);
+        guard::close(word(bucket, 0));
     }
 
     fn double(&self, depth: u32) {
@@ -289,21 +307,75 @@ impl Table {
     }
 }
 
-fn new_bucket(arena: &Arena, book: &mut Book, depth: u32) -> Cell {
-    let bucket = book.take(arena, Kind::Bucket);
-    let words = arena.words(bucket);
-    if !guard::is_open(words.load(0)) {
-        guard::open(words.word(0));
+fn new_bucket(arena: &Arena, book: &mut Book, depth: u32, half: &Half) -> Cell {
+    let cell = book.take(arena, Kind::Bucket);
+    let bucket = arena.bucket(cell);
+    if !guard::is_open(load(bucket, 0)) {
+        guard::open(word(bucket, 0));
     }
-    for i in 1..=SLOTS {
-        words.store(i, 0);
-    }
-    words.store(0, words.load(0) & !0xffff_ffff | u64::from(depth) << 8);
-    guard::close(words.word(0));
-    bucket
+    half.write(bucket, depth);
+    guard::close(word(bucket, 0));
+    cell
 }
 
-/// Places in a bucket, and how many bits of the hash it stands for.
+/// What a bucket gets when another is split.
+#[derive(Debug)]
+struct Half {
+    words: [u64; 64],
+    used: [u8; 8],
+    /// As in a head, without the depth.
+    head: u64,
+}
+
+impl Default for Half {
+    fn default() -> Half {
+        // The head is in the first line.
+        Half { words: [0; 64], used: [1, 0, 0, 0, 0, 0, 0, 0], head: 0 }
+    }
+}
+
+impl Half {
+    fn add(&mut self, slot: u64) {
+        let home = home(slot);
+        let mut line = home;
+        while self.used[line] == 8 {
+            line = (line + 1) % 8;
+        }
+        if line != home {
+            self.head = spill(self.head, home);
+        }
+        self.words[line * 8 + usize::from(self.used[line])] = slot;
+        self.used[line] += 1;
+        self.head += 1;
+    }
+
+    /// Into a bucket whose guard is open.
+    fn write(&self, bucket: &[Line; 8], depth: u32) {
+        for i in 1..64 {
+            store(bucket, i, self.words[i]);
+        }
+        store(bucket, 0, load(bucket, 0) & !0xffff_ffff | u64::from(depth) << 8 | self.head);
+    }
+}
+
+/// A word of a bucket: its head, then the slots.
+#[inline]
+fn word(bucket: &[Line; 8], i: usize) -> &AtomicU64 {
+    &bucket[i / 8 % 8].0[i % 8]
+}
+
+#[inline]
+fn load(bucket: &[Line; 8], i: usize) -> u64 {
+    word(bucket, i).load(Ordering::Relaxed)
+}
+
+#[inline]
+fn store(bucket: &[Line; 8], i: usize, value: u64) {
+    word(bucket, i).store(value, Ordering::Relaxed);
+}
+
+/// Places in a bucket, how many bits of the hash it stands for, and how many places of a home line
+/// are in others: two bits a line, which stay as they are once they say 3.
 #[inline]
 fn count_of(head: u64) -> u64 {
     head & 0xff
@@ -315,47 +387,63 @@ fn depth_of(head: u64) -> u32 {
 }
 
 #[inline]
+fn spilled(head: u64, home: usize) -> u64 {
+    head >> (16 + 2 * home) & 3
+}
+
+#[inline]
+fn spill(head: u64, home: usize) -> u64 {
+    if spilled(head, home) == 3 { head } else { head + (1 << (16 + 2 * home)) }
+}
+
+#[inline]
+fn unspill(head: u64, home: usize) -> u64 {
+    if spilled(head, home) == 3 { head } else { head - (1 << (16 + 2 * home)) }
+}
+
+#[inline]
 fn same_tag(slot: u64, hash: u64) -> bool {
     (slot ^ hash) << (64 - TAG) == 0
 }
 
+/// The words of a line of which `is` is true, as bits; never the head.
 #[inline]
-fn next(slot: usize) -> usize {
-    if slot + 1 == SLOTS { 0 } else { slot + 1 }
-}
-
-/// Steps from `from` forward to `to`.
-#[inline]
-fn distance(from: usize, to: usize) -> usize {
-    if to >= from { to - from } else { to + SLOTS - from }
-}
-
-fn put(words: super::arena::Words<'_>, slot: u64) {
-    let mut at = home(slot);
-    while words.load(1 + at) != 0 {
-        at = next(at);
+fn words(bucket: &[Line; 8], line: usize, is: impl Fn(u64) -> bool) -> u32 {
+    let words = &bucket[line % 8].0;
+    let mut bits = 0;
+    for (i, word) in words.iter().enumerate() {
+        bits |= u32::from(is(word.load(Ordering::Relaxed))) << i;
     }
-    words.store(1 + at, slot);
+    bits & !u32::from(line == 0)
 }
 
 #[inline]
-fn scan(
-    arena: &Arena,
-    bucket: Cell,
+fn empty(bucket: &[Line; 8], line: usize) -> u32 {
+    words(bucket, line, |slot| slot == 0)
+}
+
+/// The first place under a hash that `is` confirms, and its word.
+#[inline]
+fn search(
+    bucket: &[Line; 8],
+    head: u64,
     hash: u64,
     mut is: impl FnMut(Place) -> bool,
-) -> Option<Place> {
-    let words = arena.words(bucket);
-    let mut at = home(hash);
-    for _ in 0..SLOTS {
-        let slot = words.word(1 + at).load(Ordering::Acquire);
-        if slot == 0 {
-            return None;
+) -> Option<(Place, usize)> {
+    let home = home(hash);
+    let lines = if spilled(head, home) == 0 { 1 } else { 8 };
+    for line in home..home + lines {
+        let line = line % 8;
+        let mut found = words(bucket, line, |slot| same_tag(slot, hash));
+        while found != 0 {
+            let i = found.trailing_zeros() as usize;
+            found &= found - 1;
+            // A tag may be all zeros, as an empty slot is, and a reader may see other words now.
+            let slot = bucket[line].0[i].load(Ordering::Acquire);
+            if slot != 0 && same_tag(slot, hash) && is(Place::of(slot)) {
+                return Some((Place::of(slot), line * 8 + i));
+            }
         }
-        if same_tag(slot, hash) && is(Place::of(slot)) {
-            return Some(Place::of(slot));
-        }
-        at = next(at);
     }
     None
 }

@@ -1,17 +1,17 @@
-//! The common query: by content, nobody in several tiers, nothing unplaced, no spans.
+//! The common query: by content, nothing unplaced in its space, no spans.
 //!
 //! Invariants: nothing is waited for and nothing is written but a run's time of use; what was read
 //! of a run counts only if its guard held; what was read of a path counts only if each run was still
 //! the same run once its child had been read; what was said of a slot counts only if the epoch held.
 
-use super::cut::{ALL, Cuts};
-use super::run::{HEAD, OFFSET, Run, RunId, SEGMENT, UP, USED};
-use super::slot::Slots;
+use super::answer::{Answer, Layer};
+use super::cut::Cuts;
+use super::run::{HEAD, LAST_KID, OFFSET, Run, RunId, SEGMENT, UP, USED};
 use super::sync::guard;
 use super::table::Place;
 use super::write::Shared;
-use crate::block::{Digest, Group, WorkerId};
-use crate::index::{BlockSource, Class, Matches, Query};
+use crate::block::{Digest, WorkerId};
+use crate::index::{BlockSource, Matches, Query};
 
 /// Memory of a lookup, in the caller's `Matches`.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub(crate) struct Scratch {
     keep: Vec<u64>,
     /// The root of the last lookup: most that follow begin there, too.
     root: RunId,
+    layers: Vec<Layer>,
     pub(super) cuts: Cuts,
     pub(super) detail: super::detail::Detail,
 }
@@ -55,6 +56,8 @@ pub(super) struct Seen {
     pub(super) born: u32,
     /// How many of its first blocks are the prompt's.
     pub(super) same: u32,
+    /// The greatest offset of a child.
+    last_kid: u32,
 }
 
 impl Shared {
@@ -84,7 +87,7 @@ impl Shared {
 
     fn is_common(&self, query: &Query<'_>) -> bool {
         use super::sync::Ordering::Acquire;
-        !query.spans && self.layered.load(Acquire) == 0 && self.unplaced.load(Acquire) == 0
+        !query.spans && self.unplaced(query.space).load(Acquire) == 0
     }
 
     /// The root of a query's tree.
@@ -101,6 +104,10 @@ impl Shared {
 
     /// Reads a run with its holders, and how much of it the prompt has from block `start` on.
     /// `None` if it is no longer the child that it was found as.
+    ///
+    /// Reads that depend on each other are asked for as soon as it is known where they are, and
+    /// `meanwhile` is called, with holders that may still turn out wrong, before the contents are
+    /// needed.
     #[inline]
     pub(super) fn see(
         &self,
@@ -109,6 +116,7 @@ impl Shared {
         start: usize,
         blocks: &mut impl BlockSource,
         cuts: &mut Cuts,
+        mut meanwhile: impl FnMut(&Cuts),
     ) -> Option<Seen> {
         let total = blocks.len();
         let mut tries = 0;
@@ -121,9 +129,30 @@ impl Shared {
                 pause(&mut tries);
                 continue;
             }
-            run.ask();
-            let len = run.len();
+            let (len, last_kid) = (run.len(), run.get(LAST_KID));
             let most = (len as usize).min(total - start);
+            // Where most prompts leave the run.
+            let leave = if last_kid > 0 { most.min(last_kid as usize) } else { most };
+            run.ask(len, leave as u32);
+            let mut kid = None;
+            if last_kid > 0 {
+                // Only if it is there already: digests are computed no further than is needed.
+                if let Some(&Digest(head)) = blocks.digests(start, 1).get(last_kid as usize) {
+                    let hash = self.kid_hash(run.id, last_kid, head);
+                    self.kids.touch(&self.arena, hash);
+                    kid = Some(hash);
+                }
+            }
+            cuts.load(run);
+            meanwhile(cuts);
+            if leave < len as usize {
+                run.ask_segment(leave as u32, len);
+            } else if leave % SEGMENT > 0 {
+                run.ask_segment(leave as u32 - 1, len);
+            }
+            if let Some(hash) = kid {
+                self.run(RunId(self.kids.guess(&self.arena, hash))).ask_record();
+            }
             let mut same = 0;
             while same < most {
                 let digests = blocks.digests(start + same, (most - same).min(SEGMENT));
@@ -138,13 +167,12 @@ impl Shared {
                     break;
                 }
             }
-            cuts.load(run);
             let now = self.now();
             if guard::held(run.guard(), seen) {
                 if run.get(USED) != now {
                     run.touch(now);
                 }
-                return Some(Seen { born: seen as u32, same: same as u32 });
+                return Some(Seen { born: seen as u32, same: same as u32, last_kid });
             }
             pause(&mut tries);
         }
@@ -161,8 +189,22 @@ impl Shared {
             return Outcome::Done;
         }
         let epoch = self.slots.epoch();
+        let outcome = self.follow(query, blocks, matches);
+        match outcome {
+            Outcome::Done if !self.slots.is(epoch) => Outcome::Again,
+            outcome => outcome,
+        }
+    }
+
+    fn follow(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut impl BlockSource,
+        matches: &mut Matches,
+    ) -> Outcome {
+        let total = blocks.len();
         let Matches { classes, members, scratch, .. } = matches;
-        let Scratch { alive, keep, cuts, root: last, .. } = scratch;
+        let Scratch { alive, keep, cuts, root: last, layers, .. } = scratch;
         let key = Self::root_key(query);
         if !key.is(self.run(*last)) {
             let Some(root) = self.find_kid(key) else { return Outcome::Done };
@@ -170,125 +212,73 @@ impl Shared {
         }
         let root = *last;
         let root_born = self.run(root).born();
-        let Some(&Digest(mut head)) = blocks.digests(0, 1).first() else { return Outcome::Detail };
+        let Some(&Digest(head)) = blocks.digests(0, 1).first() else { return Outcome::Detail };
         let mut above = (root, root_born);
         let mut key = Key { parent: root, at: 0, head };
         let mut start = 0;
         alive.clear();
+        layers.clear();
+        let slots = &self.slots;
         let candidates = query.candidates;
-        let mut emit = Emit { shared: self, candidates, classes, members, layered: false };
+        let mut answer = Answer { slots, candidates, classes, members, layers };
         let mut first = true;
         while let Some(id) = self.find_kid(key) {
             let run = self.run(id);
-            let Some(seen) = self.see(run, key, start, blocks, cuts) else { return Outcome::Again };
+            // Whoever holds nothing of this run is done, whatever the contents say.
+            let mark = answer.mark();
+            let meanwhile = |cuts: &Cuts| {
+                answer.back_to(mark);
+                keep.clone_from(alive);
+                for cut in &cuts.cuts {
+                    if let Some(word) = keep.get_mut(cut.page as usize) {
+                        *word &= !cut.bits;
+                    }
+                }
+                answer.all(keep, start as u32);
+            };
+            let Some(seen) = self.see(run, key, start, blocks, cuts, meanwhile) else {
+                return Outcome::Again;
+            };
             if self.run(above.0).born() != above.1 {
                 return Outcome::Again;
             }
-            if seen.same == 0 {
-                break;
+            if answer.has_uneven(cuts, seen.same, if first { None } else { Some(alive) }) {
+                return Outcome::Detail;
             }
+            let pages = if first { page_count(cuts) } else { alive.len() };
             keep.clear();
-            if first {
-                first = false;
-                for cut in &cuts.cuts {
-                    let page = cut.page as usize;
-                    if cut.end >= seen.same {
-                        if keep.len() <= page {
-                            keep.resize(page + 1, 0);
-                        }
-                        keep[page] |= cut.bits;
-                    } else {
-                        emit.all(cut.page, cut.bits, cut.end);
-                    }
-                }
-            } else {
-                keep.resize(alive.len(), 0);
-                for cut in &cuts.cuts {
-                    let page = cut.page as usize;
-                    let Some(word) = alive.get_mut(page) else { continue };
-                    let bits = *word & cut.bits;
-                    if bits == 0 {
-                        continue;
-                    }
-                    if cut.end >= seen.same {
-                        keep[page] |= bits;
-                    } else {
-                        emit.all(cut.page, bits, start as u32 + cut.end);
-                    }
-                    *word &= !bits;
-                }
-                for (page, &bits) in alive.iter().enumerate() {
-                    emit.all(page as u32, bits, start as u32);
+            keep.resize(pages, 0);
+            for cut in &cuts.cuts {
+                let page = cut.page as usize;
+                let Some(&word) = (if first { Some(&u64::MAX) } else { alive.get(page) }) else {
+                    continue;
+                };
+                let bits = word & cut.bits;
+                if cut.end >= seen.same {
+                    keep[page] |= bits;
+                } else {
+                    answer.page(cut.page, bits, start as u32 + cut.end);
                 }
             }
+            first = false;
             std::mem::swap(alive, keep);
             start += seen.same as usize;
-            if alive.iter().all(|&bits| bits == 0) || start == total {
+            let goes_on = seen.same <= seen.last_kid && seen.same > 0 && start < total;
+            if !goes_on || alive.iter().all(|&bits| bits == 0) {
                 break;
             }
-            let Some(&Digest(next)) = blocks.digests(start, 1).first() else { break };
-            head = next;
+            let Some(&Digest(head)) = blocks.digests(start, 1).first() else { break };
             key = Key { parent: id, at: seen.same, head };
             above = (id, seen.born);
         }
-        for (page, &bits) in alive.iter().enumerate() {
-            emit.all(page as u32, bits, start as u32);
-        }
-        if emit.layered {
-            return Outcome::Detail;
-        }
-        if self.slots.is(epoch) { Outcome::Done } else { Outcome::Again }
+        answer.all(alive, start as u32);
+        answer.join_layers();
+        Outcome::Done
     }
 }
 
-/// Where the slots of an answer go.
-struct Emit<'a> {
-    shared: &'a Shared,
-    candidates: Option<&'a [WorkerId]>,
-    classes: &'a mut Vec<Class>,
-    members: &'a mut Vec<WorkerId>,
-    layered: bool,
-}
-
-impl Emit<'_> {
-    /// The slots of a page hold so many leading blocks: a class for each (group, tier) among them.
-    #[inline]
-    fn all(&mut self, page: u32, mut bits: u64, blocks: u32) {
-        debug_assert_ne!(blocks, ALL);
-        if bits == 0 || blocks == 0 {
-            return;
-        }
-        let Some(slots) = self.shared.slots.page(page) else { return };
-        while bits != 0 {
-            let mut others = 0;
-            let mut class: Option<(Group, usize)> = None;
-            let from = self.members.len();
-            self.members.reserve(64);
-            while bits != 0 {
-                let bit = bits & bits.wrapping_neg();
-                let slot = &slots[bits.trailing_zeros() as usize % 64];
-                bits ^= bit;
-                let Some(owner) = Slots::owner_in(slot) else { continue };
-                let Some(rank) = owner.tier.rank() else { continue };
-                if !is_candidate(self.candidates, owner.worker) {
-                    continue;
-                }
-                self.layered |= owner.layered;
-                if *class.get_or_insert((owner.group, rank)) == (owner.group, rank) {
-                    self.members.push(owner.worker);
-                } else {
-                    others |= bit;
-                }
-            }
-            if let Some((group, rank)) = class {
-                let leading = [0, 1, 2, 3].map(|r| if r >= rank { blocks } else { 0 });
-                let fastest = [0, 1, 2, 3].map(|r| if r == rank { blocks } else { 0 });
-                let (from, to) = (from as u32, self.members.len() as u32);
-                self.classes.push(Class { group, leading, fastest, from, to });
-            }
-            bits = others;
-        }
-    }
+fn page_count(cuts: &Cuts) -> usize {
+    cuts.cuts.iter().map(|cut| cut.page as usize + 1).max().unwrap_or(0)
 }
 
 pub(super) fn is_candidate(candidates: Option<&[WorkerId]>, worker: WorkerId) -> bool {

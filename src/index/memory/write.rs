@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::MemoryOptions;
+use super::ahead::Ahead;
 use super::arena::{Arena, Book};
 use super::cut::Cuts;
 use super::names::{Names, VocId};
@@ -19,12 +20,12 @@ use super::store::Lane;
 use super::sweep::STEP;
 use super::sync::{AtomicU32, Ordering};
 use super::table::{Place, Table};
-use crate::block::{Group, Name, Tier, WorkerId};
+use crate::block::{Group, SpaceId, Tier, WorkerId};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Applied, Change, Home, Parent, Stats, Store};
+use crate::index::{Applied, Change, Home, Stats};
 
-/// How many changes ahead their names are asked for.
-const AHEAD: usize = 10;
+/// Batches of fewer changes end before the first eviction of the next one can be asked for in time.
+const AHEAD: usize = 4;
 
 /// What readers and the writer share.
 #[derive(Debug)]
@@ -35,10 +36,8 @@ pub(super) struct Shared {
     pub(super) slots: Slots,
     pub(super) names: RwLock<Names>,
     pub(super) homes: RwLock<HashMap<WorkerId, (Home, VocId)>>,
-    /// Unplaced blocks: queries need not look for any while there are none.
-    pub(super) unplaced: AtomicU32,
-    /// (worker, group) pairs whose blocks lie in several tiers.
-    pub(super) layered: AtomicU32,
+    /// Unplaced blocks, by space: queries need not look for any where there are none.
+    unplaced: [AtomicU32; 64],
     pub(super) clock: AtomicU32,
     keys: [u64; 2],
 }
@@ -54,8 +53,7 @@ impl Shared {
             slots: Slots::default(),
             names: RwLock::default(),
             homes: RwLock::default(),
-            unplaced: AtomicU32::new(0),
-            layered: AtomicU32::new(0),
+            unplaced: std::array::from_fn(|_| AtomicU32::new(0)),
             clock: AtomicU32::new(0),
             keys: [random.hash_one(0), random.hash_one(1) | 1],
         }
@@ -78,6 +76,12 @@ impl Shared {
         Run::at(&self.arena, id)
     }
 
+    /// How many unplaced blocks there are in a space, and in those that share its counter.
+    #[inline]
+    pub(super) fn unplaced(&self, space: SpaceId) -> &AtomicU32 {
+        &self.unplaced[space.0 as usize % self.unplaced.len()]
+    }
+
     /// Coarse time, for recency.
     #[inline]
     pub(super) fn now(&self) -> u32 {
@@ -91,7 +95,7 @@ pub(super) struct Writer {
     pub(super) options: MemoryOptions,
     pub(super) book: Book,
     pub(super) slots: SlotBook,
-    workers: HashMap<WorkerId, Worker>,
+    pub(super) workers: HashMap<WorkerId, Worker>,
     /// Every run, roots included, in no order.
     pub(super) runs: Vec<RunId>,
     /// Where the sweep under way is in `runs`.
@@ -103,6 +107,8 @@ pub(super) struct Writer {
     pub(super) entries: u64,
     pub(super) unplaced: u64,
     pub(super) evicted: u64,
+    /// Copies given up behind holes that no `apply` has reported yet.
+    pub(super) lost: u64,
     /// Bindings in `Names::dups`.
     pub(super) dups: u64,
     /// Changes whenever blocks go.
@@ -121,11 +127,11 @@ pub(super) struct Writer {
 }
 
 #[derive(Debug)]
-struct Worker {
-    home: Home,
-    voc: VocId,
+pub(super) struct Worker {
+    pub(super) home: Home,
+    pub(super) voc: VocId,
     table: Arc<Table>,
-    lanes: Vec<(Group, Tier, u32)>,
+    pub(super) lanes: Vec<(Group, Tier, u32)>,
     unplaced: usize,
 }
 
@@ -144,6 +150,7 @@ impl Writer {
             entries: 0,
             unplaced: 0,
             evicted: 0,
+            lost: 0,
             dups: 0,
             trims: 0,
             pinned: RunId::NONE,
@@ -283,20 +290,20 @@ impl Pen<'_> {
         let (space, voc, table) = (worker.home.space, worker.voc, worker.table.clone());
         let mut lane = Lane { worker: id, space, voc, table, slot: 0 };
         // The slot of the change before: most changes of a batch are of one group and tier.
-        let mut last: Option<(Group, Tier, u32)> = None;
+        let mut last: Option<(Group, Tier, u32)> = worker.lanes.first().copied();
         let same = |last: Option<(Group, Tier, u32)>, group, tier| {
             last.filter(|l| (l.0, l.1) == (group, tier)).map(|l| l.2)
         };
         let mut applied = Applied::default();
-        (0..changes.len().min(AHEAD)).for_each(|i| self.ask_for(&lane, changes, i));
-        for (i, change) in changes.iter().enumerate() {
-            self.ask_for(&lane, changes, i + AHEAD);
+        let mut ahead = Ahead::new(changes, self.shared, &lane.table);
+        for change in changes {
             self.tick();
             match change {
                 Change::Store(store) => {
                     lane.slot = same(last, store.group, store.tier)
                         .unwrap_or_else(|| self.lane(id, store.group, store.tier));
                     last = Some((store.group, store.tier, lane.slot));
+                    ahead.advance(Ahead::names_of(store), self.shared, &lane.table);
                     self.store(&lane, store, &mut applied);
                 }
                 Change::Remove { group, tier, names } => {
@@ -308,6 +315,7 @@ impl Pen<'_> {
                     lane.slot = slot;
                     last = Some((*group, *tier, slot));
                     for &name in *names {
+                        ahead.advance(1, self.shared, &lane.table);
                         match self.remove(&lane, name) {
                             true => applied.removed += 1,
                             false => applied.unknown_removals += 1,
@@ -323,18 +331,11 @@ impl Pen<'_> {
                 self.sweep(STEP);
             }
         }
+        if applied.removed > 0 && changes.len() < AHEAD {
+            self.ask_for_likely(&lane);
+        }
+        applied.refused += std::mem::take(&mut self.w.lost);
         Ok(applied)
-    }
-
-    /// Brings into the cache where the first name of a change is looked up.
-    #[inline]
-    fn ask_for(&self, lane: &Lane, changes: &[Change<'_>], i: usize) {
-        let name: Name = match changes.get(i) {
-            Some(Change::Remove { names: [name, ..], .. }) => *name,
-            Some(Change::Store(Store { parent: Parent::Block(name), .. })) => *name,
-            _ => return,
-        };
-        lane.table.touch(&self.shared.arena, self.shared.hash(name.0));
     }
 
     fn find_lane(&self, id: WorkerId, group: Group, tier: Tier) -> Option<u32> {
@@ -363,17 +364,6 @@ impl Pen<'_> {
         for &(group, tier, slot) in w.lanes.iter().filter(counted) {
             self.shared.slots.set(slot, Owner { worker, group, tier, layered });
         }
-        self.count_layers();
-    }
-
-    fn count_layers(&self) {
-        let pairs = self.w.workers.values().map(|w| {
-            let mut tiers: Vec<Group> =
-                w.lanes.iter().filter(|l| l.1 != Tier::Unknown).map(|l| l.0).collect();
-            tiers.sort_unstable();
-            tiers.windows(2).filter(|pair| pair[0] == pair[1]).count() as u32
-        });
-        self.shared.layered.store(pairs.sum(), Ordering::Release);
     }
 
     fn retire_lanes(&mut self, id: WorkerId, tier: Option<Tier>) {
