@@ -60,8 +60,9 @@ pub fn digest<'a>(
     }
     // No block has two adapters, so that this is no other block's list.
     let edition = edition.to_string();
-    let extra_keys = extra_keys.map(|key| -> ExtraKey<'_> { key });
-    key.digest(tokens, lookahead, extra_keys.chain([ExtraKey::Lora(&edition)]))
+    let mut extra_keys: Vec<ExtraKey<'_>> = extra_keys.collect();
+    extra_keys.push(ExtraKey::Lora(&edition));
+    key.digest(tokens, lookahead, extra_keys)
 }
 
 /// Appends the blocks of a stored event to `blocks` and returns what comes before the first one.
