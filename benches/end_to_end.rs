@@ -54,7 +54,7 @@ impl Fleet {
         let request = Request::new(MODEL, Prompt::new(prompt));
         let ranking = self.scout.score(&request, scratch).expect("workers serve the model");
         let best = ranking.best().expect("it has workers").score.matched_blocks;
-        (ranking.holders().map(|row| black_box(row.worker)).count(), best)
+        (ranking.holders().filter(|row| black_box(row.score.weighted) > 0.0).count(), best)
     }
 }
 

@@ -40,7 +40,7 @@ fn filled(chains: &[Chain]) -> MemoryIndex {
 fn holders(index: &MemoryIndex, chain: &Chain) -> usize {
     let mut matches = Matches::default();
     index.lookup(&QUERY, &mut Ready(&chain.digests), &mut matches);
-    matches.matches.len()
+    matches.members.len()
 }
 
 fn check(chains: &[Chain]) {

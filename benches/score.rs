@@ -1,4 +1,4 @@
-//! What a ranking costs, beside comparing nothing but the same answer's rows by a sort.
+//! What a ranking costs, beside sorting as many rows of two fields.
 //!
 //! `cargo bench --bench score`. Seeded, and checked against what was stored before anything is timed.
 //! Figures are to be read as ratios within one run.

@@ -23,7 +23,10 @@ fn ranking_and_reading_all_rows_allocates_nothing() {
             ranking.iter().map(|row| row.score.matched_blocks).sum::<u32>()
         };
         let expected = (31..=100).sum();
-        assert_eq!((ask(&prompt), ask(&miss)), (expected, 0));
+        // Buffers are exchanged under way: each has its turn to grow.
+        for _ in 0..3 {
+            assert_eq!((ask(&prompt), ask(&miss)), (expected, 0));
+        }
         let counted = allocation_counter::measure(|| {
             assert_eq!((ask(&prompt), ask(&miss)), (expected, 0));
         });

@@ -38,7 +38,7 @@ fn removed(size: u32, first: u64, group: u32) -> Value {
 /// Tokens that a worker holds after a batch, if it stores the prompt with each even one and evicts it
 /// with each odd one.
 fn held(as_of: Option<u64>) -> u32 {
-    as_of.map_or(0, |seq| if seq % 2 == 0 { TOKENS } else { 0 })
+    as_of.map_or(0, |seq| if seq.is_multiple_of(2) { TOKENS } else { 0 })
 }
 
 /// Runs `writers` and two queries beside them for a while; `check` gets every row of each answer.
@@ -148,7 +148,7 @@ fn a_worker_whose_groups_change_is_scored_by_those_of_its_batch() {
     let worker = register(&scout, "restarts");
     // Each life holds the whole prompt, in blocks of another size.
     let lives = Box::new(|n: u64| {
-        let size = if n % 2 == 0 { SIZE } else { 2 * SIZE };
+        let size = if n.is_multiple_of(2) { SIZE } else { 2 * SIZE };
         let payload = batch(n + 1, &[stored(size, 1000 * (n + 1), 0, "full_attention")]);
         scout.apply(worker, 0, &payload).unwrap();
     });

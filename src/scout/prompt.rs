@@ -1,5 +1,7 @@
 //! A request's prompt as an index asks for it: digests and names, one block at a time.
 
+use std::ops::RangeInclusive;
+
 use super::Blocks;
 use super::stream::Shared;
 use crate::block::{Digest, Name, Prompt, Shape, VocabularyId};
@@ -8,9 +10,10 @@ use crate::index::BlockSource;
 use crate::ingest::translate;
 use crate::ingest::verify::Names;
 
-/// Blocks of plain text after the first are digested at least so many at a time. A prompt that
-/// nobody holds costs the first one only.
-const STRETCH: usize = 16;
+/// Blocks of plain text after the first are digested so many at a time: as many as were wanted so far,
+/// within these. A prompt that nobody holds costs its first block, and none costs much more than
+/// what somebody holds of it; a long one costs few calls.
+const STRETCH: RangeInclusive<usize> = 16..=64;
 
 /// The prompt of a request, cut in one way.
 pub(super) enum Asked<'a> {
@@ -115,7 +118,8 @@ impl<'a> PromptBlocks<'a> {
     /// Digests at least `least` more blocks, as long as there are any.
     fn digest(&mut self, least: usize) {
         let (from, size) = (self.known, self.shape.size.tokens());
-        let more = if self.plain && from > 0 { least.max(STRETCH) } else { least };
+        let stretch = from.clamp(*STRETCH.start(), *STRETCH.end());
+        let more = if self.plain && from > 0 { least.max(stretch) } else { least };
         let to = (from + more).min(self.len());
         if self.digests.len() < to {
             self.digests.resize(to, Digest(0));

@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod doctor;
 mod fields;
 mod hash;
 mod http;
@@ -30,6 +31,7 @@ struct Cli {
 enum Command {
     Demo(demo::DemoArgs),
     Serve(serve::Args),
+    Doctor(doctor::Args),
     /// The block hashes that a vLLM engine gives its requests: JSON lines in, JSON lines out
     #[command(after_help = "\
 Example:
@@ -83,6 +85,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo(args) => filtered(demo::run(&args)),
         Command::Serve(args) => serve::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Hash => filtered(hash::run(input().lock(), output())),
         Command::Replay { seeds } => filtered(replay::run(input().lock(), output(), seeds)),
     }

@@ -1,0 +1,504 @@
+//! From what was seen to what a tired operator needs to hear. Pure: facts in, findings out.
+
+use kvscout::ingest::Trust;
+use kvscout::ingest::verify::Status;
+use kvscout::ingest::zmq::SourceStatus;
+use kvscout::scout::WorkerStatus;
+
+use super::engine::{Metrics, Said};
+use super::heard::Heard;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    /// As it should be.
+    Fine,
+    /// Worth knowing; scores are right.
+    Note,
+    /// Could not be checked, and why.
+    Unknown,
+    /// Scores will be wrong, missing or not to be trusted.
+    Problem,
+}
+
+impl Level {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Level::Fine => "ok",
+            Level::Note => "note",
+            Level::Unknown => "unknown",
+            Level::Problem => "problem",
+        }
+    }
+}
+
+/// One line of the diagnosis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// What was looked at; stable.
+    pub(super) check: &'static str,
+    pub(super) level: Level,
+    /// What is so.
+    pub(super) text: String,
+    /// What to do about it; empty where there is nothing to do.
+    pub(super) advice: &'static str,
+}
+
+/// What the replay socket gave.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Replayed {
+    /// Why it gave nothing.
+    pub(super) error: Option<String>,
+    pub(super) batches: u64,
+    pub(super) first: Option<u64>,
+    pub(super) last: Option<u64>,
+    /// Batches missing between the first and the last one.
+    pub(super) holes: u64,
+    /// Whether the end marker came.
+    pub(super) ended: bool,
+}
+
+/// What the same prompt twice led to.
+#[derive(Clone, Debug)]
+pub(super) struct Twice {
+    pub(super) error: Option<String>,
+    pub(super) tokens: usize,
+    /// What kvscout expected before the second request, with its trust.
+    pub(super) expected: Option<u32>,
+    /// What the engine reported for it.
+    pub(super) cached: Option<u64>,
+}
+
+/// What became of the connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Link {
+    /// A publisher has completed the handshake, now or before.
+    pub(super) answered: bool,
+    /// Something took the connection and was no publisher.
+    pub(super) foreign: bool,
+    pub(super) malformed: u64,
+    pub(super) overruns: u64,
+}
+
+impl From<&SourceStatus> for Link {
+    fn from(status: &SourceStatus) -> Link {
+        Link {
+            answered: status.up || status.messages > 0,
+            foreign: status.connections as u64 + status.failed_handshakes + status.violations > 0,
+            malformed: status.malformed_frames + status.malformed_sequence,
+            overruns: status.overruns,
+        }
+    }
+}
+
+/// Everything that was seen.
+#[derive(Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) endpoint: String,
+    pub(super) seconds: f64,
+    pub(super) link: Link,
+    pub(super) live: u64,
+    pub(super) heard: &'a Heard,
+    pub(super) replay: Option<Replayed>,
+    pub(super) workers: Vec<WorkerStatus>,
+    pub(super) said: Said,
+    /// The engine's metrics after listening.
+    pub(super) later: Option<Metrics>,
+    pub(super) model: Option<String>,
+    pub(super) block_size: Option<u32>,
+    /// Blocks that match of a prompt taken from the events, and how many it has.
+    pub(super) again: Option<(u32, u32)>,
+    pub(super) twice: Option<Twice>,
+}
+
+const PUBLISH: &str = "vLLM publishes with --kv-events-config '{\"enable_kv_cache_events\": true, \
+     \"publisher\": \"zmq\", \"endpoint\": \"tcp://*:5557\", \"replay_endpoint\": \"tcp://*:5558\"}'";
+
+/// All findings, in the order in which things depend on each other.
+pub(super) fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
+    let mut out = Findings::default();
+    reachable(facts, &mut out);
+    engine(facts, &mut out);
+    events(facts, &mut out);
+    if facts.heard.batches > 0 {
+        decoding(facts, &mut out);
+        sequence(facts, &mut out);
+        contract(facts, &mut out);
+        blocks(facts, &mut out);
+        shape(facts, &mut out);
+    }
+    replay(facts, &mut out);
+    scores(facts, &mut out);
+    out.0
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn say(&mut self, check: &'static str, level: Level, text: String, advice: &'static str) {
+        self.0.push(Finding { check, level, text, advice });
+    }
+
+    fn fine(&mut self, check: &'static str, text: String) {
+        self.say(check, Level::Fine, text, "");
+    }
+}
+
+fn reachable(facts: &Facts<'_>, out: &mut Findings) {
+    let (link, at) = (&facts.link, &facts.endpoint);
+    let malformed = link.malformed;
+    if link.answered {
+        out.fine("reachable", format!("a publisher answers at {at}"));
+    } else if link.foreign {
+        out.say(
+            "reachable",
+            Level::Problem,
+            format!("something listens at {at}, but it is no ZMQ publisher"),
+            "is it the port of KV events? 5557 is also the default of NIXL's side channel, and the \
+             HTTP API has a port of its own",
+        );
+    } else {
+        let text = format!("nobody answers at {at}");
+        out.say("reachable", Level::Problem, text, PUBLISH);
+        out.say(
+            "reachable",
+            Level::Note,
+            "an endpoint without '*' makes the engine dial instead of listen".to_owned(),
+            "then give --bind here and let it dial this address",
+        );
+    }
+    if malformed > 0 {
+        let text = format!("{malformed} messages are not [topic, sequence number, payload]");
+        out.say("frames", Level::Problem, text, "another publisher than vLLM's or SGLang's?");
+    }
+    if link.overruns > 0 {
+        let text = format!("{} connections were cut for messages beyond the limit", link.overruns);
+        out.say("frames", Level::Problem, text, "raise max_message_bytes if they are genuine");
+    }
+}
+
+fn engine(facts: &Facts<'_>, out: &mut Findings) {
+    match &facts.said.version {
+        Some(Ok(version)) => out.fine("engine", format!("the engine says it is {version}")),
+        Some(Err(error)) => {
+            let advice = "is --engine the base of its HTTP API, such as http://host:8000?";
+            out.say("engine", Level::Unknown, error.clone(), advice);
+        }
+        None => {}
+    }
+    if let (Some(Ok(models)), Some(model)) = (&facts.said.models, &facts.model) {
+        if models.contains(model) {
+            out.fine("model", format!("it serves {model}"));
+        } else {
+            let text = format!("it serves {}, not {model}", models.join(", "));
+            let advice = "requests for the registered model would find nobody: use the served name";
+            out.say("model", Level::Problem, text, advice);
+        }
+    }
+    let Some(Ok(metrics)) = &facts.said.metrics else {
+        if let Some(Err(error)) = &facts.said.metrics {
+            out.say("metrics", Level::Unknown, error.clone(), "");
+        }
+        return;
+    };
+    match metrics.prefix_caching {
+        Some(false) => out.say(
+            "prefix_caching",
+            Level::Problem,
+            "the engine runs without prefix caching: it keeps nothing and announces nothing"
+                .to_owned(),
+            "start it with --enable-prefix-caching",
+        ),
+        Some(true) => out.fine("prefix_caching", "prefix caching is on".to_owned()),
+        None => {}
+    }
+}
+
+fn events(facts: &Facts<'_>, out: &mut Findings) {
+    let served = |metrics: &Metrics| metrics.prompt_tokens;
+    let before = facts.said.metrics.as_ref().and_then(|m| m.as_ref().ok()).and_then(served);
+    let after = facts.later.as_ref().and_then(served);
+    let traffic = before.zip(after).map(|(before, after)| after - before);
+    if facts.live > 0 {
+        let rate = facts.live as f64 / facts.seconds.max(0.001);
+        out.fine(
+            "events",
+            format!("{} batches in {:.0} s ({rate:.1}/s)", facts.live, facts.seconds),
+        );
+        return;
+    }
+    let text = format!("no event came in {:.0} s", facts.seconds);
+    match traffic {
+        Some(tokens) if tokens > 0.0 => {
+            let text = format!("{text} while the engine served {tokens:.0} prompt tokens");
+            out.say("events", Level::Problem, text, PUBLISH);
+        }
+        Some(_) => {
+            let text = format!("{text}, and the engine was idle");
+            out.say("events", Level::Unknown, text, "send it a prompt, or let --probe do that");
+        }
+        None => {
+            let advice = "is it idle? give --engine to see whether it works meanwhile, or --probe";
+            out.say("events", Level::Unknown, text, advice);
+        }
+    }
+}
+
+fn decoding(facts: &Facts<'_>, out: &mut Findings) {
+    let heard = facts.heard;
+    let error = heard.first_error.as_deref().unwrap_or_default();
+    if heard.undecodable > 0 {
+        let text =
+            format!("{} of {} batches cannot be read: {error}", heard.undecodable, heard.batches);
+        let advice = "their effect is missing; another serializer, or a newer engine than kvscout?";
+        out.say("decoding", Level::Problem, text, advice);
+    } else if heard.rejected > 0 {
+        let text = format!("{} events cannot be read: {error}", heard.rejected);
+        out.say("decoding", Level::Problem, text, "their effect is missing");
+    } else if heard.stored + heard.removed + heard.cleared == 0 {
+        let text = format!("{} batches and not one event in them", heard.batches);
+        let advice = "vLLM before 0.10.2 with sha256 cannot encode its hashes; and prompts shorter \
+                      than a block store nothing";
+        out.say("decoding", Level::Unknown, text, advice);
+    } else {
+        let (s, r, c) = (heard.stored, heard.removed, heard.cleared);
+        let text = format!(
+            "{s} stored, {r} removed, {c} cleared; written as by vLLM {}",
+            heard.versions()
+        );
+        out.fine("decoding", text);
+    }
+}
+
+fn sequence(facts: &Facts<'_>, out: &mut Findings) {
+    let sum = |f: fn(&WorkerStatus) -> u64| facts.workers.iter().map(f).sum::<u64>();
+    let (gaps, missing) = (sum(|w| w.counters.gaps), sum(|w| w.counters.missing));
+    let restarts = sum(|w| w.counters.restarts);
+    if gaps > 0 {
+        let text = format!("{gaps} gaps: {missing} batches were published and did not arrive");
+        let advice = "a slow reader or network; the publisher's hwm may be too small. With a \
+                      replay endpoint kvscout asks for them again";
+        out.say("sequence", Level::Problem, text, advice);
+    } else {
+        out.fine("sequence", "no number is missing".to_owned());
+    }
+    if restarts > 0 {
+        out.say(
+            "sequence",
+            Level::Note,
+            format!("the publisher started anew {restarts} times"),
+            "",
+        );
+    }
+}
+
+fn contract(facts: &Facts<'_>, out: &mut Findings) {
+    for worker in &facts.workers {
+        let rank = worker.registration.rank;
+        match &worker.contract {
+            Status::Verified(contract) => {
+                let text = format!("rank {rank}: hashes are those of {}", contract.describe());
+                out.fine("contract", text);
+            }
+            Status::Private => out.say(
+                "contract",
+                Level::Note,
+                format!("rank {rank}: no known algorithm and seed gives these hashes"),
+                "a random seed, most likely: prompts still match by their tokens, but offloaded \
+                 blocks and questions by hash do not. Set PYTHONHASHSEED alike in all engines, and \
+                 give it as --seed",
+            ),
+            _ => out.say(
+                "contract",
+                Level::Unknown,
+                format!("rank {rank}: no prompt without salt and adapter was seen from its start"),
+                "listen longer, give the replay endpoint, or let --probe send one",
+            ),
+        }
+        if let Trust::Degraded(reason) = worker.trust {
+            let text = format!("rank {rank} is degraded: {}", reason.as_str());
+            out.say("trust", Level::Note, text, "docs/events.md tells what each reason means");
+        }
+    }
+}
+
+fn blocks(facts: &Facts<'_>, out: &mut Findings) {
+    let heard = facts.heard;
+    let sizes: Vec<String> = heard.block_sizes.keys().map(u32::to_string).collect();
+    let announced = facts.said.metrics.as_ref().and_then(|m| m.as_ref().ok()?.block_size);
+    match (heard.block_sizes.len(), facts.block_size) {
+        (0, _) => {}
+        (_, Some(size)) if !heard.block_sizes.contains_key(&size) => {
+            let text = format!("blocks have {} tokens, not {size}", sizes.join(" or "));
+            let advice = "the size in the events counts; correct the registration";
+            out.say("block_size", Level::Problem, text, advice);
+        }
+        (1, _) => {
+            let mut text = format!("blocks have {} tokens", sizes[0]);
+            if let Some(said) = announced.filter(|said| !heard.block_sizes.contains_key(said)) {
+                text += &format!(" (its metrics say {said}: the hash unit differs)");
+            }
+            out.fine("block_size", text);
+        }
+        _ => {
+            let text = format!("blocks of {} tokens", sizes.join(", "));
+            let advice = "offloaded chunks or partial blocks; the unit of each group counts";
+            out.say("block_size", Level::Note, text, advice);
+        }
+    }
+    if heard.nameless > 0 && heard.nameless == heard.stored {
+        out.say(
+            "tokens",
+            Level::Problem,
+            "no stored event has tokens: blocks are known by their hashes only".to_owned(),
+            "prompts match only if the contract is known; is this an offload tier's publisher alone?",
+        );
+    } else if heard.nameless > 0 {
+        let text = format!("{} of {} stored events have no tokens", heard.nameless, heard.stored);
+        let advice =
+            "offloaded blocks: matched through the exact hashes where the contract is known";
+        out.say("tokens", Level::Note, text, advice);
+    }
+    if let Some(unknown) = heard.tiers.get("unknown") {
+        let text = format!("{unknown} stored events name a medium that kvscout does not know");
+        out.say("tiers", Level::Problem, text, "such copies never count as cached");
+    }
+}
+
+fn shape(facts: &Facts<'_>, out: &mut Findings) {
+    let heard = facts.heard;
+    let ranks: Vec<String> = heard.ranks.iter().map(u32::to_string).collect();
+    match heard.ranks.len() {
+        0 | 1 if heard.ranks.iter().all(|&rank| rank == 0) => {}
+        1 => {
+            let text = format!("this is data-parallel rank {}", ranks[0]);
+            let advice = "each rank publishes at a port of its own: base port + rank (ranks=N)";
+            out.say("ranks", Level::Note, text, advice);
+        }
+        _ => {
+            let text = format!("ranks {} share this endpoint", ranks.join(", "));
+            out.say("ranks", Level::Note, text, "register each of them at its own port");
+        }
+    }
+    let ruled = ["full_attention", "mla_attention", "sink_full_attention"];
+    let windows = ["sliding_window", "sliding_window_mla"];
+    let others: Vec<&str> = heard
+        .kinds
+        .iter()
+        .filter(|kind| !ruled.contains(kind) && !windows.contains(kind))
+        .copied()
+        .collect();
+    if !others.is_empty() {
+        let text = format!("cache groups without a known rule: {}", others.join(", "));
+        let advice = "matched blocks are right; expected_cached_tokens stays null with the reason";
+        out.say("groups", Level::Note, text, advice);
+    }
+    if heard.hides_extras {
+        out.say(
+            "extra_keys",
+            Level::Note,
+            "events of this version leave salts, adapters and images out".to_owned(),
+            "kvscout tells such blocks apart by their hashes; that needs a known seed \
+             (PYTHONHASHSEED), or vLLM 0.17 and newer",
+        );
+    }
+    if heard.plain == 0 && heard.with_extras > 0 {
+        out.say(
+            "extra_keys",
+            Level::Note,
+            "every block has a salt, an adapter or other extra keys".to_owned(),
+            "a request scores only if it gives the same ones (cache_salt, lora, mm)",
+        );
+    }
+    if !heard.adapters.is_empty() {
+        let adapters: Vec<&str> = heard.adapters.iter().map(String::as_str).collect();
+        let text = format!("adapters seen: {}", adapters.join(", "));
+        let advice = "register each with its path: since vLLM 0.31 the path is part of the hash";
+        out.say("adapters", Level::Note, text, advice);
+    }
+}
+
+fn replay(facts: &Facts<'_>, out: &mut Findings) {
+    let Some(replay) = &facts.replay else {
+        out.say(
+            "replay",
+            Level::Note,
+            "no replay endpoint was given".to_owned(),
+            "without one a lost batch or a late start stays a gap until the engine restarts: set \
+             \"replay_endpoint\" in --kv-events-config",
+        );
+        return;
+    };
+    if let Some(error) = &replay.error {
+        let advice = "is \"replay_endpoint\" set? the port of rank r is the base port + r";
+        return out.say("replay", Level::Problem, error.clone(), advice);
+    }
+    let range = match (replay.first, replay.last) {
+        (Some(first), Some(last)) => format!("{} batches, {first} to {last}", replay.batches),
+        _ => "nothing is buffered yet".to_owned(),
+    };
+    if replay.holes > 0 || !replay.ended {
+        let end = if replay.ended { "" } else { ", and the end was never marked" };
+        let text = format!("{range}, {} missing among them{end}", replay.holes);
+        let advice = "vLLM before 0.33 drops from long replays; kvscout asks again from the hole";
+        out.say("replay", Level::Note, text, advice);
+    } else if replay.first.is_some_and(|first| first > 0) {
+        let text = format!("{range}: its buffer no longer reaches the first batch");
+        let advice = "blocks stored before are unknown and the worker stays degraded(missed_start) \
+                      until it clears or restarts: start kvscout first, keep its state (--state), \
+                      or raise \"buffer_steps\"";
+        out.say("replay", Level::Note, text, advice);
+    } else {
+        out.fine("replay", format!("{range}, complete"));
+    }
+}
+
+fn scores(facts: &Facts<'_>, out: &mut Findings) {
+    match facts.again {
+        Some((matched, blocks)) if matched == blocks => {
+            let text = format!("a prompt from its events scores {matched} of {blocks} blocks");
+            out.fine("scores", text);
+        }
+        Some((matched, blocks)) => {
+            let text = format!("a prompt from its events scores {matched} of {blocks} blocks only");
+            let advice = "see the lines above; if none explains it, this is a bug of kvscout";
+            out.say("scores", Level::Problem, text, advice);
+        }
+        None => out.say(
+            "scores",
+            Level::Unknown,
+            "no whole plain prompt is among the events".to_owned(),
+            "listen longer, give the replay endpoint, or let --probe send one",
+        ),
+    }
+    let Some(twice) = &facts.twice else { return };
+    let n = twice.tokens;
+    match (&twice.error, twice.expected, twice.cached) {
+        (Some(error), ..) => {
+            let advice = "the engine refused the probe";
+            out.say("probe", Level::Unknown, error.clone(), advice);
+        }
+        (None, Some(expected), Some(cached)) if u64::from(expected) == cached => {
+            let text = format!("{n} tokens sent twice: {cached} cached, as predicted");
+            out.fine("probe", text);
+        }
+        (None, Some(expected), Some(cached)) => {
+            let text = format!("{n} tokens sent twice: {cached} cached, {expected} predicted");
+            let advice = "the events do not tell what this engine holds: another engine behind \
+                          the same HTTP address, lost events, or a kind of cache without a rule";
+            out.say("probe", Level::Problem, text, advice);
+        }
+        (None, Some(expected), None) => {
+            let text =
+                format!("{n} tokens sent twice: {expected} predicted, the engine does not say");
+            out.say("probe", Level::Unknown, text, "start it with --enable-prompt-tokens-details");
+        }
+        (None, None, _) => out.say(
+            "probe",
+            Level::Problem,
+            format!("{n} tokens were sent, and no event came for them"),
+            "the events are another engine's, or prompts never become full blocks",
+        ),
+    }
+}
