@@ -258,7 +258,7 @@ fn r12_blocks_of_one_token_are_indexed_within_the_budget() {
     assert_eq!((line.matched, line.expected), (1000, Some(999)), "the last token is computed");
     let stats = site.scout.stats();
     assert!(stats.bytes <= 16 << 20 && stats.evicted > 0, "{stats:?}");
-    assert_eq!(site.warnings(worker), ["tiny_blocks"]);
+    assert!(site.warnings(worker).contains(&"tiny_blocks"));
 }
 
 #[test]

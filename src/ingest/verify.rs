@@ -412,7 +412,7 @@ impl Verifier {
         self.checks
     }
 
-    /// Goes on comparing once the contract is known: one first block in [`SAMPLE`], of those that
+    /// Goes on comparing once the contract is known: one first block in eight, of those that
     /// are plain text by the event's own word.
     pub fn sample(&mut self, stored: &Stored<'_>, shape: Shape, tokens: &[TokenId]) {
         let Status::Verified(contract) = &self.status else { return };
