@@ -4,8 +4,6 @@
 #[path = "zmq_support/mod.rs"]
 mod zmq_support;
 
-#[path = "daemon_support/mod.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part")]
 mod daemon_support;
 
 use std::collections::HashSet;
