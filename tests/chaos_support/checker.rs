@@ -34,6 +34,13 @@ struct Row {
     trust: String,
 }
 
+/// What the last answer said of a worker.
+pub(crate) struct Seen {
+    at: Instant,
+    pub(crate) trust: String,
+    pub(crate) as_of: Option<u64>,
+}
+
 #[derive(Deserialize)]
 struct Answer {
     workers: Vec<Row>,
@@ -44,8 +51,8 @@ pub(crate) struct Checker {
     facts: Vec<Arc<Facts>>,
     bodies: Vec<String>,
     floors: Vec<usize>,
-    /// The trust that each worker was last seen with, and when.
-    seen: Vec<Option<(Instant, String)>>,
+    /// How each worker was last seen.
+    pub(crate) seen: Vec<Option<Seen>>,
     began: Instant,
     pub(crate) answers: u64,
     /// Rows that said `exact`.
@@ -87,27 +94,30 @@ impl Checker {
         for (engine, floor) in self.floors.iter_mut().enumerate() {
             *floor = self.fleet.oracle.life(engine);
         }
-        self.seen.fill(None);
+        self.seen.fill_with(|| None);
     }
 
     /// Asks one question and checks the answer. Returns whether it says all there is to say: every
-    /// worker is exact as of the last batch of its engine's present life. Without an answer, an error.
-    pub(crate) fn ask(&mut self, client: &mut Client, question: usize) -> Result<bool, String> {
+    /// worker is exact as of the last batch of its engine's present life; and how
+    /// long it took. Without an answer, an error.
+    pub(crate) fn ask(&mut self, client: &mut Client, question: usize) -> Result<(bool, Duration), String> {
         // Before the question is sent: what is heard of later says nothing about the answer.
         for (floor, facts) in self.floors.iter_mut().zip(&self.facts) {
             *floor = facts.asked_life.load(SeqCst).max(*floor);
         }
+        let sent = Instant::now();
         let (status, body) =
             client.score(&self.bodies[question]).map_err(|error| error.to_string())?;
         if status != 200 {
             return Err(format!("{status}: {body}"));
         }
+        let took = sent.elapsed();
         let answer: Answer = serde_json::from_str(&body).unwrap();
         self.answers += 1;
         let mut complete = answer.workers.len() == self.facts.len();
         for row in &answer.workers {
             let engine: usize = row.worker.strip_prefix('e').unwrap().parse().unwrap();
-            self.note(engine, &row.trust);
+            self.note(engine, row);
             if row.trust == "exact" {
                 self.exact += 1;
                 self.telling += u64::from(row.as_of.is_some() && row.matched_blocks > 0);
@@ -119,13 +129,14 @@ impl Checker {
             complete &= row.trust == "exact" && row.as_of == last;
             complete &= held == [Some(row.matched_blocks)];
         }
-        Ok(complete)
+        Ok((complete, took))
     }
 
-    fn note(&mut self, engine: usize, trust: &str) {
+    fn note(&mut self, engine: usize, row: &Row) {
         let now = Instant::now();
-        if let Some((since, trust)) = self.seen[engine].replace((now, trust.to_owned())) {
-            *self.time.entry(trust).or_default() += now - since;
+        let seen = Seen { at: now, trust: row.trust.clone(), as_of: row.as_of };
+        if let Some(last) = self.seen[engine].replace(seen) {
+            *self.time.entry(last.trust).or_default() += now - last.at;
         }
     }
 
