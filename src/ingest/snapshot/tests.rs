@@ -286,6 +286,20 @@ mod directories {
     }
 
     #[test]
+    fn a_snapshot_that_is_set_aside_replaces_nothing() {
+        let at = Temporary::new("aside");
+        let directory = StateDirectory::open(&at.0).unwrap();
+        for (text, name) in [("1", "snapshot.refused"), ("2", "snapshot.refused.2")] {
+            fs::write(at.0.join("snapshot"), text).unwrap();
+            let aside = directory.set_aside().unwrap();
+            assert_eq!(aside, at.0.join(name));
+            assert_eq!(fs::read_to_string(aside).unwrap(), text);
+        }
+        assert_eq!(fs::read_to_string(at.0.join("snapshot.refused")).unwrap(), "1");
+        assert!(directory.set_aside().is_err(), "there is none");
+    }
+
+    #[test]
     fn one_process_at_a_time() {
         let at = Temporary::new("alone");
         let directory = StateDirectory::open(&at.0).unwrap();
