@@ -1,5 +1,7 @@
 //! What the daemon's tests share: the process, a small HTTP client, recorded engines.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -102,6 +104,28 @@ impl Daemon {
     pub(crate) fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Kills the process where it stands.
+    pub(crate) fn kill(self) {
+        self.signal("KILL");
+        self.end();
+    }
+
+    /// Lets the process end in order.
+    #[track_caller]
+    pub(crate) fn terminate(self) -> String {
+        self.signal("TERM");
+        let (status, log) = self.end();
+        assert!(status.success(), "{log}");
+        log
+    }
+
+    /// The value of a metric.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = self.get("/metrics").body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.map(|value| value.parse().unwrap())
     }
 
     /// How the process ends by itself, and everything it said on stderr.
