@@ -8,7 +8,7 @@ use kvscout::index::Image;
 use kvscout::ingest::snapshot::{Refused, Snapshot};
 use kvscout::ingest::verify::{Contract, Status};
 use kvscout::ingest::{Reason, Trust, Verdict};
-use kvscout::scout::{Adapter, Options, Registration, Request, Scout, Scratch};
+use kvscout::scout::{Adapter, Copies, OnClear, Options, Registration, Request, Scout, Scratch};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -189,6 +189,33 @@ fn batches_that_wait_for_a_contract_are_after_the_watermark() {
     copy.apply(a, 2, &hidden(3, 90)).unwrap();
     assert_eq!(answer(&copy, "m", &[90, 91, 92, 93]), [(a, 0, Some(2))]);
     assert_eq!(answer(&copy, "m", &tokens), [(a, 1, Some(2))]);
+}
+
+#[test]
+fn what_an_operator_knows_of_a_worker_and_of_adapters_comes_back() {
+    let scout = scout();
+    let habits = Registration {
+        on_clear: OnClear::Gpu,
+        copies: Copies::Presence,
+        ..Registration::new("a", "m")
+    };
+    let a = scout.register(habits).unwrap();
+    let adapter = Adapter { model: "m".into(), id: None, path: None };
+    scout.register_adapter("default", "sql", adapter);
+    let tokens = [0, 1, 2, 3];
+    let mut store = stored(&[1], None, &tokens);
+    store["lora_name"] = json!("sql");
+    store["extra_keys"] = json!([["sql"]]);
+    scout.apply(a, 0, &batch(1.0, std::slice::from_ref(&store))).unwrap();
+    assert_eq!(answer(&scout, "sql", &tokens), [(a, 1, Some(0))]);
+    scout.clear_adapter("default", "sql");
+    let copy = restored(&scout);
+    assert_eq!(copy.worker(a).unwrap().registration, scout.worker(a).unwrap().registration);
+    for scout in [&scout, &copy] {
+        assert_eq!(answer(scout, "sql", &tokens), [(a, 0, Some(0))], "of an earlier edition");
+        scout.apply(a, 1, &batch(2.0, std::slice::from_ref(&store))).unwrap();
+        assert_eq!(answer(scout, "sql", &tokens), [(a, 1, Some(1))]);
+    }
 }
 
 #[test]

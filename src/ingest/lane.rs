@@ -33,7 +33,8 @@ pub enum Verdict {
     Restart,
 }
 
-/// The sequence state of one worker's stream, fed with every batch in order of arrival.
+/// The sequence state of one worker's stream without a replay source, fed with every batch in order
+/// of arrival. [`Sequencer`](super::Sequencer) is the same with one.
 ///
 /// Numbers start at 0 with each life of a publisher and grow by 1 (vLLM's `ZmqEventPublisher`);
 /// there is no epoch in the stream, so a restart is recognised by the number going back: either the
@@ -41,21 +42,11 @@ pub enum Verdict {
 /// last one's, or it is one of several old numbers in a row.
 #[derive(Clone, Debug, Default)]
 pub struct Lane {
-    last: Option<Applied>,
-    recent: VecDeque<(u64, u64)>,
-    /// The number after the last late batch, and how many late ones followed each other.
-    late: Option<(u64, u32)>,
+    order: Order,
     unsound: Option<Reason>,
     /// Nothing has come yet that follows what was resumed, or repeats it.
     is_unproven: bool,
     counters: Counters,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Applied {
-    seq: u64,
-    timestamp: f64,
-    digest: u64,
 }
 
 /// What happened on a lane since it was made.
@@ -83,31 +74,16 @@ impl Lane {
     /// before it nothing is remembered.
     pub fn resume(last: Watermark, unsound: Option<Reason>) -> Lane {
         let Watermark { seq, digest, timestamp } = last;
-        let timestamp = Some(f64::from_bits(timestamp)).filter(|clock| clock.is_finite());
-        let timestamp = timestamp.unwrap_or(f64::NEG_INFINITY);
-        Lane {
-            last: Some(Applied { seq, timestamp, digest }),
-            recent: VecDeque::from([(seq, digest)]),
-            unsound,
-            is_unproven: true,
-            ..Lane::default()
-        }
+        let timestamp = f64::from_bits(timestamp);
+        let mut order = Order::default();
+        order.record(seq, timestamp, digest);
+        Lane { order, unsound, is_unproven: true, ..Lane::default() }
     }
 
     /// Judges a batch by its number, its own timestamp and a digest of its bytes, and records the
     /// outcome.
     pub fn judge(&mut self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
-        let mut verdict = self.verdict(seq, timestamp, digest);
-        if verdict == Verdict::Late {
-            let run = match self.late {
-                Some((next, run)) if next == seq => run + 1,
-                _ => 1,
-            };
-            self.late = seq.checked_add(1).map(|next| (next, run));
-            if run == RESTART_AFTER {
-                verdict = Verdict::Restart;
-            }
-        }
+        let verdict = self.order.judge(seq, timestamp, digest);
         match verdict {
             Verdict::Duplicate => {
                 self.counters.duplicates += 1;
@@ -127,7 +103,7 @@ impl Lane {
         }
         if let Verdict::Gap { missing } = verdict {
             self.counters.gaps += 1;
-            self.counters.missing += missing;
+            self.counters.missing = self.counters.missing.saturating_add(missing);
             self.degrade(Reason::Gap);
         }
         verdict
@@ -136,8 +112,8 @@ impl Lane {
     /// Judges a batch of which only the number can be read. It fills its place in the order, but it is
     /// no proof of a restart: garbage must not cost what is known.
     pub fn judge_unreadable(&mut self, seq: u64, digest: u64) -> Verdict {
-        match self.last {
-            Some(last) if seq <= last.seq => {
+        match self.order.newest() {
+            Some(newest) if seq <= newest => {
                 self.counters.late += 1;
                 Verdict::Late
             }
@@ -146,35 +122,13 @@ impl Lane {
         }
     }
 
-    fn verdict(&self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
-        let Some(last) = self.last else { return Verdict::Next };
-        if seq > last.seq {
-            return match seq - last.seq - 1 {
-                0 => Verdict::Next,
-                missing => Verdict::Gap { missing },
-            };
-        }
-        match self.recent.iter().find(|&&(applied, _)| applied == seq) {
-            Some(&(_, applied)) if applied == digest => Verdict::Duplicate,
-            Some(_) => Verdict::Restart,
-            None if timestamp > last.timestamp => Verdict::Restart,
-            None => Verdict::Late,
-        }
-    }
-
     fn record(&mut self, seq: u64, timestamp: f64, digest: u64) {
-        if self.last.is_none() && seq > 0 {
-            self.counters.missing += seq;
+        if self.order.newest().is_none() && seq > 0 {
+            self.counters.missing = self.counters.missing.saturating_add(seq);
             self.degrade(Reason::MissedStart);
         }
-        let before = self.last.map_or(f64::NEG_INFINITY, |last| last.timestamp);
-        let timestamp = if timestamp.is_finite() { timestamp } else { before };
-        self.last = Some(Applied { seq, timestamp, digest });
         self.is_unproven = false;
-        if self.recent.len() == REMEMBERED {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((seq, digest));
+        self.order.record(seq, timestamp, digest);
         self.counters.batches += 1;
     }
 
@@ -202,18 +156,95 @@ impl Lane {
 
     /// The last batch that was applied, to resume from.
     pub fn watermark(&self) -> Option<Watermark> {
-        let Applied { seq, timestamp, digest } = self.last?;
-        Some(Watermark { seq, digest, timestamp: timestamp.to_bits() })
+        self.order.watermark()
     }
 
     /// The number of the last batch that was applied.
     pub fn as_of(&self) -> Option<u64> {
-        self.last.map(|last| last.seq)
+        self.order.newest()
     }
 
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+}
+
+/// The numbers, clocks and digests that arrived, and what the next one says in their light.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Order {
+    last: Option<Newest>,
+    /// Number and digest, in order of arrival.
+    recent: VecDeque<(u64, u64)>,
+    /// The number after the last late batch, and how many late ones followed each other.
+    late: Option<(u64, u32)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Newest {
+    seq: u64,
+    timestamp: f64,
+    digest: u64,
+}
+
+impl Order {
+    /// What a batch is; a new one is still to be recorded.
+    pub(super) fn judge(&mut self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
+        let verdict = self.verdict(seq, timestamp, digest);
+        if verdict != Verdict::Late {
+            return verdict;
+        }
+        let run = match self.late {
+            Some((next, run)) if next == seq => run + 1,
+            _ => 1,
+        };
+        self.late = seq.checked_add(1).map(|next| (next, run));
+        if run == RESTART_AFTER { Verdict::Restart } else { Verdict::Late }
+    }
+
+    fn verdict(&self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
+        let Some(last) = self.last else { return Verdict::Next };
+        if seq > last.seq {
+            return match seq - last.seq - 1 {
+                0 => Verdict::Next,
+                missing => Verdict::Gap { missing },
+            };
+        }
+        match self.digest_of(seq) {
+            Some(known) if known == digest => Verdict::Duplicate,
+            Some(_) => Verdict::Restart,
+            None if timestamp > last.timestamp => Verdict::Restart,
+            None => Verdict::Late,
+        }
+    }
+
+    /// Remembers a batch. The newest is the one with the highest number.
+    pub(super) fn record(&mut self, seq: u64, timestamp: f64, digest: u64) {
+        if self.last.is_none_or(|last| seq > last.seq) {
+            let before = self.last.map_or(f64::NEG_INFINITY, |last| last.timestamp);
+            let timestamp = if timestamp.is_finite() { timestamp } else { before };
+            self.last = Some(Newest { seq, timestamp, digest });
+        }
+        if self.recent.len() == REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((seq, digest));
+    }
+
+    /// The highest number that arrived.
+    pub(super) fn newest(&self) -> Option<u64> {
+        self.last.map(|last| last.seq)
+    }
+
+    /// The batch under that number, to resume from.
+    fn watermark(&self) -> Option<Watermark> {
+        let Newest { seq, timestamp, digest } = self.last?;
+        Some(Watermark { seq, digest, timestamp: timestamp.to_bits() })
+    }
+
+    /// The digest of the batch that arrived under a number, if that is remembered.
+    pub(super) fn digest_of(&self, seq: u64) -> Option<u64> {
+        self.recent.iter().find(|(number, _)| *number == seq).map(|(_, digest)| *digest)
     }
 }
 
@@ -300,12 +331,19 @@ mod tests {
     }
 
     #[test]
+    fn numbers_however_far_apart_do_not_overflow_what_is_counted() {
+        let mut lane = Lane::default();
+        feed(&mut lane, &[(u64::MAX, 1.0), (0, 2.0), (u64::MAX, 3.0)]);
+        assert_eq!(lane.counters().missing, u64::MAX);
+    }
+
+    #[test]
     fn what_a_lane_remembers_is_bounded() {
         let mut lane = Lane::default();
         for seq in 0..5000 {
             lane.judge(seq, seq as f64, seq);
         }
-        assert_eq!(lane.recent.len(), REMEMBERED);
+        assert_eq!(lane.order.recent.len(), REMEMBERED);
         assert_eq!(lane.judge(0, 0.0, 0), Verdict::Late, "too old to compare, clock not newer");
         assert_eq!(lane.unsound(), Some(Reason::OutOfOrder), "it may be a restart");
     }

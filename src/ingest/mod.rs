@@ -1,18 +1,25 @@
 //! From a worker's numbered batches to changes of the index, with a record of how far they can be
 //! trusted.
 //!
-//! [`Lane`] is the state machine of one worker's stream: no socket, no clock, no index. [`verify`]
-//! finds out which hash contract a worker follows; [`translate`] turns decoded events into index changes;
-//! [`zmq`] (feature) moves the bytes.
+//! [`Sequencer`] is the state machine of one worker's stream where missed batches can be asked for
+//! again, [`Lane`] where they cannot: no socket, no clock, no index. [`verify`] finds out which hash
+//! contract a worker follows; [`translate`] turns decoded events into index changes; [`zmq`] (feature)
+//! moves the bytes.
 
+mod answer;
 mod lane;
+pub mod sequencer;
 pub mod snapshot;
 pub mod translate;
+mod turns;
 pub mod verify;
 #[cfg(feature = "zmq")]
 pub mod zmq;
 
+pub use answer::Answer;
 pub use lane::{Counters, Lane, Verdict};
+pub use sequencer::{ReplayOptions, Sequencer};
+pub use turns::Turns;
 
 /// How far a worker's residency can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +61,8 @@ impl Trust {
 pub enum Reason {
     /// The first batch had a number above 0: earlier ones were missed.
     MissedStart,
-    /// Batches between two that were received are missing.
+    /// Batches between two that were received are missing, or may be: nothing could show that they
+    /// are not.
     Gap,
     /// A batch came that was neither the next one nor a known one.
     OutOfOrder,

@@ -4,7 +4,10 @@
 //! whoever embeds it calls [`Scout::apply`] with what came from the wire, one worker's batches in
 //! order and from one thread at a time, and [`Scout::score`] from any thread.
 
+mod clear;
 mod directory;
+mod edition;
+mod habit;
 mod prompt;
 mod query;
 mod ranking;
@@ -13,15 +16,19 @@ mod standing;
 mod state;
 mod stream;
 mod vocabulary;
+mod warning;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+pub use self::habit::{Copies, OnClear};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
+pub use self::warning::Warning;
 
-use self::directory::Directory;
+use self::directory::{Directory, Worker};
+use self::edition::Editions;
 use self::roster::Generation;
 use self::stream::Shared;
 use crate::block::{BlockSize, Name, Prompt, WorkerId};
@@ -30,7 +37,7 @@ use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, MemoryIndex, MemoryOptions, Stats};
-use crate::ingest::verify::{Candidates, Status};
+use crate::ingest::verify::{Candidates, Checks, Status};
 use crate::ingest::{Counters, Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
 
@@ -86,6 +93,10 @@ pub struct Registration {
     /// The block size the operator expects. Recorded for comparison; the one in the engine's events
     /// counts.
     pub block_size: Option<BlockSize>,
+    /// What a clear that names no tier takes away.
+    pub on_clear: OnClear,
+    /// What a second store of a block that is there means.
+    pub copies: Copies,
 }
 
 impl Registration {
@@ -101,6 +112,8 @@ impl Registration {
             model: Some(model.into()),
             vllm: None,
             block_size: None,
+            on_clear: OnClear::default(),
+            copies: Copies::default(),
         }
     }
 }
@@ -187,6 +200,10 @@ pub struct WorkerStatus {
     pub groups: Vec<GroupFacts>,
     /// Its hash contract, as detected.
     pub contract: Status,
+    /// How often its names were compared with those that the contract gives, in this incarnation.
+    pub checks: Checks,
+    /// Adapters that it stored blocks of and whose path is not registered; the first 64.
+    pub unknown_adapters: Vec<String>,
 }
 
 /// What became of a worker's events since it was registered.
@@ -250,6 +267,7 @@ impl Scout {
                 index,
                 vocabularies: RwLock::default(),
                 generation: Generation::default(),
+                editions: Editions::default(),
             },
             weights: options.weights,
             directory: RwLock::default(),
@@ -359,13 +377,18 @@ impl Scout {
     /// Every worker, by tenant, pod and rank.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         let workers: Vec<_> = self.directory.read().all().cloned().collect();
-        workers.iter().map(|worker| worker.status()).collect()
+        workers.iter().map(|worker| self.status(worker)).collect()
     }
 
     /// One worker.
     pub fn worker(&self, worker: WorkerId) -> Option<WorkerStatus> {
         let worker = self.directory.read().get(worker).cloned();
-        worker.map(|worker| worker.status())
+        worker.map(|worker| self.status(&worker))
+    }
+
+    fn status(&self, worker: &Worker) -> WorkerStatus {
+        let adapters = self.directory.read().adapters(&worker.registration.tenant);
+        worker.status(&adapters)
     }
 
     /// Sizes of the index.

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use parking_lot::{MutexGuard, RwLock};
 
 use super::directory::{Directory, Worker};
+use super::edition::Editions;
 use super::stream::Stream;
 use super::vocabulary::Vocabularies;
-use super::{Adapter, Options, Registration, Scout};
+use super::{Adapter, Copies, OnClear, Options, Registration, Scout};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
 use crate::error::Error;
 use crate::hash::content::DigestKey;
@@ -40,9 +41,10 @@ impl Scout {
             let known = self.shared.vocabularies.read();
             (known.state(), Given { vocabularies: known.given(), ..given })
         };
+        let editions = self.shared.editions.state();
         let states = workers.iter().zip(&streams).map(|(worker, stream)| worker.state(stream));
         let registrations =
-            Registrations { given, vocabularies, adapters, workers: states.collect() };
+            Registrations { given, vocabularies, adapters, editions, workers: states.collect() };
         drop(streams);
         Snapshot::new(&self.shared.key, created, registrations, image)
     }
@@ -80,7 +82,7 @@ impl Scout {
     }
 
     fn fill(&mut self, registrations: &Registrations) -> Result<(), Error> {
-        let Registrations { given, vocabularies, adapters, workers } = registrations;
+        let Registrations { given, vocabularies, adapters, editions, workers } = registrations;
         let mut contracts = Contracts { scout: self, restored: Vec::new() };
         let mut known = Vocabularies::resume(given.vocabularies);
         for state in vocabularies {
@@ -105,9 +107,10 @@ impl Scout {
                 (_, None) => Status::Undecided,
             };
             let resume = |seat| Stream::resume(seat, state, contract);
-            let worker = directory.put_back(id, state.space, registration(state), resume);
+            let worker = directory.put_back(id, state.space, state.into(), resume);
             worker.publish(&worker.stream.lock(), &self.shared.generation);
         }
+        self.shared.editions = Editions::resume(editions);
         self.shared.vocabularies = RwLock::new(known);
         self.directory = RwLock::new(directory);
         Ok(())
@@ -133,7 +136,8 @@ impl Contracts<'_> {
 
 impl Worker {
     fn state(&self, stream: &Stream) -> WorkerState {
-        let Registration { pod, rank, tenant, model, vllm, block_size } = self.registration.clone();
+        let Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies } =
+            self.registration.clone();
         let mut state = WorkerState {
             worker: self.id,
             space: self.space,
@@ -144,6 +148,8 @@ impl Worker {
             model,
             vllm,
             block_size,
+            clears_gpu_only: on_clear == OnClear::Gpu,
+            reports_presence: copies == Copies::Presence,
             attached: String::new(),
             incarnation: 0,
             watermark: None,
@@ -157,9 +163,13 @@ impl Worker {
     }
 }
 
-fn registration(state: &WorkerState) -> Registration {
-    let WorkerState { pod, rank, tenant, model, vllm, block_size, .. } = state.clone();
-    Registration { pod, rank, tenant, model, vllm, block_size }
+impl From<&WorkerState> for Registration {
+    fn from(state: &WorkerState) -> Registration {
+        let WorkerState { pod, rank, tenant, model, vllm, block_size, .. } = state.clone();
+        let on_clear = if state.clears_gpu_only { OnClear::Gpu } else { OnClear::All };
+        let copies = if state.reports_presence { Copies::Presence } else { Copies::Count };
+        Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies }
+    }
 }
 
 /// Whether the list agrees with itself and with the image.

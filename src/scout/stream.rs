@@ -4,11 +4,15 @@
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use parking_lot::RwLock;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::edition::Editions;
+use super::habit::{Copies, OnClear};
+use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
@@ -18,10 +22,10 @@ use crate::error::Error;
 use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, Block, Change, Home, MemoryIndex, Parent, Store};
+use crate::index::{Applied, Block, Change, Home, Matches, MemoryIndex, Parent, Query, Store};
 use crate::ingest::snapshot::{GroupState, Watermark, WorkerState};
 use crate::ingest::translate::{self, Rejection};
-use crate::ingest::verify::{Candidates, Status, Verifier};
+use crate::ingest::verify::{Candidates, Checks, Status, Verifier};
 use crate::ingest::{Counters, Lane, Reason, Trust, Verdict};
 use crate::score::{GroupFacts, GroupRule};
 
@@ -34,6 +38,9 @@ const MAX_WAITING: usize = 4 << 20;
 const MAX_PLANNED: usize = 64;
 const MAX_NAMED: usize = 4096;
 
+/// How many names of adapters are kept of a worker: for an operator's eyes.
+const MAX_ADAPTERS: usize = 64;
+
 /// What all streams use.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -44,6 +51,7 @@ pub(super) struct Shared {
     pub(super) index: MemoryIndex,
     pub(super) vocabularies: RwLock<Vocabularies>,
     pub(super) generation: Generation,
+    pub(super) editions: Editions,
 }
 
 /// What a stream needs to know of the worker that it belongs to.
@@ -51,7 +59,10 @@ pub(super) struct Shared {
 pub(super) struct Seat {
     pub(super) worker: WorkerId,
     pub(super) space: SpaceId,
+    pub(super) tenant: Box<str>,
     pub(super) version: Option<Version>,
+    pub(super) on_clear: OnClear,
+    pub(super) copies: Copies,
     /// Opened before a batch changes anything; closed by [`Worker`](super::directory::Worker).
     pub(super) post: Post,
 }
@@ -68,6 +79,8 @@ pub(super) struct Stream {
     groups: Vec<GroupFacts>,
     /// The groups whose unit was seen on the GPU.
     seen_on_gpu: Vec<Group>,
+    /// Adapters whose blocks it stored.
+    adapters: BTreeSet<Box<str>>,
     events: EventCounters,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
@@ -88,8 +101,37 @@ struct Scratch {
 /// the scratch memory.
 #[derive(Clone, Debug)]
 enum Planned {
-    Store { shape: Shape, group: Group, tier: Tier, parent: Parent, blocks: Range<usize> },
-    Remove { group: Group, tier: Tier, names: Range<usize> },
+    Store {
+        shape: Shape,
+        group: Group,
+        tier: Tier,
+        parent: Parent,
+        blocks: Range<usize>,
+        /// Whether it adds no copy to what is there.
+        once: bool,
+    },
+    Remove {
+        group: Group,
+        tier: Tier,
+        names: Range<usize>,
+    },
+}
+
+/// Blocks that change their tier within one batch.
+#[derive(Debug, Default)]
+struct Moving {
+    /// Where they go, by name.
+    to: HashMap<Name, Tier>,
+    /// Removals from where they were, until they have arrived.
+    held_back: Vec<(Group, Tier, Name)>,
+}
+
+impl Moving {
+    /// Whether a removal from a tier has to wait. One from the tier that the block goes to is about
+    /// another copy.
+    fn holds_back(&self, name: Name, tier: Tier) -> bool {
+        !self.to.is_empty() && self.to.get(&name).is_some_and(|&to| to != tier)
+    }
 }
 
 impl Stream {
@@ -102,6 +144,7 @@ impl Stream {
             verifier: Verifier::default(),
             groups: Vec::new(),
             seen_on_gpu: Vec::new(),
+            adapters: BTreeSet::new(),
             events: EventCounters::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -114,6 +157,8 @@ impl Stream {
     /// A stream that goes on after the last batch that a snapshot holds; its worker has its blocks.
     pub(super) fn resume(seat: Seat, state: &WorkerState, contract: Status) -> Stream {
         let on_gpu = state.groups.iter().filter(|group| group.on_gpu);
+        let mut shapes = state.groups.iter().map(|group| group.facts.shape);
+        let shape = shapes.next().filter(|first| shapes.all(|other| other == *first));
         Stream {
             vocabulary: state.vocabulary,
             incarnation: state.incarnation,
@@ -121,7 +166,7 @@ impl Stream {
             lane: state
                 .watermark
                 .map_or_else(Lane::default, |last| Lane::resume(last, state.unsound)),
-            verifier: Verifier::resume(contract, state.hides_extras),
+            verifier: Verifier::resume(contract, state.hides_extras, shape),
             groups: state.groups.iter().map(|group| group.facts).collect(),
             seen_on_gpu: on_gpu.map(|group| group.facts.group).collect(),
             applied_to: state.watermark,
@@ -219,6 +264,7 @@ impl Stream {
         self.verifier = Verifier::default();
         self.groups.clear();
         self.seen_on_gpu.clear();
+        self.adapters.clear();
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
@@ -287,6 +333,7 @@ impl Stream {
         batch: &Batch<'_>,
         ingested: &mut Ingested,
     ) -> Result<(), Error> {
+        let mut moving = self.moving(batch);
         let mut events = batch.events();
         while let Some(event) = events.next_into(&mut self.scratch.tokens) {
             match event {
@@ -297,18 +344,12 @@ impl Stream {
                         self.reject();
                     }
                 }
-                Ok(Event::Removed(removed)) => self.removed(&removed),
+                Ok(Event::Removed(removed)) => self.removed(&removed, &mut moving),
                 Ok(Event::Cleared(cleared)) => {
+                    self.release(&mut moving);
                     // What was refused before it does not matter any more.
                     self.flush(shared, &mut ingested.applied)?;
-                    self.events.cleared += 1;
-                    if cleared.tier.is_none() {
-                        self.lane.cleared();
-                        self.verifier.cleared();
-                    }
-                    let clear = [Change::Clear { tier: cleared.tier }];
-                    let applied = shared.index.apply(self.seat.worker, &clear)?;
-                    self.count(applied, &mut ingested.applied);
+                    self.cleared(shared, cleared.tier)?;
                 }
                 Err(error) => {
                     self.flush(shared, &mut ingested.applied)?;
@@ -322,18 +363,22 @@ impl Stream {
                 self.flush(shared, &mut ingested.applied)?;
             }
         }
+        self.release(&mut moving);
         self.flush(shared, &mut ingested.applied)
     }
 
     /// Applies what was planned since the last time, in order. Together, because the index then asks
     /// memory for what a change needs while it makes those before.
     fn flush(&mut self, shared: &Shared, total: &mut Applied) -> Result<(), Error> {
-        let Scratch { blocks, names, planned, .. } = &mut self.scratch;
+        let Stream { seat, scratch: Scratch { blocks, names, planned, .. }, .. } = self;
         if planned.is_empty() {
             return Ok(());
         }
+        if planned.iter().any(|change| matches!(change, Planned::Store { once: true, .. })) {
+            return self.flush_once(shared, total);
+        }
         let change = |planned: Planned| match planned {
-            Planned::Store { shape, group, tier, parent, blocks: range } => {
+            Planned::Store { shape, group, tier, parent, blocks: range, .. } => {
                 Change::Store(Store { shape, group, tier, parent, blocks: &blocks[range] })
             }
             Planned::Remove { group, tier, names: range } => {
@@ -341,12 +386,66 @@ impl Stream {
             }
         };
         let changes: Vec<Change<'_>> = planned.drain(..).map(change).collect();
-        let applied = shared.index.apply(self.seat.worker, &changes);
+        let applied = shared.index.apply(seat.worker, &changes);
         drop(changes);
         blocks.clear();
         names.clear();
         self.count(applied?, total);
         Ok(())
+    }
+
+    /// Applies what was planned one by one, stores that add no copy to what is there among it.
+    fn flush_once(&mut self, shared: &Shared, total: &mut Applied) -> Result<(), Error> {
+        let Scratch { blocks, names, planned, .. } = std::mem::take(&mut self.scratch);
+        for change in planned {
+            let applied = match change {
+                Planned::Remove { group, tier, names: range } => {
+                    let names = &names[range];
+                    shared
+                        .index
+                        .apply(self.seat.worker, &[Change::Remove { group, tier, names }])?
+                }
+                Planned::Store { shape, group, tier, parent, blocks: range, .. } => {
+                    let blocks = &blocks[range];
+                    self.store_once(shared, Store { shape, group, tier, parent, blocks })?
+                }
+            };
+            self.count(applied, total);
+        }
+        Ok(())
+    }
+
+    /// Stores what is not there yet.
+    fn store_once(&self, shared: &Shared, mut store: Store<'_>) -> Result<Applied, Error> {
+        let worker = self.seat.worker;
+        let held = self.leading(shared, &store);
+        if let Some(last) = held.checked_sub(1) {
+            store.parent = Parent::Block(store.blocks[last].name);
+            store.blocks = &store.blocks[held..];
+        }
+        // Whether a single block is there cannot be asked, but it can be taken away; from the end, as
+        // engines do it.
+        let names: Vec<Name> = store.blocks.iter().rev().map(|block| block.name).collect();
+        let Store { group, tier, .. } = store;
+        let remove = Change::Remove { group, tier, names: &names };
+        while shared.index.apply(worker, &[remove])?.removed > 0 {}
+        shared.index.apply(worker, &[Change::Store(store)])
+    }
+
+    /// How many blocks of a store that starts a prompt are there, one after the other: a report of
+    /// what is cached must not take that away for a moment.
+    fn leading(&self, shared: &Shared, store: &Store<'_>) -> usize {
+        let &Store { shape, group, tier, parent, blocks } = store;
+        if self.seat.copies != Copies::Presence || (parent, tier) != (Parent::Root, Tier::Gpu) {
+            return 0;
+        }
+        let names: Vec<Name> = blocks.iter().map(|block| block.name).collect();
+        let (space, worker) = (self.seat.space, self.seat.worker);
+        let query = Query { space, shape, candidates: Some(&[worker]), spans: false };
+        let mut matches = Matches::default();
+        shared.index.lookup(&query, &mut NameBlocks(&names), &mut matches);
+        let of_group = matches.iter().find(|found| found.group == group);
+        of_group.map_or(0, |found| found.leading[0] as usize)
     }
 
     /// Plans what a stored event changes. An error leaves it out as a whole.
@@ -360,12 +459,26 @@ impl Stream {
             self.events.other_unit += 1;
             return Ok(());
         }
-        let Stream { scratch: Scratch { tokens, blocks, planned, .. }, verifier, .. } = self;
+        if outline.dense {
+            self.verifier.sample(stored, outline.shape, &self.scratch.tokens);
+        }
+        if let Some(name) = stored.lora_name
+            && self.adapters.len() < MAX_ADAPTERS
+            && !self.adapters.contains(name)
+        {
+            self.adapters.insert(name.into());
+        }
+        let Stream { scratch: Scratch { tokens, blocks, planned, .. }, verifier, seat, .. } = self;
+        let edition = shared.editions.of(&seat.tenant, stored.lora_name);
         let before = blocks.len();
-        let parent = translate::blocks(stored, outline, tokens, &shared.key, verifier, blocks)?;
+        let parent =
+            translate::blocks(stored, outline, tokens, &shared.key, edition, verifier, blocks)?;
         let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
         let blocks = before..blocks.len();
-        planned.push(Planned::Store { shape, group, tier, parent, blocks });
+        // Copies of an earlier edition are under the same names: the next removal would not tell
+        // them from these.
+        let once = seat.copies == Copies::Presence || edition > 0;
+        planned.push(Planned::Store { shape, group, tier, parent, blocks, once });
         Ok(())
     }
 
@@ -400,15 +513,76 @@ impl Stream {
         }
     }
 
-    fn removed(&mut self, removed: &Removed<'_>) {
+    fn removed(&mut self, removed: &Removed<'_>, moving: &mut Moving) {
         let Scratch { names, planned, .. } = &mut self.scratch;
         let before = names.len();
-        names.extend(removed.names.names());
-        for &name in &names[before..] {
+        let (group, tier) = (removed.group, removed.tier);
+        for name in removed.names.names() {
             self.verifier.removed(name);
+            match moving.holds_back(name, tier) {
+                true => moving.held_back.push((group, tier, name)),
+                false => names.push(name),
+            }
         }
-        let (group, tier, names) = (removed.group, removed.tier, before..names.len());
+        let names = before..names.len();
         planned.push(Planned::Remove { group, tier, names });
+    }
+
+    /// What a batch stores by name only.
+    ///
+    /// An engine that offloads a block may announce in one batch that it left the GPU and, after
+    /// that, that it is in host memory, without its tokens. Where names cannot be computed from
+    /// tokens, its content would be forgotten in between.
+    fn moving(&self, batch: &Batch<'_>) -> Moving {
+        let mut moving = Moving::default();
+        if matches!(self.verifier.status(), Status::Verified(_)) {
+            return moving;
+        }
+        for event in batch.events() {
+            if let Ok(Event::Stored(stored)) = event
+                && stored.tokens.is_empty()
+            {
+                moving.to.extend(stored.names.names().map(|name| (name, stored.tier)));
+            }
+        }
+        moving
+    }
+
+    /// Plans the removals that were held back.
+    fn release(&mut self, moving: &mut Moving) {
+        let Scratch { names, planned, .. } = &mut self.scratch;
+        for (group, tier, name) in moving.held_back.drain(..) {
+            names.push(name);
+            planned.push(Planned::Remove { group, tier, names: names.len() - 1..names.len() });
+        }
+    }
+
+    fn cleared(&mut self, shared: &Shared, named: Option<Tier>) -> Result<(), Error> {
+        self.events.cleared += 1;
+        let tier = match self.seat.on_clear {
+            OnClear::Gpu => named.or(Some(Tier::Gpu)),
+            OnClear::All => named,
+        };
+        if tier.is_none() {
+            self.lane.cleared();
+            self.verifier.cleared();
+        }
+        shared.index.apply(self.seat.worker, &[Change::Clear { tier }]).map(drop)
+    }
+
+    /// Forgets everything, by an operator's word.
+    pub(super) fn clear(&mut self, shared: &Shared) -> Result<(), Error> {
+        if self.retired {
+            return Err(super::unknown_worker(self.seat.worker));
+        }
+        self.seat.post.open();
+        // What waits was stored before.
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.applied_to = self.lane.watermark();
+        self.lane.cleared();
+        self.verifier.cleared();
+        shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
     }
 
     fn reject(&mut self) {
@@ -469,6 +643,16 @@ impl Stream {
 
     pub(super) fn events(&self) -> EventCounters {
         self.events
+    }
+
+    /// How the contract check went.
+    pub(super) fn checks(&self) -> Checks {
+        self.verifier.checks()
+    }
+
+    /// The adapters whose blocks were stored, as far as they are kept.
+    pub(super) fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|name| &**name)
     }
 
     pub(super) fn contract(&self) -> &Status {

@@ -1,5 +1,4 @@
 //! What the daemon's tests share: the process, a small HTTP client, recorded engines.
-
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fs;
@@ -49,6 +48,11 @@ impl Daemon {
 
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn stderr(&self) -> String {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use kvscout::index::Stats;
 use kvscout::ingest::zmq::SourceStatus;
 use kvscout::ingest::{Counters, Trust};
-use kvscout::scout::{EventCounters, WorkerStatus};
+use kvscout::scout::{EventCounters, Warning, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -56,6 +56,7 @@ impl Default for Metrics {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Totals {
     workers: [u64; 4],
+    warned: [u64; Warning::ALL.len()],
     counters: Counters,
     events: EventCounters,
     messages: u64,
@@ -99,7 +100,7 @@ impl Totals {
         sum.refused += part.refused;
     }
 
-    /// Counts a present worker by its trust.
+    /// Counts a present worker by its trust and its warnings.
     pub(crate) fn count_trust(&mut self, status: &WorkerStatus) {
         let at = match status.trust {
             Trust::Exact => 0,
@@ -109,6 +110,10 @@ impl Totals {
             _ => 2,
         };
         self.workers[at] += 1;
+        for warning in status.warnings() {
+            let at = Warning::ALL.iter().position(|other| *other == warning);
+            self.warned[at.unwrap_or_default()] += 1;
+        }
     }
 
     /// Adds what a source counted.
@@ -174,6 +179,8 @@ impl Collector for Snapshot {
         let (lane, events, index) = (totals.counters, totals.events, totals.index);
         let by_trust = TRUSTS.into_iter().zip(totals.workers);
         gauges(&mut to, "workers", "Workers by trust", "trust", by_trust)?;
+        let by_warning = Warning::ALL.map(Warning::as_str).into_iter().zip(totals.warned);
+        gauges(&mut to, "warned_workers", "Workers by warning", "warning", by_warning)?;
         for (name, help, value) in [
             ("sources_up", "Sources whose publisher is connected", totals.sources_up),
             ("blocks", "Blocks that match by content", index.blocks),

@@ -44,6 +44,7 @@ mod endpoint;
 mod monitor;
 mod options;
 mod reactor;
+mod replay;
 mod socket;
 mod tcp;
 
@@ -60,6 +61,7 @@ use reactor::{Command, Reactor};
 
 pub use endpoint::Endpoint;
 pub use options::Options;
+pub use replay::{Asker, ReplayCounters, ReplaySink, Replays, RoundOptions};
 
 /// A source as its owner numbers it; unique within a [`Receiver`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,8 +114,10 @@ pub trait Sink: Send {
     /// A publisher of `source` has completed the handshake (`up`), or the last connection of
     /// `source` is gone. Never twice the same in a row; the first is `true`.
     ///
-    /// Reports and messages travel apart: messages received before a connection was lost may
-    /// still follow.
+    /// Messages received before a connection was lost may follow the report of its loss, but not the
+    /// report that the link is up again; and no message of a later connection comes before the report
+    /// that the one before was lost. Where many publishers share a bound endpoint, this says nothing of
+    /// each of them.
     fn link(&mut self, source: SourceId, up: bool) {
         let _ = (source, up);
     }

@@ -128,7 +128,11 @@ impl Reactor {
         let Some(Some(slot)) = self.slots.get_mut(number) else { return };
         if token.0 % 2 == 1 {
             slot.subscriber.follow_reports(&self.options, &mut *self.sink);
-        } else if !slot.queued {
+            if !slot.subscriber.is_rising() {
+                return;
+            }
+        }
+        if !slot.queued {
             slot.queued = true;
             self.ready.push_back(number);
         }
@@ -227,7 +231,7 @@ impl Reactor {
         let Some(number) = self.ready.pop_front() else { return };
         let Some(slot) = &mut self.slots[number] else { return };
         slot.queued = false;
-        match slot.subscriber.turn(&mut self.frames, &mut *self.sink) {
+        match slot.subscriber.turn(&mut self.frames, &self.options, &mut *self.sink) {
             Turn::Drained => {}
             Turn::More => {
                 slot.queued = true;

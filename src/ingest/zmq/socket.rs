@@ -24,6 +24,11 @@ const SLACK_BYTES: u64 = 64 << 10;
 /// How long libzmq may take to report that it dials again, before we conclude that it never will.
 const RETRY_GRACE: Duration = Duration::from_millis(200);
 
+/// How old the monitor's word may be when a message is handed over. A connection that follows another one
+/// takes longer than this to come up ([`Options::reconnect_interval`] is at least 1 ms, libzmq's own
+/// default 100 ms), so no message of it gets ahead of the report that the one before was lost.
+const REPORTS_AGE: Duration = Duration::from_millis(1);
+
 /// The state of one registered source.
 pub(super) struct Subscriber {
     pub(super) id: SourceId,
@@ -37,6 +42,12 @@ pub(super) struct Subscriber {
     pub(super) redial_at: Option<Instant>,
     backoff: Duration,
     opened_at: Instant,
+    /// What the sink was told of the link.
+    told_up: bool,
+    /// With a link that is up and the sink not told: how many messages of connections before this one may
+    /// still be on their way.
+    rising: Option<usize>,
+    followed_at: Instant,
 }
 
 /// A socket and its monitor.
@@ -127,6 +138,9 @@ impl Subscriber {
             redial_at: None,
             backoff: options.reconnect_interval,
             opened_at: Instant::now(),
+            told_up: false,
+            rising: None,
+            followed_at: Instant::now(),
         })
     }
 
@@ -172,6 +186,7 @@ impl Subscriber {
 
     /// Acts on everything the monitor has to report.
     pub(super) fn follow_reports(&mut self, options: &Options, sink: &mut dyn Sink) {
+        self.followed_at = Instant::now();
         while let Some(report) = self.link.as_ref().and_then(|link| link.monitor.next()) {
             self.dirty = true;
             self.follow(report, options, sink);
@@ -198,7 +213,8 @@ impl Subscriber {
                 if !self.status.up {
                     self.status.up = true;
                     self.status.since = Some(Instant::now());
-                    sink.link(self.id, true);
+                    let queue = usize::try_from(options.receive_hwm).unwrap_or(usize::MAX);
+                    self.rising = Some(queue.saturating_mul(link.connections.len() + 1));
                 }
             }
             Report::HandshakeFailed => self.status.failed_handshakes += 1,
@@ -223,19 +239,47 @@ impl Subscriber {
         if self.status.up {
             self.status.up = false;
             self.status.since = None;
+        }
+        self.rising = None;
+        if mem::take(&mut self.told_up) {
             sink.link(self.id, false);
         }
     }
 
+    /// Whether the sink waits to be told that the link is up.
+    pub(super) fn is_rising(&self) -> bool {
+        self.rising.is_some()
+    }
+
+    /// Tells the sink that the link is up, once nothing of an earlier connection is left to read.
+    fn rise(&mut self, read: usize, sink: &mut dyn Sink) {
+        let Some(left) = self.rising else { return };
+        self.rising = left.checked_sub(read).filter(|left| *left > 0);
+        if self.rising.is_none() {
+            self.told_up = true;
+            sink.link(self.id, true);
+        }
+    }
+
     /// Reads what has arrived, up to one turn's worth.
-    pub(super) fn turn(&mut self, frames: &mut Frames, sink: &mut dyn Sink) -> Turn {
-        let Some(link) = &mut self.link else { return Turn::Drained };
+    pub(super) fn turn(
+        &mut self,
+        frames: &mut Frames,
+        options: &Options,
+        sink: &mut dyn Sink,
+    ) -> Turn {
         let mut read = 0;
-        // `frames` serves all sources, so a message that fits is read to its end.
-        while read < FRAMES_PER_TURN || (1..=3).contains(&link.part) {
+        while let Some(link) = &mut self.link {
+            // `frames` serves all sources, so a message that fits is read to its end.
+            if read >= FRAMES_PER_TURN && !(1..=3).contains(&link.part) {
+                return Turn::More;
+            }
             read += 1;
             match link.read(frames) {
-                Read::Nothing => return Turn::Drained,
+                Read::Nothing => {
+                    self.rise(usize::MAX, sink);
+                    return Turn::Drained;
+                }
                 Read::Frame if link.part <= FRAMES_TOLERATED => {}
                 Read::Frame if self.source.mode == Mode::Connect => return Turn::Hostile,
                 Read::Frame => {
@@ -248,6 +292,9 @@ impl Subscriber {
                 Read::Message { frames: count } => {
                     self.dirty = true;
                     link.note_progress(self.source.mode, &mut frames[0]);
+                    if self.followed_at.elapsed() >= REPORTS_AGE {
+                        self.follow_reports(options, sink);
+                    }
                     let [topic, sequence, payload, _] = &*frames;
                     match <[u8; 8]>::try_from(&**sequence) {
                         _ if count != 3 => self.status.malformed_frames += 1,
@@ -258,10 +305,11 @@ impl Subscriber {
                             sink.batch(self.id, topic, u64::from_be_bytes(sequence), payload);
                         }
                     }
+                    self.rise(1, sink);
                 }
             }
         }
-        Turn::More
+        Turn::Drained
     }
 
     /// Looks for connections that take in bytes without end and without a message, and cuts them.
@@ -280,7 +328,7 @@ impl Subscriber {
         // connection in turn, so as many messages as there are connections settle it.
         let mut turn = Turn::More;
         for _ in 0..=link.connections.len() * 3 / FRAMES_PER_TURN {
-            turn = self.turn(frames, sink);
+            turn = self.turn(frames, options, sink);
             if turn != Turn::More {
                 break;
             }

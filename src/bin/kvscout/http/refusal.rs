@@ -82,8 +82,9 @@ impl HttpError {
 
     pub(super) fn unknown_path(path: &str) -> HttpError {
         let error = format!(
-            "no route '{path}'; there are /v1/score, /query, /query_by_hash, /register, \
-             /unregister, /workers, /health, /ready, /snapshot and /metrics"
+            "no route '{path}'; there are /v1/score, /v1/admin/clear, /query, /query_by_hash, /register, \
+             /unregister, /workers, /health, /ready, /snapshot \
+             and /metrics"
         );
         HttpError::new(StatusCode::NOT_FOUND, "unknown_path", error)
     }

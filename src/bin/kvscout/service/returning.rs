@@ -127,14 +127,7 @@ impl Service {
     fn dial_again(&self, state: &WorkerState, attached: Attached) -> Result<(), String> {
         let Attached::Source { endpoint, replay, .. } = &attached else { return Ok(()) };
         let enrolment = Enrolment {
-            registration: Registration {
-                pod: state.pod.clone(),
-                rank: state.rank,
-                tenant: state.tenant.clone(),
-                model: state.model.clone(),
-                vllm: state.vllm,
-                block_size: state.block_size,
-            },
+            registration: state.into(),
             endpoint: over_tcp(endpoint)?,
             mode: Mode::Connect,
             replay: replay.as_deref().map(over_tcp).transpose()?,

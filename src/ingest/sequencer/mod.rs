@@ -1,0 +1,631 @@
+//! The order of one worker's batches where missed ones can be asked for again.
+//!
+//! A [`Sequencer`] has no socket, no clock and no index. It is told what happened (a live batch, a
+//! replayed one, the end of a replay, the link's ups and downs, the time) and answers with [`Step`]s.
+//!
+//! # How it works
+//!
+//! * **In step**: the next batch is applied at once. Any other new one is *held back*, and the replay
+//!   source is asked.
+//! * A **round** asks from the last applied batch on, not from the one after it: the publisher then
+//!   repeats that batch, and equal bytes prove that it is still the publisher that was followed. Other
+//!   bytes, or a buffer without it, mean a new incarnation, even if its numbers have overtaken.
+//! * From a replay only **consecutive** batches are taken. At a hole the round is over, and the next one
+//!   begins at what was applied last; rounds that bring nothing wait ever longer and are bounded.
+//! * When the replay has reached a batch that is held back, or ended just below it, the held ones follow.
+//! * What does not come in any round is **given up**: the worker is degraded, the held batches are
+//!   applied, and it goes on. The same hole at the head of two rounds is the publisher's own (its buffer
+//!   begins later, or a batch was never encoded) and is stepped over in the same way.
+//! * A worker that missed something is **rebuilt** if the publisher's buffer turns out to reach back to
+//!   batch 0: it starts over from there. That is tried seldom, and costs nothing when it does not.
+//! * After the **link** was lost nothing is believed until a round has shown where the publisher stands.
+
+mod counters;
+mod held;
+mod options;
+mod step;
+
+use std::collections::VecDeque;
+use std::mem;
+use std::time::Duration;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use self::held::HeldBack;
+use super::lane::Order;
+use super::{Reason, Trust, Verdict};
+
+pub use self::counters::SequencerCounters;
+pub use self::held::Held;
+pub use self::options::ReplayOptions;
+pub use self::step::{Arrival, Ended, Flow, Step};
+
+/// A batch as it is remembered.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Mark {
+    seq: u64,
+    timestamp: Option<f64>,
+    digest: u64,
+}
+
+impl Mark {
+    fn of(arrival: &Arrival<'_>) -> Mark {
+        let timestamp = arrival.timestamp.filter(|timestamp| timestamp.is_finite());
+        Mark { seq: arrival.seq, timestamp, digest: xxh3_64(arrival.payload) }
+    }
+
+    /// Whether this clock runs before that one. Within one incarnation it never does, unless the
+    /// system's clock was set back.
+    fn is_before(&self, other: &Mark) -> bool {
+        matches!((self.timestamp, other.timestamp), (Some(a), Some(b)) if a < b)
+    }
+}
+
+/// What is under way with the replay source.
+#[derive(Clone, Copy, Debug)]
+enum Sync {
+    /// Nothing: live batches are applied as they come.
+    InStep,
+    /// The next round begins then.
+    Waiting { at: Duration },
+    /// A round.
+    Asked(Round),
+    /// A round from 0 that may replace everything. Live batches are applied meanwhile.
+    Rebuilding,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    /// Whether it has repeated the last applied batch, or continues nothing.
+    proven: bool,
+    /// Whether it has brought anything new.
+    progressed: bool,
+}
+
+/// What a round that brought nothing new showed first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Head {
+    Nothing,
+    Hole,
+}
+
+/// The sequence state of one worker's stream.
+///
+/// After each input, [`next_step`](Sequencer::next_step) is to be called until it gives `None`.
+///
+/// Without a replay source it judges as [`Lane`](super::Lane) does: a gap degrades at once.
+#[derive(Clone, Debug)]
+pub struct Sequencer {
+    /// `None` without a replay source.
+    replay: Option<ReplayOptions>,
+    /// What arrived live, held back or not, and what was replayed.
+    order: Order,
+    applied: Option<Mark>,
+    held: HeldBack,
+    sync: Sync,
+    /// The link is known to be down.
+    down: bool,
+    /// The number of the last round that was asked for.
+    round: u64,
+    rounds: u32,
+    fruitless: u32,
+    /// What the last fruitless round from this number showed.
+    head: Option<(Option<u64>, Head)>,
+    /// What is held back is to be applied, gaps or not.
+    giving_up: bool,
+    rebuild_at: Option<Duration>,
+    rebuild_wait: Duration,
+    random: u64,
+    unsound: Option<Reason>,
+    steps: VecDeque<Step>,
+    counters: SequencerCounters,
+}
+
+impl Sequencer {
+    /// A stream without a replay source.
+    pub fn without_replay() -> Sequencer {
+        Sequencer::new(None, 0)
+    }
+
+    /// A stream with a replay source. The seed spreads the waits of many workers.
+    pub fn with_replay(options: ReplayOptions, seed: u64) -> Sequencer {
+        Sequencer::new(Some(options), seed)
+    }
+
+    fn new(replay: Option<ReplayOptions>, seed: u64) -> Sequencer {
+        Sequencer {
+            replay,
+            order: Order::default(),
+            applied: None,
+            held: HeldBack::default(),
+            sync: Sync::InStep,
+            down: false,
+            round: 0,
+            rounds: 0,
+            fruitless: 0,
+            head: None,
+            giving_up: false,
+            rebuild_at: None,
+            rebuild_wait: replay.map_or(Duration::ZERO, |options| options.rebuild),
+            random: seed,
+            unsound: None,
+            steps: VecDeque::new(),
+            counters: SequencerCounters::default(),
+        }
+    }
+
+    /// A batch came live. Returns what its number said, in the light of what arrived before; the steps
+    /// say what follows from it. Batches that came while the link was said to be down are dropped as
+    /// late: the round that follows brings them.
+    pub fn live(&mut self, now: Duration, arrival: Arrival<'_>) -> Verdict {
+        debug_assert!(self.steps.is_empty() && !self.giving_up, "steps were left");
+        let mark = Mark::of(&arrival);
+        if self.down {
+            self.counters.late += 1;
+            return Verdict::Late;
+        }
+        let verdict = match arrival.timestamp {
+            // It has no clock, and garbage must not cost what is known: no proof of a restart.
+            None if self.order.newest().is_some_and(|newest| mark.seq <= newest) => {
+                self.counters.late += 1;
+                return Verdict::Late;
+            }
+            None => self.order.judge(mark.seq, f64::NAN, mark.digest),
+            Some(timestamp) => self.order.judge(mark.seq, timestamp, mark.digest),
+        };
+        match verdict {
+            Verdict::Duplicate => self.counters.duplicates += 1,
+            Verdict::Late => {
+                self.counters.late += 1;
+                match self.replay {
+                    None => self.degrade(Reason::OutOfOrder),
+                    Some(_) => self.doubt(now),
+                }
+            }
+            Verdict::Restart => {
+                self.begin_incarnation();
+                self.counters.restarts += 1;
+                self.admit(now, mark, arrival.payload);
+            }
+            Verdict::Next | Verdict::Gap { .. } => self.admit(now, mark, arrival.payload),
+        }
+        verdict
+    }
+
+    /// A batch of a round came.
+    pub fn replayed(&mut self, now: Duration, round: u64, arrival: Arrival<'_>) -> Flow {
+        debug_assert!(self.steps.is_empty() && !self.giving_up, "steps were left");
+        let current = match self.sync {
+            Sync::Asked(current) if round == self.round => current,
+            Sync::Rebuilding if round == self.round && arrival.seq == 0 => {
+                // The same publisher: what arrived is still known to exist, and what cannot be mended
+                // is not tried as eagerly again.
+                let (order, wait) = (mem::take(&mut self.order), self.rebuild_wait);
+                self.begin_incarnation();
+                (self.order, self.rebuild_wait) = (order, wait);
+                self.counters.rebuilt += 1;
+                Round { proven: true, progressed: false }
+            }
+            Sync::Rebuilding if round == self.round => {
+                // The buffer begins later: this incarnation can be rebuilt no more, but the next one.
+                self.sync = Sync::InStep;
+                self.plan_rebuild(now);
+                return Flow::Stop;
+            }
+            _ => {
+                self.counters.stale += 1;
+                return Flow::Stop;
+            }
+        };
+        self.sync = Sync::Asked(current);
+        let mark = Mark::of(&arrival);
+        if let Some(applied) = self.applied
+            && mark.seq <= applied.seq
+        {
+            return self.repeated(now, current, applied, mark);
+        }
+        let known = self.order.digest_of(mark.seq);
+        if known.is_some_and(|known| known != mark.digest) {
+            // What came live under this number was another batch: one of them is of an incarnation
+            // that is over. The next round is of the one that lives.
+            self.distrust_arrivals();
+            return self.round_over(now, None);
+        }
+        let wanted = self.wanted();
+        if wanted != Some(mark.seq) || !current.proven {
+            let confirmed = self.head == Some((wanted, Head::Hole));
+            if current.progressed || !confirmed {
+                return self.round_over(now, Some(Head::Hole));
+            }
+            self.step_over(now, mark.seq);
+        }
+        self.sync = Sync::Asked(Round { proven: true, progressed: true });
+        if known.is_none() {
+            let timestamp = mark.timestamp.unwrap_or(f64::NAN);
+            self.order.record(mark.seq, timestamp, mark.digest);
+        }
+        self.steps.push_back(Step::Apply { seq: mark.seq });
+        self.counters.replayed += 1;
+        self.advance(mark);
+        let met = self.held.front().is_some_and(|front| front.seq == mark.seq);
+        self.held.drop_through(mark.seq);
+        if met {
+            self.release();
+            if self.is_complete() {
+                self.finish();
+                return Flow::Stop;
+            }
+        }
+        Flow::Continue
+    }
+
+    /// A round has ended.
+    pub fn replay_ended(&mut self, now: Duration, round: u64, how: Ended) {
+        if round != self.round {
+            return;
+        }
+        let current = match self.sync {
+            Sync::Asked(current) => current,
+            Sync::Rebuilding => {
+                self.sync = Sync::InStep;
+                self.plan_rebuild(now);
+                return;
+            }
+            Sync::InStep | Sync::Waiting { .. } => return,
+        };
+        let head = match how {
+            Ended::Cut => None,
+            Ended::Marker if current.proven => {
+                self.release();
+                None
+            }
+            Ended::Marker => {
+                if self.head == Some((self.wanted(), Head::Nothing)) {
+                    // Its publisher does not know the batch that was applied last.
+                    self.start_over(now);
+                    return;
+                }
+                Some(Head::Nothing)
+            }
+        };
+        if how == Ended::Marker && current.proven && self.is_complete() {
+            self.finish();
+        } else {
+            self.round_over(now, head);
+        }
+    }
+
+    /// The link to the publisher was lost or is up again. A batch that is handed in after `up` must have
+    /// come over a connection that is no older.
+    pub fn link(&mut self, now: Duration, up: bool) {
+        if self.replay.is_none() {
+            return;
+        }
+        self.down = !up;
+        // A round that is under way may be another publisher's, and so may be what is held back.
+        self.held.clear();
+        if let Sync::Rebuilding = self.sync {
+            self.plan_rebuild(now);
+        }
+        self.sync = Sync::InStep;
+        if up {
+            self.doubt(now);
+        }
+    }
+
+    /// Time has passed. To be said when [`wake_at`](Sequencer::wake_at) is reached.
+    pub fn tick(&mut self, now: Duration) {
+        match self.sync {
+            Sync::Waiting { at } if at <= now => self.ask(),
+            Sync::InStep if self.wake_at().is_some_and(|at| at <= now) => {
+                self.rebuild_at = None;
+                self.next_round(0);
+                self.sync = Sync::Rebuilding;
+            }
+            _ => {}
+        }
+    }
+
+    /// When [`tick`](Sequencer::tick) has something to do.
+    pub fn wake_at(&self) -> Option<Duration> {
+        match self.sync {
+            Sync::Waiting { at } => Some(at),
+            Sync::InStep if !self.down && self.may_rebuild() => self.rebuild_at,
+            _ => None,
+        }
+    }
+
+    /// The next thing to do, or `None` when nothing is left.
+    pub fn next_step(&mut self) -> Option<Step> {
+        if let Some(step) = self.steps.pop_front() {
+            return Some(step);
+        }
+        if !self.giving_up {
+            return None;
+        }
+        // One at a time: a batch that clears the worker heals what was missed before it, and only that.
+        let Some((mark, payload)) = self.held.pop() else {
+            self.giving_up = false;
+            return None;
+        };
+        self.miss(mark.seq);
+        self.advance(mark);
+        Some(Step::Release(Held { seq: mark.seq, payload }))
+    }
+
+    /// Says that the residency no longer equals the effect of the batches; the first reason stays.
+    pub fn degrade(&mut self, reason: Reason) {
+        self.unsound.get_or_insert(reason);
+    }
+
+    /// Says that everything the worker held is gone by its own word, and with it whatever was
+    /// unclear about it.
+    pub fn cleared(&mut self) {
+        self.unsound = None;
+        if let Sync::Rebuilding = self.sync {
+            // Nothing is left to be mended.
+            self.sync = Sync::InStep;
+        }
+    }
+
+    /// Why the residency differs from the effect of all batches, if it may.
+    pub fn unsound(&self) -> Option<Reason> {
+        self.unsound
+    }
+
+    /// How far the order of batches goes: a reason that is known is said even while a replay is under way.
+    pub fn trust(&self) -> Trust {
+        match (self.unsound, self.sync) {
+            (Some(reason), _) => Trust::Degraded(reason),
+            (None, Sync::InStep) if !self.down => Trust::Exact,
+            (None, _) => Trust::Syncing,
+        }
+    }
+
+    /// The number of the last batch that was applied.
+    pub fn as_of(&self) -> Option<u64> {
+        self.applied.map(|applied| applied.seq)
+    }
+
+    /// Batches held back, and their bytes.
+    pub fn held_back(&self) -> (usize, usize) {
+        (self.held.len(), self.held.bytes())
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> SequencerCounters {
+        self.counters
+    }
+}
+
+impl Sequencer {
+    /// The number after the last applied one; none after the largest.
+    fn wanted(&self) -> Option<u64> {
+        match self.applied {
+            None => Some(0),
+            Some(applied) => applied.seq.checked_add(1),
+        }
+    }
+
+    /// Takes in a live batch that is new.
+    fn admit(&mut self, now: Duration, mark: Mark, payload: &[u8]) {
+        self.order.record(mark.seq, mark.timestamp.unwrap_or(f64::NAN), mark.digest);
+        let in_step = matches!(self.sync, Sync::InStep | Sync::Rebuilding);
+        let is_next = self.wanted() == Some(mark.seq);
+        if in_step && !is_next && self.applied.is_some() {
+            self.counters.gaps += 1;
+        }
+        let Some(options) = self.replay else {
+            if !is_next {
+                self.miss(mark.seq);
+            }
+            self.steps.push_back(Step::Apply { seq: mark.seq });
+            self.advance(mark);
+            return;
+        };
+        // A clock that runs backwards is no verdict, but a reason to ask: the batch may be one that an
+        // earlier incarnation left behind.
+        let is_plausible = !self.applied.is_some_and(|applied| mark.is_before(&applied));
+        if in_step && is_next && is_plausible {
+            self.steps.push_back(Step::Apply { seq: mark.seq });
+            self.advance(mark);
+            return;
+        }
+        let (max_batches, max_bytes) = (options.max_held_batches, options.max_held_bytes);
+        if !self.held.push(mark, payload, max_batches, max_bytes) {
+            // `order` remembers that they exist, so the rounds go on until they came again.
+            self.held.clear();
+            self.counters.overflows += 1;
+        }
+        if in_step {
+            self.doubt(now);
+        }
+    }
+
+    /// Makes a batch the last applied one.
+    fn advance(&mut self, mark: Mark) {
+        if mark.seq == 0 && self.applied.is_none() && self.unsound == Some(Reason::MissedStart) {
+            // Nothing was missed after all.
+            self.unsound = None;
+        }
+        self.applied = Some(mark);
+        self.counters.batches += 1;
+    }
+
+    /// Notes that batch `seq` is applied without those before it.
+    fn miss(&mut self, seq: u64) {
+        let wanted = self.wanted().unwrap_or(seq);
+        if seq > wanted {
+            self.counters.missing = self.counters.missing.saturating_add(seq - wanted);
+            let started = self.applied.is_some();
+            self.degrade(if started { Reason::Gap } else { Reason::MissedStart });
+        }
+    }
+
+    /// Steps over batches that the publisher itself cannot give.
+    fn step_over(&mut self, now: Duration, seq: u64) {
+        let before = self.unsound;
+        self.miss(seq);
+        if self.wanted() == Some(seq) {
+            // The numbers fit, but nothing shows that they are the same publisher's.
+            self.degrade(Reason::Gap);
+        }
+        self.head = None;
+        if before.is_none() {
+            self.plan_rebuild(now);
+        }
+    }
+
+    /// Everything that was known is another publisher's, or is to be built anew.
+    fn begin_incarnation(&mut self) {
+        self.steps.push_back(Step::StartOver);
+        self.order = Order::default();
+        self.applied = None;
+        self.held.clear();
+        self.unsound = None;
+        self.rebuild_at = None;
+        self.rebuild_wait = self.replay.map_or(Duration::ZERO, |options| options.rebuild);
+        self.sync = Sync::InStep;
+        self.reset_rounds();
+    }
+
+    /// Follows a publisher that a round has shown to be a new one, from its beginning.
+    fn start_over(&mut self, now: Duration) -> Flow {
+        self.begin_incarnation();
+        self.counters.restarts += 1;
+        self.doubt(now);
+        Flow::Stop
+    }
+
+    /// A round repeats what was applied.
+    fn repeated(&mut self, now: Duration, current: Round, applied: Mark, mark: Mark) -> Flow {
+        if mark.seq == applied.seq {
+            if mark.digest != applied.digest {
+                return self.start_over(now);
+            }
+            self.sync = Sync::Asked(Round { proven: true, ..current });
+        }
+        Flow::Continue
+    }
+
+    /// Applies what is held back as far as it follows, unless its clock says that it is a leftover.
+    fn release(&mut self) {
+        while let Some(front) = self.held.front() {
+            if self.wanted() != Some(front.seq) {
+                return;
+            }
+            if self.applied.is_some_and(|applied| front.is_before(&applied)) {
+                self.distrust_arrivals();
+                return;
+            }
+            let Some((mark, payload)) = self.held.pop() else { return };
+            self.steps.push_back(Step::Release(Held { seq: mark.seq, payload }));
+            self.advance(mark);
+        }
+    }
+
+    /// Forgets all live batches that were not applied: the replay source knows better.
+    fn distrust_arrivals(&mut self) {
+        self.held.clear();
+        self.order = Order::default();
+        if let Some(applied) = self.applied {
+            let timestamp = applied.timestamp.unwrap_or(f64::NAN);
+            self.order.record(applied.seq, timestamp, applied.digest);
+        }
+    }
+
+    /// Whether everything that is known to exist was applied.
+    fn is_complete(&self) -> bool {
+        self.held.len() == 0 && self.order.newest() <= self.as_of()
+    }
+
+    /// Begins to prove where the publisher stands, unless that is under way.
+    fn doubt(&mut self, now: Duration) {
+        match self.sync {
+            Sync::Waiting { .. } | Sync::Asked(_) => return,
+            Sync::Rebuilding => self.plan_rebuild(now),
+            Sync::InStep => {}
+        }
+        self.reset_rounds();
+        self.ask();
+    }
+
+    fn reset_rounds(&mut self) {
+        self.rounds = 0;
+        self.fruitless = 0;
+        self.head = None;
+    }
+
+    fn ask(&mut self) {
+        self.next_round(self.as_of().unwrap_or(0));
+        // With nothing applied there is nothing to continue.
+        self.sync = Sync::Asked(Round { proven: self.applied.is_none(), progressed: false });
+    }
+
+    fn next_round(&mut self, from: u64) {
+        self.round += 1;
+        self.counters.rounds += 1;
+        self.steps.push_back(Step::Ask { round: self.round, from });
+    }
+
+    /// The current round is over and did not close everything.
+    fn round_over(&mut self, now: Duration, head: Option<Head>) -> Flow {
+        let Sync::Asked(round) = self.sync else { return Flow::Stop };
+        let Some(options) = self.replay else { return Flow::Stop };
+        self.rounds += 1;
+        self.fruitless = if round.progressed { 0 } else { self.fruitless + 1 };
+        self.head = match head {
+            Some(head) if !round.progressed => Some((self.wanted(), head)),
+            _ => self.head,
+        };
+        if self.fruitless >= options.max_fruitless || self.rounds >= options.max_rounds {
+            self.give_up(now);
+        } else if round.progressed {
+            self.ask();
+        } else {
+            let doubled = options.backoff.saturating_mul(1 << (self.fruitless - 1).min(20));
+            let at = now + self.spread(doubled.min(options.backoff_max));
+            self.sync = Sync::Waiting { at };
+        }
+        Flow::Stop
+    }
+
+    fn finish(&mut self) {
+        self.sync = Sync::InStep;
+        self.counters.repaired += 1;
+        self.reset_rounds();
+    }
+
+    fn give_up(&mut self, now: Duration) {
+        self.sync = Sync::InStep;
+        self.counters.given_up += 1;
+        self.giving_up = true;
+        // Even where no number is known to be missing, nothing shows that none is.
+        let started = self.applied.is_some();
+        self.degrade(if started { Reason::Gap } else { Reason::MissedStart });
+        self.plan_rebuild(now);
+    }
+
+    /// Whether a round from batch 0 could mend what is wrong.
+    fn may_rebuild(&self) -> bool {
+        matches!(self.unsound, Some(Reason::Gap | Reason::MissedStart))
+    }
+
+    fn plan_rebuild(&mut self, now: Duration) {
+        let Some(options) = self.replay else { return };
+        self.rebuild_at = Some(now + self.spread(self.rebuild_wait));
+        self.rebuild_wait = self.rebuild_wait.saturating_mul(2).min(options.rebuild_max);
+    }
+
+    /// Between half of a wait and all of it: workers that were cut off together do not come back together.
+    fn spread(&mut self, wait: Duration) -> Duration {
+        // SplitMix64 (Steele, Lea, Flood 2014).
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        let half = wait / 2;
+        half + half.mul_f64((mixed >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}

@@ -1,0 +1,272 @@
+//! `kvscout doctor` against publishers over real sockets and an engine's HTTP API.
+#![cfg(feature = "daemon")]
+
+#[path = "zmq_support/mod.rs"]
+mod zmq_support;
+
+mod daemon_support;
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use daemon_support::{batches, kvscout};
+use kvscout::block::{BlockSize, Name, Prompt, Shape};
+use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
+use serde_json::{Value, json};
+use zmq_support::{bound_publisher, publish};
+
+fn doctor(flags: &[&str]) -> Output {
+    kvscout().arg("doctor").args(flags).output().unwrap()
+}
+
+/// The findings of `--json`, with the exit status.
+fn findings(flags: &[&str]) -> (Vec<Value>, i32) {
+    let output = doctor(&[flags, &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    (report["findings"].as_array().unwrap().clone(), output.status.code().unwrap())
+}
+
+#[track_caller]
+fn level(findings: &[Value], check: &str) -> String {
+    let found = findings.iter().find(|finding| finding["check"] == check);
+    let found = found.unwrap_or_else(|| panic!("no {check} in {findings:?}"));
+    found["level"].as_str().unwrap().to_owned()
+}
+
+/// Publishes a recording again and again, until the test ends.
+struct Recording(Arc<AtomicBool>);
+
+impl Recording {
+    fn publish(context: &zmq::Context) -> (Recording, String) {
+        let (socket, endpoint) = bound_publisher(context, "tcp://127.0.0.1:*");
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&ended);
+        thread::spawn(move || {
+            // The subscription takes a moment; the doctor must see batch 0.
+            thread::sleep(Duration::from_millis(700));
+            for batch in batches() {
+                publish(&socket, b"kv@pod@m", batch.seq, &batch.payload);
+            }
+            while !end.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        (Recording(ended), endpoint)
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_engine_that_publishes_as_it_should_has_no_problem() {
+    let context = zmq::Context::new();
+    let (_recording, endpoint) = Recording::publish(&context);
+    let (findings, status) = findings(&["--events", &endpoint, "--seconds", "4"]);
+    assert_eq!(status, 0, "{findings:?}");
+    for check in ["reachable", "events", "decoding", "sequence", "contract", "block_size", "scores"]
+    {
+        assert_eq!(level(&findings, check), "ok", "{check}: {findings:?}");
+    }
+    assert_eq!(level(&findings, "replay"), "note", "none was given");
+}
+
+#[test]
+fn a_wrong_expectation_is_a_problem_and_status_1() {
+    let context = zmq::Context::new();
+    let (_recording, endpoint) = Recording::publish(&context);
+    let flags = ["--events", &endpoint, "--seconds", "4", "--block-size", "32"];
+    let (findings, status) = findings(&flags);
+    assert_eq!((status, level(&findings, "block_size").as_str()), (1, "problem"));
+}
+
+#[test]
+fn nobody_at_the_address_is_told_from_something_that_is_no_publisher() {
+    let http = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = http.local_addr().unwrap().port();
+    let text = |port: u16| {
+        let endpoint = format!("tcp://127.0.0.1:{port}");
+        let output = doctor(&["--events", &endpoint, "--seconds", "1"]);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(text(taken).contains("no ZMQ publisher"));
+    drop(http);
+    let nobody = text(taken);
+    assert!(nobody.contains("nobody answers") && nobody.contains("--kv-events-config"), "{nobody}");
+}
+
+#[test]
+fn wrong_flags_are_status_2_and_name_the_value() {
+    let output = doctor(&["--events", "http://x"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("http://x"));
+    let output = doctor(&["--events", "tcp://h:1", "--probe"]);
+    assert_eq!(output.status.code(), Some(2), "--probe needs --engine");
+}
+
+/// Answers replay requests with the batches of the recording from number `kept` on, as vLLM 0.33 does.
+fn replay_socket(context: &zmq::Context, kept: u64) -> String {
+    let socket = context.socket(zmq::ROUTER).unwrap();
+    socket.set_linger(0).unwrap();
+    socket.bind("tcp://127.0.0.1:*").unwrap();
+    let endpoint = socket.get_last_endpoint().unwrap().unwrap();
+    thread::spawn(move || {
+        while let Ok(request) = socket.recv_multipart(0) {
+            let [peer, empty, from] = &request[..] else { panic!("{} frames", request.len()) };
+            assert!(empty.is_empty());
+            let from = u64::from_be_bytes(from[..].try_into().unwrap());
+            for batch in batches().iter().filter(|batch| batch.seq >= from.max(kept)) {
+                let seq = batch.seq.to_be_bytes();
+                let frames: [&[u8]; 5] = [peer, b"", b"kv@pod@m", &seq, &batch.payload];
+                socket.send_multipart(frames, 0).unwrap();
+            }
+            let end: [&[u8]; 5] = [peer, b"", b"", &[0xff; 8], b""];
+            socket.send_multipart(end, 0).unwrap();
+        }
+    });
+    endpoint
+}
+
+#[test]
+fn a_replay_tells_all_about_an_idle_engine() {
+    let context = zmq::Context::new();
+    let (_idle, events) = bound_publisher(&context, "tcp://127.0.0.1:*");
+    let flags = |replay| ["--events".into(), events.clone(), "--replay".into(), replay];
+    let ask = |kept| {
+        let flags = flags(replay_socket(&context, kept));
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        findings(&[&flags[..], &["--seconds", "1"]].concat())
+    };
+    let (found, status) = ask(0);
+    assert_eq!(status, 0, "{found:?}");
+    for check in ["reachable", "replay", "contract", "block_size", "scores"] {
+        assert_eq!(level(&found, check), "ok", "{check}: {found:?}");
+    }
+    assert_eq!(level(&found, "events"), "unknown", "it is idle");
+    let (found, _) = ask(40);
+    assert_eq!(level(&found, "replay"), "note", "its beginning is gone");
+
+    // A publisher is no replay socket.
+    let flags = flags(events.clone());
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (found, status) = findings(&[&flags[..], &["--seconds", "1"]].concat());
+    assert_eq!((status, level(&found, "replay").as_str()), (1, "problem"));
+}
+
+/// An engine with an HTTP API: it caches what it is sent and, unless it is mute, says so.
+struct Engine {
+    contract: Contract,
+    held: HashSet<Name>,
+    socket: zmq::Socket,
+    batches: u64,
+    tokens: usize,
+    mute: bool,
+}
+
+impl Engine {
+    fn start(context: &zmq::Context, mute: bool) -> (String, String) {
+        let (socket, events) = bound_publisher(context, "tcp://127.0.0.1:*");
+        let root = Root::Seed("0");
+        let contract = Contract::new(Version::NEWEST, Algorithm::Sha256Cbor, root).unwrap();
+        let held = HashSet::new();
+        let engine = Engine { contract, held, socket, batches: 0, tokens: 0, mute };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let engine = Mutex::new(engine);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                engine.lock().unwrap().serve(stream);
+            }
+        });
+        (base, events)
+    }
+
+    fn serve(&mut self, mut stream: TcpStream) {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut head = String::new();
+        while reader.read_line(&mut head).is_ok_and(|n| n > 2) {}
+        let lower = head.to_ascii_lowercase();
+        let length = lower.split("content-length: ").nth(1).and_then(|l| l.lines().next());
+        let mut body = vec![0; length.map_or(0, |l| l.trim().parse().unwrap())];
+        reader.read_exact(&mut body).unwrap();
+        let answer = match head.split(' ').nth(1).unwrap() {
+            "/version" => json!({ "version": "0.33.0" }).to_string(),
+            "/v1/models" => json!({ "data": [{ "id": "served" }] }).to_string(),
+            "/metrics" => format!(
+                "vllm:prompt_tokens_total{{engine=\"0\"}} {}\n\
+                 vllm:cache_config_info{{block_size=\"16\",enable_prefix_caching=\"True\"}} 1\n",
+                self.tokens
+            ),
+            "/v1/completions" => self.complete(&serde_json::from_slice(&body).unwrap()).to_string(),
+            other => panic!("{other}"),
+        };
+        let length = answer.len();
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        stream.write_all((head + &answer).as_bytes()).unwrap();
+    }
+
+    fn complete(&mut self, request: &Value) -> Value {
+        assert_eq!(request["model"], "served");
+        let tokens: Vec<u32> = serde_json::from_value(request["prompt"].clone()).unwrap();
+        self.tokens += tokens.len();
+        let shape = Shape::plain(BlockSize::DEFAULT);
+        let mut chain = self.contract.chain(shape, &Prompt::new(&tokens)).unwrap();
+        let names: Vec<Name> = chain.extend(&tokens).map(|hash| hash.name()).collect();
+        let held = names.iter().take_while(|name| self.held.contains(name)).count();
+        let cached = held.min((tokens.len() - 1) / 16) * 16;
+        if !self.mute && held < names.len() {
+            let hashes: Vec<u64> = names[held..].iter().map(|name| name.0).collect();
+            let event = json!({
+                "type": "BlockStored", "block_hashes": hashes,
+                "parent_block_hash": held.checked_sub(1).map(|at| names[at].0),
+                "token_ids": &tokens[16 * held..16 * names.len()], "block_size": 16,
+                "lora_id": null, "medium": "GPU", "lora_name": null,
+                "extra_keys": vec![Value::Null; hashes.len()], "group_idx": 0,
+                "kv_cache_spec_kind": "full_attention",
+            });
+            let payload = rmp_serde::to_vec(&json!([1.0, [event], 0])).unwrap();
+            publish(&self.socket, b"kv@pod@served", self.batches, &payload);
+            self.batches += 1;
+        }
+        self.held.extend(names);
+        json!({ "usage": { "prompt_tokens": tokens.len(),
+                           "prompt_tokens_details": { "cached_tokens": cached } } })
+    }
+}
+
+#[test]
+fn a_prompt_sent_twice_is_cached_as_predicted() {
+    let context = zmq::Context::new();
+    let (base, events) = Engine::start(&context, false);
+    let flags = ["--events", &events, "--engine", &base, "--seconds", "2", "--probe"];
+    let (findings, status) = findings(&flags);
+    assert_eq!(status, 0, "{findings:?}");
+    for check in ["engine", "prefix_caching", "probe", "contract", "scores"] {
+        assert_eq!(level(&findings, check), "ok", "{check}: {findings:?}");
+    }
+}
+
+#[test]
+fn an_engine_that_works_and_announces_nothing_is_found_out() {
+    let context = zmq::Context::new();
+    let (base, events) = Engine::start(&context, true);
+    let flags = ["--events", &events, "--engine", &base, "--seconds", "2", "--probe"];
+    let (found, status) = findings(&flags);
+    assert_eq!(status, 1);
+    assert_eq!(level(&found, "events"), "problem", "{found:?}");
+    assert_eq!(level(&found, "probe"), "problem");
+    let (found, _) = findings(&[&flags[..6], &["--model", "another"]].concat());
+    assert_eq!(level(&found, "model"), "problem");
+}

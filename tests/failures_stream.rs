@@ -1,0 +1,379 @@
+//! What a stream must survive, row by row; the rows that need no socket.
+
+mod stream_support;
+
+use std::time::Duration;
+
+use kvscout::ingest::sequencer::{Arrival, Ended, Flow, Step};
+use kvscout::ingest::{Reason, ReplayOptions, Sequencer, Trust, Verdict};
+use stream_support::{Fault, Published, World, tight};
+
+const NOW: Duration = Duration::ZERO;
+
+/// A worker that is in step with a publisher of `count` batches.
+fn in_step(count: usize) -> World {
+    let mut world = World::new(ReplayOptions::default(), 10_000);
+    world.publish_many(count);
+    world.deliver_all();
+    assert!(world.is_exact());
+    world
+}
+
+fn degraded(world: &World) -> Option<Reason> {
+    world.sequencer.trust().reason()
+}
+
+#[test]
+fn s1_a_lost_batch_is_replayed_before_what_was_held_back() {
+    let mut world = in_step(5);
+    world.publish_many(5);
+    world.lose();
+    world.deliver_all();
+    assert_eq!((world.asked(), world.applied.len()), (Some(4), 5), "from the last one on");
+    assert_eq!(world.sequencer.trust(), Trust::Syncing);
+    assert_eq!(world.sequencer.held_back().0, 4);
+    world.settle();
+    world.check_complete();
+    let counters = world.sequencer.counters();
+    assert_eq!((counters.gaps, counters.rounds, counters.missing), (1, 1, 0));
+    assert_eq!(counters.replayed, 2, "the lost one, and one to meet what was held back");
+}
+
+#[test]
+fn s2_a_buffer_that_reaches_no_further_degrades_until_the_worker_clears() {
+    let mut world = World::new(ReplayOptions::default(), 10);
+    world.publish_many(5);
+    world.deliver_all();
+    world.flap(50);
+    world.publish();
+    world.settle();
+    assert_eq!(degraded(&world), Some(Reason::Gap));
+    let applied: Vec<_> = world.applied.iter().map(|batch| batch.seq).collect();
+    let what_there_was: Vec<_> = (0..5).chain(46..56).collect();
+    assert_eq!(applied, what_there_was, "what could be had is applied all the same");
+    assert_eq!(world.sequencer.counters().missing, 41);
+    world.sequencer.cleared();
+    assert_eq!(world.sequencer.trust(), Trust::Exact);
+}
+
+#[test]
+fn s2_a_new_incarnation_heals() {
+    let mut world = World::new(ReplayOptions::default(), 10);
+    world.publish_many(5);
+    world.deliver_all();
+    world.flap(50);
+    world.settle();
+    assert_eq!(degraded(&world), Some(Reason::Gap));
+    world.restart();
+    world.publish_many(3);
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn s3_without_a_replay_source_a_gap_degrades_at_once_and_restarts_are_found() {
+    let mut sequencer = Sequencer::without_replay();
+    let mut hand_in = |seq: u64, clock: f64| {
+        let payload = clock.to_be_bytes();
+        let arrival = Arrival { seq, timestamp: Some(clock), payload: &payload };
+        let verdict = sequencer.live(NOW, arrival);
+        let steps: Vec<_> = std::iter::from_fn(|| sequencer.next_step()).collect();
+        (verdict, steps, sequencer.trust())
+    };
+    hand_in(0, 1.0);
+    let gap = Trust::Degraded(Reason::Gap);
+    let apply = |seq| vec![Step::Apply { seq }];
+    assert_eq!(hand_in(4, 2.0), (Verdict::Gap { missing: 3 }, apply(4), gap));
+    let anew = vec![Step::StartOver, Step::Apply { seq: 0 }];
+    assert_eq!(hand_in(0, 3.0), (Verdict::Restart, anew, Trust::Exact));
+}
+
+#[test]
+fn s4_a_late_joiner_replays_from_0() {
+    let mut world = World::new(ReplayOptions::default(), 10_000);
+    world.publish_many(900);
+    (0..899).for_each(|_| world.lose());
+    world.deliver();
+    assert_eq!((world.asked(), world.applied.len()), (Some(0), 0));
+    assert_eq!(world.sequencer.trust(), Trust::Syncing);
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn s4_a_late_joiner_of_an_idle_engine_replays_once_the_link_is_up() {
+    let mut world = World::new(ReplayOptions::default(), 10_000);
+    world.publish_many(900);
+    (0..900).for_each(|_| world.lose());
+    world.flap(0);
+    world.deliver_all();
+    assert_eq!(world.asked(), Some(0));
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn s5_falling_numbers_are_rejected_and_checked() {
+    let mut world = in_step(4);
+    // A second worker that never saw them: nothing to compare with.
+    let mut late = World::new(ReplayOptions::default(), 10_000);
+    late.published = world.published.clone();
+    for seq in [3, 2, 1] {
+        let batch = world.published[seq].clone();
+        late.hand_in(&batch);
+        world.hand_in(&batch);
+    }
+    assert_eq!(world.applied.len(), 4);
+    assert_eq!((late.applied.len(), late.asked()), (0, Some(0)));
+    late.settle();
+    late.check_complete();
+}
+
+#[test]
+fn s6_repeated_batches_are_applied_once() {
+    let mut world = in_step(5);
+    world.repeat(0);
+    world.repeat(3);
+    world.publish_many(3);
+    world.lose();
+    world.deliver_all();
+    world.repeat(0);
+    world.settle();
+    world.repeat(1);
+    world.check_complete();
+    assert_eq!(world.sequencer.counters().duplicates, 4);
+    assert_eq!(world.start_overs, 0);
+}
+
+#[test]
+fn s8_cut_and_holed_replays_go_on_from_what_is_contiguous() {
+    let mut world = World::new(ReplayOptions::default(), 10_000);
+    world.publish_many(1000);
+    (0..999).for_each(|_| world.lose());
+    world.deliver();
+    let mut from = Vec::new();
+    for fault in [Fault::Cut(2), Fault::Hole(300, 50), Fault::Hole(200, 500), Fault::Cut(100)] {
+        from.push(world.asked().unwrap());
+        world.serve(fault);
+        world.deliver_replays();
+        assert_eq!(world.sequencer.trust(), Trust::Syncing, "{fault:?}");
+    }
+    assert_eq!(from, [0, 1, 300, 499], "each from the last contiguous one");
+    world.settle();
+    world.check_complete();
+    assert_eq!(world.sequencer.counters().missing, 0);
+}
+
+#[test]
+fn s8_rounds_are_bounded_and_what_was_held_back_is_applied() {
+    let mut world = in_step(5);
+    world.publish_many(5);
+    world.lose();
+    world.deliver_all();
+    let mut waits = Vec::new();
+    while world.asked().is_some() {
+        world.serve(Fault::Cut(0));
+        world.deliver_replays();
+        if let (Some(at), true) = (world.sequencer.wake_at(), world.asked().is_none()) {
+            waits.push(at - world.now);
+            if degraded(&world).is_none() {
+                world.pass(at - world.now);
+            }
+        }
+    }
+    let options = ReplayOptions::default();
+    assert_eq!(world.sequencer.counters().rounds, u64::from(options.max_fruitless));
+    assert!(waits[0] >= options.backoff / 2 && waits[3] >= options.backoff * 4);
+    assert_eq!(degraded(&world), Some(Reason::Gap));
+    assert_eq!(world.sequencer.as_of(), Some(9));
+    assert_eq!(world.applied.len(), 9);
+    // The source works again: the buffer reaches back to 0, so everything can be had anew.
+    world.settle();
+    world.check_complete();
+    assert_eq!(world.sequencer.counters().rebuilt, 1);
+}
+
+#[test]
+fn s8_a_hole_that_stays_is_stepped_over_after_its_second_showing() {
+    let mut world = in_step(5);
+    // Its encoding failed: the number is gone for good.
+    world.publish_many(5);
+    world.published.remove(5);
+    world.lose();
+    world.deliver_all();
+    world.settle();
+    let applied: Vec<_> = world.applied.iter().map(|batch| batch.seq).collect();
+    assert_eq!(applied, [0, 1, 2, 3, 4, 6, 7, 8, 9]);
+    assert_eq!(degraded(&world), Some(Reason::Gap));
+}
+
+#[test]
+fn s8_answers_of_an_older_round_change_nothing() {
+    let mut world = in_step(5);
+    world.flap(3);
+    world.deliver_all();
+    let payload = world.published[4].payload();
+    let arrival = Arrival { seq: 5, timestamp: Some(9.0), payload: &payload };
+    assert_eq!(world.sequencer.replayed(NOW, 0, arrival), Flow::Stop);
+    world.sequencer.replay_ended(NOW, 0, Ended::Marker);
+    assert_eq!(world.sequencer.next_step(), None);
+    assert_eq!(world.sequencer.counters().stale, 1);
+    assert_eq!(world.sequencer.trust(), Trust::Syncing);
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn s8_a_replay_that_contradicts_what_came_live_is_asked_again() {
+    let mut world = in_step(2);
+    // Of the same clock, so that only the bytes tell.
+    let leftover = Published { incarnation: 9, seq: 3, timestamp: 4 };
+    world.hand_in(&leftover);
+    assert_eq!(world.sequencer.held_back().0, 1);
+    world.publish_many(3);
+    (0..3).for_each(|_| world.forget_newest_live());
+    world.settle();
+    world.check_complete();
+    assert_eq!(world.start_overs, 0);
+}
+
+#[test]
+fn l2_leftovers_of_a_lost_link_are_not_taken_for_news() {
+    let mut world = in_step(5);
+    world.publish_many(2);
+    world.lose_link(2);
+    world.deliver_all();
+    assert_eq!((world.applied.len(), world.sequencer.held_back().0), (5, 0));
+    assert_eq!(world.sequencer.trust(), Trust::Syncing);
+    world.flap(0);
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn s11_a_flood_during_a_replay_is_bounded_and_asked_for_again() {
+    let mut world = World::new(ReplayOptions::default(), usize::MAX);
+    world.publish_many(2);
+    world.lose();
+    for _ in 0..100_000 {
+        world.publish();
+        world.deliver();
+    }
+    let counters = world.sequencer.counters();
+    assert!(counters.overflows >= 5, "{counters:?}");
+    assert_eq!(world.sequencer.trust(), Trust::Syncing);
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn s11_bytes_are_bounded_too() {
+    let mut world = World::new(tight(), usize::MAX);
+    world.publish();
+    world.lose();
+    let payload = [0; 24 * 12 + 1];
+    let arrival = Arrival { seq: 1, timestamp: Some(1.0), payload: &payload };
+    world.sequencer.live(NOW, arrival);
+    assert_eq!(world.sequencer.held_back(), (0, 0));
+    assert_eq!(world.sequencer.counters().overflows, 1);
+    assert_eq!(world.sequencer.trust(), Trust::Syncing);
+}
+
+#[test]
+fn s12_the_largest_number_is_data() {
+    let mut sequencer = Sequencer::with_replay(ReplayOptions::default(), 1);
+    let [before, last, anew] = [1_u64, 2, 3].map(u64::to_be_bytes);
+    fn arrival(seq: u64, payload: &[u8]) -> Arrival<'_> {
+        Arrival { seq, timestamp: Some(1.0), payload }
+    }
+    sequencer.live(NOW, arrival(u64::MAX, &last));
+    let steps: Vec<_> = std::iter::from_fn(|| sequencer.next_step()).collect();
+    assert_eq!(steps, [Step::Ask { round: 1, from: 0 }]);
+    // Twice the same head: the buffer reaches no further.
+    assert_eq!(sequencer.replayed(NOW, 1, arrival(u64::MAX - 1, &before)), Flow::Stop);
+    sequencer.tick(Duration::from_secs(1));
+    assert_eq!(sequencer.next_step(), Some(Step::Ask { round: 2, from: 0 }));
+    assert_eq!(sequencer.replayed(NOW, 2, arrival(u64::MAX - 1, &before)), Flow::Continue);
+    assert_eq!(sequencer.next_step(), Some(Step::Apply { seq: u64::MAX - 1 }));
+    assert_eq!(sequencer.replayed(NOW, 2, arrival(u64::MAX, &last)), Flow::Stop);
+    while sequencer.next_step().is_some() {}
+    assert_eq!(sequencer.as_of(), Some(u64::MAX));
+    assert_eq!(sequencer.trust().reason(), Some(Reason::MissedStart));
+    // There is no number after it; the next batch can only be another publisher's.
+    let restarted = Arrival { seq: 0, timestamp: Some(2.0), payload: &anew };
+    assert_eq!(sequencer.live(NOW, restarted), Verdict::Restart);
+    assert_eq!(sequencer.next_step(), Some(Step::StartOver));
+}
+
+#[test]
+fn l1_a_restart_forgets_before_its_first_batch_is_applied() {
+    let mut world = in_step(900);
+    world.publish();
+    world.lose();
+    world.restart();
+    world.publish();
+    let fresh = Published { incarnation: 1, seq: 0, timestamp: 5000 };
+    world.hand_in(&fresh);
+    assert_eq!((&world.applied[..], world.start_overs), (&[fresh][..], 1));
+    assert!(world.is_exact());
+}
+
+#[test]
+fn l2_a_restart_that_has_overtaken_is_found_by_the_batch_it_repeats() {
+    let mut world = in_step(900);
+    world.restart();
+    world.publish_many(950);
+    (0..950).for_each(|_| world.forget_newest_live());
+    world.deliver_all();
+    assert_eq!(world.asked(), Some(899));
+    world.settle();
+    assert_eq!(world.start_overs, 1);
+    world.check_complete();
+}
+
+#[test]
+fn l2_a_restart_that_has_not_come_so_far_is_found_by_what_it_does_not_know() {
+    let mut world = in_step(900);
+    world.restart();
+    world.publish_many(3);
+    (0..3).for_each(|_| world.forget_newest_live());
+    world.deliver_all();
+    world.settle();
+    assert_eq!(world.start_overs, 1);
+    world.check_complete();
+}
+
+#[test]
+fn l2_an_equal_batch_proves_that_the_publisher_lives_on() {
+    let mut world = in_step(900);
+    world.flap(0);
+    world.deliver_all();
+    assert_eq!(world.sequencer.trust(), Trust::Syncing, "until it is proven");
+    world.settle();
+    assert_eq!((world.start_overs, world.applied.len()), (0, 900));
+    assert!(world.is_exact());
+}
+
+#[test]
+fn l7_what_was_published_before_the_subscription_is_replayed() {
+    let mut world = World::new(ReplayOptions::default(), 10_000);
+    world.flap(3);
+    world.deliver_all();
+    world.publish_many(2);
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn l8_each_of_several_gaps_is_closed() {
+    let mut world = in_step(3);
+    for _ in 0..5 {
+        world.publish_many(6);
+        (0..2).for_each(|_| world.lose());
+        (0..2).for_each(|_| world.deliver());
+        world.lose();
+    }
+    world.publish();
+    world.settle();
+    world.check_complete();
+}

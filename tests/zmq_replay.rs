@@ -1,0 +1,496 @@
+//! Replays over real sockets: a receiver, a replay client and sequencers against engines that publish and
+//! answer as vLLM does.
+#![cfg(feature = "zmq")]
+
+mod zmq_support;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use kvscout::ingest::sequencer::{Arrival, Ended, Flow, SequencerCounters, Step};
+use kvscout::ingest::zmq::{
+    Asker, Endpoint, Options, Receiver, ReplaySink, Replays, RoundOptions, Sink, SourceId,
+};
+use kvscout::ingest::{ReplayOptions, Sequencer, Trust};
+use zmq_support::*;
+
+/// How a replay socket answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// vLLM up to 0.25.
+    Plain,
+    /// vLLM since 0.26.
+    WithTopic,
+}
+
+/// What an engine's replay socket does wrong, for its first answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// So many batches, no end marker.
+    CutAfter(usize),
+    /// Two batches of each ten are missing, the end marker comes.
+    Holes,
+    /// Messages of every wrong form among the right ones.
+    Garbage,
+    /// Nothing at all.
+    Silence,
+}
+
+type Buffer = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
+
+/// An engine: publishes on the test's thread, serves replays on one of its own.
+struct Engine {
+    publisher: zmq::Socket,
+    at: String,
+    replay_at: Endpoint,
+    buffer: Buffer,
+    requests: Arc<Mutex<Vec<u64>>>,
+    next: u64,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The payload of a batch: its clock, then padding.
+fn payload(clock: u64, bytes: usize) -> Vec<u8> {
+    let mut payload = clock.to_be_bytes().to_vec();
+    payload.resize(bytes.max(8), 0xab);
+    payload
+}
+
+impl Engine {
+    fn start(context: &zmq::Context, shape: Shape, mut faults: Vec<Fault>) -> Engine {
+        let (publisher, at) = bound_publisher(context, "tcp://127.0.0.1:*");
+        // Only `bind`, as vLLM up to 0.32: a send queue of 1000 messages for each peer.
+        let router = context.socket(zmq::ROUTER).unwrap();
+        router.set_linger(0).unwrap();
+        router.bind("tcp://127.0.0.1:*").unwrap();
+        let replay_at = endpoint(&router.get_last_endpoint().unwrap().unwrap());
+        let (buffer, requests) = (Buffer::default(), Arc::new(Mutex::new(Vec::new())));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let (buffer, requests, stop) = (buffer.clone(), requests.clone(), stop.clone());
+            faults.reverse();
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if router.poll(zmq::POLLIN, 20).unwrap() == 0 {
+                        continue;
+                    }
+                    let request = router.recv_multipart(0).unwrap();
+                    let [client, empty, from] = &request[..] else {
+                        panic!("vLLM answers nothing to {} frames", request.len())
+                    };
+                    assert!(empty.is_empty());
+                    let from = u64::from_be_bytes(from[..].try_into().unwrap());
+                    requests.lock().unwrap().push(from);
+                    let buffer = buffer.lock().unwrap().clone();
+                    answer(&router, client, shape, from, &buffer, faults.pop());
+                }
+            }
+        });
+        Engine { publisher, at, replay_at, buffer, requests, next: 0, stop, thread: Some(thread) }
+    }
+
+    /// Makes a batch that nobody is sent.
+    fn lose(&mut self, bytes: usize) -> (u64, Vec<u8>) {
+        let batch = (self.next, payload(self.next, bytes));
+        self.buffer.lock().unwrap().push(batch.clone());
+        self.next += 1;
+        batch
+    }
+
+    fn publish(&mut self) {
+        let (seq, payload) = self.lose(8);
+        publish(&self.publisher, b"", seq, &payload);
+    }
+
+    fn requests(&self) -> Vec<u64> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+fn answer(
+    router: &zmq::Socket,
+    client: &[u8],
+    shape: Shape,
+    from: u64,
+    buffer: &[(u64, Vec<u8>)],
+    fault: Option<Fault>,
+) {
+    // A ROUTER drops what does not fit and says nothing; so does this.
+    let send = |topic: &[u8], seq: u64, payload: &[u8]| {
+        let seq = seq.to_be_bytes();
+        match shape {
+            Shape::Plain => router.send_multipart([client, b"", &seq[..], payload], 0),
+            Shape::WithTopic => router.send_multipart([client, b"", topic, &seq[..], payload], 0),
+        }
+        .unwrap();
+    };
+    if fault == Some(Fault::Silence) {
+        return;
+    }
+    for (sent, (seq, payload)) in buffer.iter().filter(|(seq, _)| *seq >= from).enumerate() {
+        match fault {
+            Some(Fault::CutAfter(batches)) if sent == batches => return,
+            Some(Fault::Holes) if sent % 10 > 7 => continue,
+            Some(Fault::Garbage) => {
+                router.send_multipart([client, b"", b"short", b"x"], 0).unwrap();
+                router.send_multipart([client, b"x"], 0).unwrap();
+                router.send_multipart([client, b"", b"", b"", b"", b"", b""], 0).unwrap();
+            }
+            _ => {}
+        }
+        send(b"kv@pod", *seq, payload);
+    }
+    send(b"", u64::MAX, b"");
+}
+
+struct Worker {
+    sequencer: Sequencer,
+    replay_at: Endpoint,
+    applied: Vec<u64>,
+}
+
+/// What a daemon's intake does, reduced to numbers. One for each of the two threads.
+#[derive(Clone)]
+struct Fleet {
+    workers: Arc<Mutex<BTreeMap<u32, Worker>>>,
+    asker: Asker,
+    began: Instant,
+    /// How long it takes to apply a batch, in microseconds.
+    toil: Arc<AtomicU64>,
+}
+
+impl Fleet {
+    fn hand_in<T>(
+        &self,
+        source: SourceId,
+        input: impl FnOnce(&mut Sequencer, Duration) -> T,
+        seq: Option<u64>,
+    ) -> Option<T> {
+        let mut workers = self.workers.lock().unwrap();
+        let Worker { sequencer, replay_at, applied } = workers.get_mut(&source.0)?;
+        let answer = input(sequencer, self.began.elapsed());
+        while let Some(step) = sequencer.next_step() {
+            match step {
+                Step::StartOver => applied.clear(),
+                Step::Apply { seq: number } => {
+                    assert_eq!(Some(number), seq);
+                    applied.push(number);
+                    thread::sleep(Duration::from_micros(self.toil.load(Ordering::Relaxed)));
+                }
+                Step::Release(held) => applied.push(held.seq),
+                Step::Ask { round, from } => self.asker.ask(source, replay_at, round, from),
+            }
+        }
+        Some(answer)
+    }
+
+    fn trust(&self, source: u32) -> Trust {
+        self.workers.lock().unwrap()[&source].sequencer.trust()
+    }
+
+    fn counters(&self, source: u32) -> SequencerCounters {
+        self.workers.lock().unwrap()[&source].sequencer.counters()
+    }
+
+    fn is_complete(&self, source: u32, batches: u64) -> bool {
+        let workers = self.workers.lock().unwrap();
+        let worker = &workers[&source];
+        worker.sequencer.trust() == Trust::Exact && worker.applied.len() as u64 == batches
+    }
+
+    #[track_caller]
+    fn check_complete(&self, source: u32, batches: u64) {
+        assert!(self.workers.lock().unwrap()[&source].applied.iter().copied().eq(0..batches));
+    }
+}
+
+fn arrival(seq: u64, payload: &[u8]) -> Arrival<'_> {
+    let clock = u64::from_be_bytes(payload[..8].try_into().unwrap());
+    Arrival { seq, timestamp: Some(clock as f64), payload }
+}
+
+impl Sink for Fleet {
+    fn batch(&mut self, source: SourceId, _topic: &[u8], sequence: u64, payload: &[u8]) {
+        let input = |s: &mut Sequencer, now| s.live(now, arrival(sequence, payload));
+        self.hand_in(source, input, Some(sequence));
+    }
+
+    fn link(&mut self, source: SourceId, up: bool) {
+        self.hand_in(source, |s, now| s.link(now, up), None);
+    }
+}
+
+impl ReplaySink for Fleet {
+    fn batch(&mut self, source: SourceId, round: u64, seq: u64, payload: &[u8]) -> Flow {
+        let input = |s: &mut Sequencer, now| s.replayed(now, round, arrival(seq, payload));
+        self.hand_in(source, input, Some(seq)).unwrap_or(Flow::Stop)
+    }
+
+    fn ended(&mut self, source: SourceId, round: u64, how: Ended) {
+        self.hand_in(source, |s, now| s.replay_ended(now, round, how), None);
+    }
+
+    fn tick(&mut self) -> Option<Duration> {
+        let sources: Vec<u32> = self.workers.lock().unwrap().keys().copied().collect();
+        for source in sources {
+            self.hand_in(SourceId(source), |s, now| s.tick(now), None);
+        }
+        let workers = self.workers.lock().unwrap();
+        let next = workers.values().filter_map(|worker| worker.sequencer.wake_at()).min();
+        next.map(|at| at.saturating_sub(self.began.elapsed()))
+    }
+}
+
+struct Setup {
+    // Dropped first, so that nothing is received any more when the rest goes.
+    receiver: Receiver,
+    replays: Replays,
+    fleet: Fleet,
+}
+
+impl Setup {
+    fn new(rounds: RoundOptions) -> Setup {
+        let workers = Arc::default();
+        let toil = Arc::default();
+        let began = Instant::now();
+        let fleet =
+            |asker| Fleet { workers: Arc::clone(&workers), asker, began, toil: Arc::clone(&toil) };
+        let replays = Replays::start(rounds, fleet).unwrap();
+        let fleet = fleet(replays.asker());
+        let receiver = Receiver::start(Options::default(), fleet.clone()).unwrap();
+        Setup { receiver, replays, fleet }
+    }
+
+    fn add(&self, source: u32, engine: &Engine) {
+        let worker = Worker {
+            sequencer: Sequencer::with_replay(ReplayOptions::default(), u64::from(source)),
+            replay_at: engine.replay_at.clone(),
+            applied: Vec::new(),
+        };
+        self.fleet.workers.lock().unwrap().insert(source, worker);
+        connect(&self.receiver, source, &engine.at);
+    }
+
+    /// Publishes until the worker has all of it.
+    #[track_caller]
+    fn catch_up(&self, source: u32, engine: &mut Engine) {
+        eventually("the worker is complete", || {
+            engine.publish();
+            thread::sleep(Duration::from_millis(20));
+            self.fleet.is_complete(source, engine.next)
+        });
+        self.fleet.check_complete(source, engine.next);
+    }
+}
+
+#[test]
+fn s1_a_lost_batch_is_repaired() {
+    let context = zmq::Context::new();
+    for shape in [Shape::Plain, Shape::WithTopic] {
+        let mut engine = Engine::start(&context, shape, vec![]);
+        let setup = Setup::new(RoundOptions::default());
+        setup.add(1, &engine);
+        setup.catch_up(1, &mut engine);
+        let before = setup.fleet.counters(1);
+        engine.lose(8);
+        engine.publish();
+        eventually("the gap is closed", || setup.fleet.is_complete(1, engine.next));
+        setup.fleet.check_complete(1, engine.next);
+        let after = setup.fleet.counters(1);
+        assert_eq!(after.gaps - before.gaps, 1);
+        assert_eq!(after.missing, 0);
+    }
+}
+
+#[test]
+fn s4_a_late_joiner_is_complete_even_if_the_engine_is_idle() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    (0..300).for_each(|_| drop(engine.lose(100)));
+    let setup = Setup::new(RoundOptions::default());
+    setup.add(1, &engine);
+    eventually("everything is there", || setup.fleet.is_complete(1, 300));
+    setup.fleet.check_complete(1, 300);
+    assert_eq!(engine.requests()[0], 0);
+}
+
+#[test]
+fn s8_ten_thousand_batches_pass_through_a_send_queue_of_a_thousand() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    (0..10_000).for_each(|_| drop(engine.lose(20_000)));
+    let setup = Setup::new(RoundOptions::default());
+    // Slower than the engine, so that its queue overflows wherever ours has no room.
+    setup.fleet.toil.store(20, Ordering::Relaxed);
+    setup.add(1, &engine);
+    eventually("everything is there", || setup.fleet.is_complete(1, 10_000));
+    setup.fleet.check_complete(1, 10_000);
+    assert_eq!(setup.fleet.counters(1).missing, 0);
+}
+
+#[test]
+fn s8_cut_holed_and_silent_answers_are_made_up_for() {
+    let context = zmq::Context::new();
+    let faults = [Fault::CutAfter(2), Fault::Holes, Fault::Silence, Fault::CutAfter(50)];
+    let mut engine = Engine::start(&context, Shape::WithTopic, faults.to_vec());
+    (0..100).for_each(|_| drop(engine.lose(100)));
+    let idle = Duration::from_millis(300);
+    let setup = Setup::new(RoundOptions { idle, ..RoundOptions::default() });
+    setup.add(1, &engine);
+    eventually("everything is there", || setup.fleet.is_complete(1, 100));
+    setup.fleet.check_complete(1, 100);
+    assert!(setup.replays.counters().cut >= 2);
+    assert!(engine.requests().is_sorted());
+}
+
+#[test]
+fn s9_garbage_is_counted_and_passed_over() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::WithTopic, vec![Fault::Garbage]);
+    (0..10).for_each(|_| drop(engine.lose(100)));
+    let setup = Setup::new(RoundOptions::default());
+    setup.add(1, &engine);
+    eventually("everything is there", || setup.fleet.is_complete(1, 10));
+    setup.fleet.check_complete(1, 10);
+    assert_eq!(setup.replays.counters().malformed, 30);
+}
+
+#[test]
+fn s9_endless_garbage_ends_the_round() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![Fault::Garbage]);
+    (0..100).for_each(|_| drop(engine.lose(100)));
+    let setup = Setup::new(RoundOptions { max_malformed: 5, ..RoundOptions::default() });
+    setup.add(1, &engine);
+    eventually("everything is there", || setup.fleet.is_complete(1, 100));
+    assert_eq!(setup.replays.counters().cut, 1);
+}
+
+#[test]
+fn s10_a_storm_of_replays_is_served_a_few_at_a_time() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::WithTopic, vec![]);
+    (0..200).for_each(|_| drop(engine.lose(500)));
+    let setup = Setup::new(RoundOptions::default());
+    // Each has sockets of its own; that they meet at one engine only makes the queue longer.
+    for source in 0..100 {
+        setup.add(source, &engine);
+    }
+    eventually("all are complete", || {
+        assert!(setup.replays.load().0 <= 4);
+        (0..100).all(|source| setup.fleet.is_complete(source, 200))
+    });
+    (0..100).for_each(|source| setup.fleet.check_complete(source, 200));
+}
+
+#[test]
+fn s10_a_silent_source_does_not_hold_up_the_others() {
+    let context = zmq::Context::new();
+    let silent = Engine::start(&context, Shape::Plain, vec![Fault::Silence; 100]);
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    (0..50).for_each(|_| drop(engine.lose(100)));
+    // It is given up after an hour: nobody may wait for it.
+    let idle = Duration::from_secs(3600);
+    let setup = Setup::new(RoundOptions { at_a_time: 2, idle, ..RoundOptions::default() });
+    setup.add(1, &silent);
+    eventually("it was asked", || !silent.requests().is_empty());
+    setup.add(2, &engine);
+    eventually("the other one is complete", || setup.fleet.is_complete(2, 50));
+    assert_eq!(setup.fleet.trust(1), Trust::Syncing);
+}
+
+#[test]
+fn s11_live_batches_wait_for_a_replay_and_follow_it() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::WithTopic, vec![Fault::Silence]);
+    (0..500).for_each(|_| drop(engine.lose(1000)));
+    let idle = Duration::from_secs(1);
+    let setup = Setup::new(RoundOptions { idle, ..RoundOptions::default() });
+    setup.add(1, &engine);
+    eventually("it was asked", || !engine.requests().is_empty());
+    (0..20_000).for_each(|_| engine.publish());
+    setup.catch_up(1, &mut engine);
+    assert_eq!(setup.fleet.counters(1).missing, 0);
+}
+
+#[test]
+fn s12_the_end_marker_is_a_batch_on_the_live_path_only() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    engine.next = u64::MAX - 1;
+    engine.publish();
+    let setup = Setup::new(RoundOptions::default());
+    setup.add(1, &engine);
+    eventually("the last number but one came from the replay", || {
+        setup.fleet.workers.lock().unwrap()[&1].sequencer.as_of() == Some(u64::MAX - 1)
+    });
+    eventually("the last number came live", || {
+        publish(&engine.publisher, b"", u64::MAX, &payload(u64::MAX, 8));
+        setup.fleet.workers.lock().unwrap()[&1].sequencer.as_of() == Some(u64::MAX)
+    });
+}
+
+#[test]
+fn l2_a_restart_that_has_overtaken_is_found_when_the_link_is_back() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    let setup = Setup::new(RoundOptions::default());
+    setup.add(1, &engine);
+    setup.catch_up(1, &mut engine);
+    let reached = engine.next;
+    let at = engine.at.clone();
+    drop(std::mem::replace(&mut engine.publisher, context.socket(zmq::PUB).unwrap()));
+    eventually("the link is down", || setup.fleet.trust(1) == Trust::Syncing);
+    {
+        // The next life of the engine, behind the same replay address.
+        let mut buffer = engine.buffer.lock().unwrap();
+        *buffer = (0..reached + 10).map(|seq| (seq, payload(1_000_000 + seq, 8))).collect();
+    }
+    engine.next = reached + 10;
+    let (publisher, _) = bound_publisher(&context, &at);
+    engine.publisher = publisher;
+    eventually("the new life is known", || setup.fleet.is_complete(1, engine.next));
+    setup.fleet.check_complete(1, engine.next);
+    assert_eq!(setup.fleet.counters(1).restarts, 1);
+}
+
+#[test]
+fn an_unreachable_source_is_given_up_and_flagged() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    // A port that nobody listens on.
+    engine.replay_at = endpoint("tcp://127.0.0.1:1");
+    engine.lose(8);
+    let setup = Setup::new(RoundOptions::default());
+    setup.add(1, &engine);
+    eventually("it is given up", || {
+        engine.publish();
+        thread::sleep(Duration::from_millis(20));
+        matches!(setup.fleet.trust(1), Trust::Degraded(_))
+    });
+}
+
+#[test]
+fn whatever_runs_ends_with_the_client() {
+    let context = zmq::Context::new();
+    let engine = Engine::start(&context, Shape::Plain, vec![Fault::Silence; 8]);
+    let setup = Setup::new(RoundOptions::default());
+    for source in 0..8 {
+        setup.add(source, &engine);
+    }
+    eventually("four run and four wait", || setup.replays.load() == (4, 4));
+    setup.replays.asker().forget(SourceId(0));
+    eventually("one less", || setup.replays.load() == (4, 3));
+    drop(setup);
+}
