@@ -12,7 +12,7 @@ use super::run::{
     ALSO, BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, MORE,
     NEXT, OFFSET, PART_COUNT, POSITION, Run, RunId, SEGMENT, USED, VOCABULARY,
 };
-use super::store::Lane;
+use super::store::{Lane, STRETCH};
 use super::sync::{Ordering, guard};
 use super::table::{Place, Table};
 use super::write::Pen;
@@ -139,7 +139,7 @@ impl<'a> Pen<'a> {
         let floor = if is_end { floor.max(run.get(LAST_KID)) } else { floor };
         let mut words = run.segment(place.at, len);
         let mut end = top;
-        for name in names {
+        for name in names.iter().take(STRETCH) {
             if end == floor {
                 break;
             }

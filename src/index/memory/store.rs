@@ -32,8 +32,8 @@ pub(super) struct Lane {
 /// How many blocks ahead the buckets of names are asked for.
 const AHEAD: usize = 8;
 
-/// Blocks pushed at a time: bounds how long a run is being changed, and what the budget has to have
-/// room for.
+/// Blocks pushed or taken at a time: bounds how long a run is being changed, and what the budget has
+/// to have room for.
 pub(super) const STRETCH: usize = 256;
 
 /// What is known of the block before the next one of a store.

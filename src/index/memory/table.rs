@@ -449,3 +449,55 @@ fn close_gap(bucket: &[Line; 8], word: usize) -> bool {
     }
     gap != word
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Hashes of which many are at home in few lines, so that places pass full ones.
+    fn hash(n: u64) -> u64 {
+        let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = mixed ^ mixed >> 29;
+        let crowded = if n.is_multiple_of(3) { 0x0030_0000 } else { 0 };
+        mixed & !0x0180_0000 | crowded
+    }
+
+    #[test]
+    fn a_table_is_a_map_whatever_comes_and_goes() {
+        let (arena, mut book) = (Arena::default(), Book::default());
+        let table = Table::new(&arena, &mut book);
+        let place = |n: u64| Place { run: n as u32 + 1, at: n as u32 % 4096 };
+        let rehash = |p: Place, _: u64| hash(u64::from(p.run) - 1);
+        let mut model: HashMap<u64, Place> = HashMap::new();
+        let mut state = 1u64;
+        for step in 0..60_000u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Grows, then is held at a size, then shrinks.
+            let grows = state >> 33 & 7 < if step < 20_000 { 6 } else { 4 };
+            let n = (state >> 40) % 6_000;
+            let (key, there) = (hash(n), place(n));
+            if grows && step < 50_000 {
+                let old = table.insert(&arena, &mut book, key, there, |p| p == there, &rehash);
+                assert_eq!(old, model.insert(n, there), "step {step}");
+            } else {
+                let gone = table.remove(&arena, key, there);
+                assert_eq!(gone, model.remove(&n).is_some(), "step {step}");
+            }
+            assert_eq!(table.len(), model.len());
+            if step.is_multiple_of(500) {
+                for n in 0..6_000 {
+                    let found = table.find(&arena, hash(n), |p| p == place(n));
+                    assert_eq!(found, model.get(&n).copied(), "{n} at step {step}");
+                    assert_eq!(table.seek(&arena, hash(n), |p| p == place(n)), found);
+                }
+            }
+        }
+        let mut all = table.places(&arena);
+        all.sort_by_key(|p| p.run);
+        let mut expected: Vec<Place> = model.into_values().collect();
+        expected.sort_by_key(|p| p.run);
+        assert_eq!(all, expected);
+    }
+}
