@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use super::arena::{Arena, Book, Cell, Kind, Line};
 use super::cpu;
-use super::sync::{AtomicU32, AtomicU64, Ordering, guard};
+use super::sync::{Apart, AtomicU32, AtomicU64, Ordering, guard};
 
 const SLOTS: usize = 63;
 /// A bucket is split where a place finds no empty slot in so many lines from its home on. That comes
@@ -55,7 +55,8 @@ type Levels = [OnceLock<Box<[AtomicU32]>>; 28];
 pub(super) struct Table {
     depth: AtomicU32,
     levels: Levels,
-    len: AtomicU32,
+    /// Changes with every place, which readers of the directory shall not notice.
+    len: Apart<AtomicU32>,
 }
 
 impl fmt::Debug for Table {
@@ -75,7 +76,7 @@ impl Table {
         let table = Table {
             depth: AtomicU32::new(0),
             levels: std::array::from_fn(|_| OnceLock::new()),
-            len: AtomicU32::new(0),
+            len: Apart(AtomicU32::new(0)),
         };
         let first = new_bucket(arena, book, 0, &Half::default());
         let _ = table.levels[0].set([AtomicU32::new(first.0)].into());

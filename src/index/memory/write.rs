@@ -18,7 +18,7 @@ use super::slot::{Owner, Slots};
 use super::slots::SlotBook;
 use super::store::{Lane, STRETCH};
 use super::sweep::STEP;
-use super::sync::{AtomicU32, Ordering};
+use super::sync::{Apart, AtomicU32, Ordering};
 use super::table::{Place, Table};
 use crate::block::{Group, Name, SpaceId, Tier, WorkerId};
 use crate::error::{Error, ErrorKind};
@@ -34,11 +34,11 @@ pub(super) struct Shared {
     /// Runs by (parent, offset, content of the first block); roots by (0, look-ahead, space, size).
     pub(super) kids: Table,
     pub(super) slots: Slots,
-    pub(super) names: RwLock<Names>,
-    pub(super) homes: RwLock<HashMap<WorkerId, (Home, VocId)>>,
+    pub(super) names: Apart<RwLock<Names>>,
+    pub(super) homes: Apart<RwLock<HashMap<WorkerId, (Home, VocId)>>>,
     /// Unplaced blocks, by space: queries need not look for any where there are none.
     unplaced: [AtomicU32; 64],
-    pub(super) clock: AtomicU32,
+    pub(super) clock: Apart<AtomicU32>,
     keys: [u64; 2],
 }
 
@@ -51,10 +51,10 @@ impl Shared {
             arena,
             kids,
             slots: Slots::default(),
-            names: RwLock::default(),
-            homes: RwLock::default(),
+            names: Apart::default(),
+            homes: Apart::default(),
             unplaced: std::array::from_fn(|_| AtomicU32::new(0)),
-            clock: AtomicU32::new(0),
+            clock: Apart::default(),
             keys: [random.hash_one(0), random.hash_one(1) | 1],
         }
     }
