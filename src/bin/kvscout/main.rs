@@ -13,6 +13,7 @@ mod metrics;
 mod replay;
 mod serve;
 mod service;
+mod state;
 
 use std::io;
 use std::process::ExitCode;
