@@ -100,7 +100,11 @@ impl Checker {
     /// Asks one question and checks the answer. Returns whether it says all there is to say: every
     /// worker is exact as of the last batch of its engine's present life; and how
     /// long it took. Without an answer, an error.
-    pub(crate) fn ask(&mut self, client: &mut Client, question: usize) -> Result<(bool, Duration), String> {
+    pub(crate) fn ask(
+        &mut self,
+        client: &mut Client,
+        question: usize,
+    ) -> Result<(bool, Duration), String> {
         // Before the question is sent: what is heard of later says nothing about the answer.
         for (floor, facts) in self.floors.iter_mut().zip(&self.facts) {
             *floor = facts.asked_life.load(SeqCst).max(*floor);

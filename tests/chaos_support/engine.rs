@@ -98,6 +98,7 @@ impl Engine {
             buffer: VecDeque::new(),
             next: 0,
             connected: 0,
+            idle_until: None,
             drop: 0,
             twice: 0,
             replay_faults: VecDeque::new(),
@@ -174,6 +175,8 @@ struct Running {
     next: u64,
     /// The first batch that was made while these sockets were open.
     connected: u64,
+    /// Until when it waits for a subscriber.
+    idle_until: Option<Instant>,
     drop: usize,
     twice: usize,
     replay_faults: VecDeque<ReplayFault>,
@@ -183,6 +186,9 @@ struct Running {
 
 /// Batches that are published after the last fault.
 const LAST_BATCHES: usize = 5;
+
+/// How long an engine waits for a subscriber, who may be one that is just being started again.
+const IDLE: Duration = Duration::from_secs(5);
 
 impl Running {
     fn run(&mut self, commands: &Receiver<Command>) {
@@ -220,11 +226,16 @@ impl Running {
     }
 
     fn live_step(&mut self) {
+        let subscribed = self.sockets.as_ref().is_some_and(|sockets| sockets.subscribed);
+        if self.idle_until.is_some_and(|until| subscribed || until <= Instant::now()) {
+            self.idle_until = None;
+        }
         match self.left {
+            None if self.idle_until.is_some() => {}
             None => drop(self.step()),
             Some(0) => self.facts.done.store(true, SeqCst),
             // The last batches are sent to somebody: one that nobody gets leaves no trace.
-            Some(left) if self.sockets.as_ref().is_some_and(|sockets| sockets.subscribed) => {
+            Some(left) if subscribed => {
                 if self.step() {
                     self.left = Some(left - 1);
                 }
@@ -300,10 +311,16 @@ impl Running {
                 while self.next < reached {
                     self.step();
                 }
+                self.idle();
             }
+            Fault::Idle => self.idle(),
             Fault::Clear => self.cache.clear(),
             Fault::Replay(fault) => self.replay_faults.push_back(fault),
         }
+    }
+
+    fn idle(&mut self) {
+        self.idle_until = Some(Instant::now() + IDLE);
     }
 
     fn begin_life(&mut self) {
@@ -360,6 +377,8 @@ impl Running {
 
     fn answer(&mut self, client: &[u8], from: u64, fault: Option<ReplayFault>) {
         let Some(sockets) = &self.sockets else { return };
+        // Whoever followed this life asks from the last batch on that it has.
+        let first_new = if from == 0 { 0 } else { from + 1 };
         if matches!(fault, Some(ReplayFault::Silence)) {
             return;
         }
@@ -373,6 +392,7 @@ impl Running {
             match fault {
                 Some(ReplayFault::CutAfter(batches)) if sent == batches => return,
                 Some(ReplayFault::Holes) if self.random.below(10) == 0 => continue,
+                Some(ReplayFault::Beheaded) if batch.seq == first_new => continue,
                 _ => send(b"kv@engine", batch.seq, &batch.payload),
             }
             self.facts.replayed.fetch_add(1, SeqCst);

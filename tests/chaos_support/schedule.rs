@@ -20,8 +20,10 @@ pub(crate) enum Fault {
     /// It starts anew, after this time without sockets.
     Restart(Duration),
     /// It starts anew, and its numbers reach those of its last life, and so many more, before anyone
-    /// can connect.
+    /// can connect. Then it waits for somebody, so that the next number comes live.
     Overtake(usize),
+    /// It does nothing until somebody has subscribed, for a while at most.
+    Idle,
     /// It drops its whole cache.
     Clear,
     /// Its next answer to a replay request goes wrong.
@@ -35,6 +37,9 @@ pub(crate) enum ReplayFault {
     CutAfter(usize),
     /// Some batches are missing, the end marker comes.
     Holes,
+    /// The first batch that is new to whoever asks is missing, and so it is once more: it must look as
+    /// if the engine itself did not have it.
+    Beheaded,
     /// Nothing comes.
     Silence,
 }
@@ -42,9 +47,14 @@ pub(crate) enum ReplayFault {
 /// What happens at a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Act {
-    Strike { engine: usize, fault: Fault },
+    Strike {
+        engine: usize,
+        fault: Fault,
+    },
     /// kvscout is killed and started again; `amnesia` takes its state away.
-    Kill { amnesia: bool },
+    Kill {
+        amnesia: bool,
+    },
 }
 
 /// The acts of so long a time, in order.
@@ -59,12 +69,21 @@ pub(crate) fn schedule(seed: u64, engines: usize, time: Duration) -> Vec<(Durati
             if at >= time {
                 break;
             }
+            // Whoever is given up is rebuilt from 10 s later on: that has to fit in.
+            let early = at < time / 2;
+            let mut strike = |fault| acts.push((at, Act::Strike { engine, fault }));
             // A replay that goes wrong needs a reason to be asked for.
             if random.below(4) == 0 {
-                let fault = Fault::Replay(replay_fault(&mut random));
-                acts.push((at, Act::Strike { engine, fault }));
+                replay_faults(&mut random, early)
+                    .into_iter()
+                    .map(Fault::Replay)
+                    .for_each(&mut strike);
             }
-            acts.push((at, Act::Strike { engine, fault: fault(&mut random) }));
+            let fault = fault(&mut random);
+            strike(fault);
+            if matches!(fault, Fault::Outage(_) | Fault::Restart(_)) && random.below(2) == 0 {
+                strike(Fault::Idle);
+            }
         }
     }
     let kills = (time.as_secs() / 14).max(1);
@@ -79,8 +98,7 @@ pub(crate) fn schedule(seed: u64, engines: usize, time: Duration) -> Vec<(Durati
 }
 
 fn fault(random: &mut Random) -> Fault {
-    let mut pause =
-        |from, to| Duration::from_millis(random.within(from, to) as u64);
+    let mut pause = |from, to| Duration::from_millis(random.within(from, to) as u64);
     let (short, long) = (pause(20, 400), pause(200, 2_000));
     match random.below(100) {
         0..=29 => Fault::Drop(random.within(1, 5)),
@@ -92,16 +110,19 @@ fn fault(random: &mut Random) -> Fault {
         72..=79 => Fault::Restart(short),
         80..=83 => Fault::Restart(long),
         // Exactly the number that would have come next is the hardest to tell.
-        84..=87 => Fault::Overtake(0),
-        88..=92 => Fault::Overtake(random.within(1, 60)),
+        84..=88 => Fault::Overtake(0),
+        89..=92 => Fault::Overtake(random.within(1, 60)),
         _ => Fault::Clear,
     }
 }
 
-fn replay_fault(random: &mut Random) -> ReplayFault {
-    match random.below(8) {
-        0..=3 => ReplayFault::CutAfter(random.within(0, 40)),
-        4..=6 => ReplayFault::Holes,
-        _ => ReplayFault::Silence,
+fn replay_faults(random: &mut Random, early: bool) -> Vec<ReplayFault> {
+    match random.below(10) {
+        0..=3 => vec![ReplayFault::CutAfter(random.within(0, 40))],
+        4..=6 => vec![ReplayFault::Holes],
+        7 => vec![ReplayFault::Silence],
+        8 if early => vec![ReplayFault::CutAfter(0); 6],
+        _ if early => vec![ReplayFault::Beheaded; 2],
+        _ => vec![ReplayFault::Holes; 3],
     }
 }
