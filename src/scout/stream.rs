@@ -1,27 +1,31 @@
 //! One worker's stream: order, contract, translation, application.
 //!
+//! Two queues follow each other. Batches that came too early wait in the sequencer for those before
+//! them; then, in order, they come here.
 //! Batches whose blocks cannot be read yet (extra keys hidden, contract not known) wait here, whole
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use parking_lot::RwLock;
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::follow::{Ask, Progress};
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
 use super::{EventCounters, Ingested};
 use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
 use crate::error::Error;
-use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
+use crate::event::{Batch, DecodeError, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Block, Change, Home, MemoryIndex, Parent, Store};
+use crate::ingest::sequencer::{Arrival, Ended, Flow, Sequencer, SequencerCounters, Stage, Step};
 use crate::ingest::translate::{self, Rejection};
 use crate::ingest::verify::{Candidates, Status, Verifier};
-use crate::ingest::{Counters, Lane, Reason, Trust, Verdict};
+use crate::ingest::{Reason, ReplayOptions, Trust, Verdict};
 use crate::score::{GroupFacts, GroupRule};
 
 /// How many bytes of payloads may wait for a worker's contract: minutes of an engine's traffic, and
@@ -58,7 +62,11 @@ pub(super) struct Seat {
 #[derive(Debug)]
 pub(super) struct Stream {
     seat: Seat,
-    lane: Lane,
+    lane: Sequencer,
+    /// The time that was said last.
+    now: Duration,
+    /// Nothing was heard for too long.
+    silent: bool,
     verifier: Verifier,
     groups: Vec<GroupFacts>,
     /// The groups whose unit was seen on the GPU.
@@ -91,7 +99,9 @@ impl Stream {
     pub(super) fn new(seat: Seat) -> Stream {
         Stream {
             seat,
-            lane: Lane::default(),
+            lane: Sequencer::without_replay(),
+            now: Duration::ZERO,
+            silent: false,
             verifier: Verifier::default(),
             groups: Vec::new(),
             seen_on_gpu: Vec::new(),
@@ -104,60 +114,153 @@ impl Stream {
         }
     }
 
+    /// Takes in a batch that came live.
     pub(super) fn apply(
         &mut self,
         shared: &Shared,
         seq: u64,
         payload: &[u8],
     ) -> Result<Ingested, Error> {
-        if self.retired {
-            return Err(super::unknown_worker(self.seat.worker));
-        }
+        self.check()?;
+        self.silent = false;
         let batch = Batch::parse(payload, &shared.limits);
-        let verdict = match &batch {
-            Ok(batch) => self.lane.judge(seq, batch.timestamp(), xxh3_64(payload)),
-            Err(_) => self.lane.judge_unreadable(seq, xxh3_64(payload)),
-        };
-        let mut ingested =
-            Ingested { verdict, applied: Applied::default(), rejected: 0, error: None };
-        match verdict {
-            Verdict::Duplicate | Verdict::Late => {
-                if let Err(error) = batch {
-                    ingested.error = Some(error);
-                    ingested.rejected += 1;
-                    self.events.rejected += 1;
-                }
-                return Ok(ingested);
-            }
-            Verdict::Restart | Verdict::Next | Verdict::Gap { .. } => self.seat.post.open(),
+        let arrival = arrival(seq, payload, &batch);
+        let verdict = self.lane.live(self.now, arrival);
+        let mut progress = Progress::default();
+        if let (Verdict::Duplicate | Verdict::Late, Err(error)) = (verdict, &batch) {
+            progress.error = Some(*error);
+            progress.rejected += 1;
+            self.events.rejected += 1;
         }
-        if verdict == Verdict::Restart {
-            self.start_over(shared)?;
-        }
-        match batch {
-            Err(error) => {
-                ingested.error = Some(error);
-                ingested.rejected += 1;
-                self.reject();
+        self.obey(shared, Some((batch, payload)), &mut progress)?;
+        let Progress { applied, rejected, error, ask, .. } = progress;
+        Ok(Ingested { verdict, applied, rejected, error, ask })
+    }
+
+    /// Takes in a batch of a replay.
+    pub(super) fn replayed(
+        &mut self,
+        shared: &Shared,
+        now: Duration,
+        round: u64,
+        seq: u64,
+        payload: &[u8],
+    ) -> Result<(Flow, Progress), Error> {
+        self.check()?;
+        self.now = now;
+        let batch = Batch::parse(payload, &shared.limits);
+        let flow = self.lane.replayed(now, round, arrival(seq, payload, &batch));
+        let mut progress = Progress::default();
+        self.obey(shared, Some((batch, payload)), &mut progress)?;
+        Ok((flow, progress))
+    }
+
+    /// Tells the sequencer of something that is no batch.
+    pub(super) fn told(
+        &mut self,
+        shared: &Shared,
+        now: Duration,
+        news: News,
+    ) -> Result<Progress, Error> {
+        self.check()?;
+        self.now = now;
+        match news {
+            News::Ended(round, how) => self.lane.replay_ended(now, round, how),
+            News::Link(up) => {
+                self.silent &= !up;
+                self.lane.link(now, up);
             }
-            Ok(batch) => {
-                self.observe(shared, &batch)?;
-                if self.verifier.must_wait() {
-                    if self.waiting_bytes + payload.len() <= MAX_WAITING {
-                        self.waiting_bytes += payload.len();
-                        self.waiting.push(payload.into());
-                        return Ok(ingested);
-                    }
-                    self.verifier.give_up();
+            News::Time => self.lane.tick(now),
+        }
+        let mut progress = Progress::default();
+        self.obey(shared, None, &mut progress)?;
+        Ok(progress)
+    }
+
+    pub(super) fn follow(&mut self, options: ReplayOptions, seed: u64) -> Result<(), Error> {
+        self.check()?;
+        self.lane.follow(options, seed);
+        Ok(())
+    }
+
+    /// Says that nothing was heard for too long.
+    pub(super) fn fall_silent(&mut self) {
+        self.silent = true;
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match self.retired {
+            true => Err(super::unknown_worker(self.seat.worker)),
+            false => Ok(()),
+        }
+    }
+
+    /// Does what the sequencer says, all of it: an error keeps no later batch from its turn.
+    fn obey(
+        &mut self,
+        shared: &Shared,
+        handed_in: Option<(Result<Batch<'_>, DecodeError>, &[u8])>,
+        progress: &mut Progress,
+    ) -> Result<(), Error> {
+        let (mut handed_in, mut failed) = (handed_in, None);
+        while let Some(step) = self.lane.next_step() {
+            if !matches!(step, Step::Ask { .. }) {
+                self.seat.post.open();
+            }
+            let done = match step {
+                Step::StartOver => self.start_over(shared),
+                Step::Apply { .. } => match handed_in.take() {
+                    Some((batch, payload)) => self.take(shared, batch, payload, progress),
+                    None => Ok(()),
+                },
+                Step::Release(held) => {
+                    let batch = Batch::parse(&held.payload, &shared.limits);
+                    self.take(shared, batch, &held.payload, progress)
                 }
-                self.apply_waiting(shared, &mut ingested)?;
-                self.apply_batch(shared, &batch, &mut ingested)?;
+                Step::Ask { round, from } => {
+                    progress.ask = Some(Ask { round, from });
+                    Ok(())
+                }
+            };
+            if let Err(error) = done {
+                failed.get_or_insert(error);
             }
         }
         if self.waiting.is_empty() {
             self.applied_to = self.lane.as_of();
         }
-        Ok(ingested)
+        progress.wake_at = self.lane.wake_at();
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Takes in a batch whose turn it is: applies it, or lets it wait for the contract.
+    fn take(
+        &mut self,
+        shared: &Shared,
+        batch: Result<Batch<'_>, DecodeError>,
+        payload: &[u8],
+        progress: &mut Progress,
+    ) -> Result<(), Error> {
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(error) => {
+                progress.error.get_or_insert(error);
+                progress.rejected += 1;
+                self.reject();
+                return Ok(());
+            }
+        };
+        self.observe(shared, &batch)?;
+        if self.verifier.must_wait() {
+            if self.waiting_bytes + payload.len() <= MAX_WAITING {
+                self.waiting_bytes += payload.len();
+                self.waiting.push(payload.into());
+                return Ok(());
+            }
+            self.verifier.give_up();
+        }
+        self.apply_waiting(shared, progress)?;
+        self.apply_batch(shared, &batch, progress)
     }
 
     /// Gives an incarnation of the worker its place in the index.
@@ -208,26 +311,21 @@ impl Stream {
         let Shared { candidates, chains, .. } = shared;
         if self.verifier.settle(prompt, candidates, self.seat.version, chains) {
             self.seat.post.open();
-            let mut ingested = Ingested {
-                verdict: Verdict::Next,
-                applied: Applied::default(),
-                rejected: 0,
-                error: None,
-            };
+            let mut progress = Progress::default();
             let moved = self.adopt(shared);
-            if moved.and_then(|()| self.apply_waiting(shared, &mut ingested)).is_err() {
+            if moved.and_then(|()| self.apply_waiting(shared, &mut progress)).is_err() {
                 self.lane.degrade(Reason::Undecodable);
             }
             self.applied_to = self.lane.as_of();
         }
     }
 
-    fn apply_waiting(&mut self, shared: &Shared, ingested: &mut Ingested) -> Result<(), Error> {
+    fn apply_waiting(&mut self, shared: &Shared, progress: &mut Progress) -> Result<(), Error> {
         self.waiting_bytes = 0;
         for payload in std::mem::take(&mut self.waiting) {
             // It was parsed once already, when it came.
             if let Ok(batch) = Batch::parse(&payload, &shared.limits) {
-                self.apply_batch(shared, &batch, ingested)?;
+                self.apply_batch(shared, &batch, progress)?;
             }
         }
         Ok(())
@@ -237,22 +335,22 @@ impl Stream {
         &mut self,
         shared: &Shared,
         batch: &Batch<'_>,
-        ingested: &mut Ingested,
+        progress: &mut Progress,
     ) -> Result<(), Error> {
         let mut events = batch.events();
         while let Some(event) = events.next_into(&mut self.scratch.tokens) {
             match event {
                 Ok(Event::Stored(stored)) => {
                     if self.stored(shared, &stored).is_err() {
-                        self.flush(shared, &mut ingested.applied)?;
-                        ingested.rejected += 1;
+                        self.flush(shared, &mut progress.applied)?;
+                        progress.rejected += 1;
                         self.reject();
                     }
                 }
                 Ok(Event::Removed(removed)) => self.removed(&removed),
                 Ok(Event::Cleared(cleared)) => {
                     // What was refused before it does not matter any more.
-                    self.flush(shared, &mut ingested.applied)?;
+                    self.flush(shared, &mut progress.applied)?;
                     self.events.cleared += 1;
                     if cleared.tier.is_none() {
                         self.lane.cleared();
@@ -260,21 +358,21 @@ impl Stream {
                     }
                     let clear = [Change::Clear { tier: cleared.tier }];
                     let applied = shared.index.apply(self.seat.worker, &clear)?;
-                    self.count(applied, &mut ingested.applied);
+                    self.count(applied, &mut progress.applied);
                 }
                 Err(error) => {
-                    self.flush(shared, &mut ingested.applied)?;
-                    ingested.error.get_or_insert(error);
-                    ingested.rejected += 1;
+                    self.flush(shared, &mut progress.applied)?;
+                    progress.error.get_or_insert(error);
+                    progress.rejected += 1;
                     self.reject();
                 }
             }
             let Scratch { planned, blocks, names, .. } = &self.scratch;
             if planned.len() >= MAX_PLANNED || blocks.len() + names.len() >= MAX_NAMED {
-                self.flush(shared, &mut ingested.applied)?;
+                self.flush(shared, &mut progress.applied)?;
             }
         }
-        self.flush(shared, &mut ingested.applied)
+        self.flush(shared, &mut progress.applied)
     }
 
     /// Applies what was planned since the last time, in order. Together, because the index then asks
@@ -397,11 +495,11 @@ impl Stream {
     }
 
     fn trust(&self) -> Trust {
-        match self.lane.unsound() {
-            Some(reason) => Trust::Degraded(reason),
-            None if !self.waiting.is_empty() => Trust::Syncing,
-            None if self.verifier.is_blind() => Trust::Degraded(Reason::ExtrasHidden),
-            None => Trust::Exact,
+        match self.lane.trust() {
+            _ if self.silent => Trust::Silent,
+            Trust::Exact if !self.waiting.is_empty() => Trust::Syncing,
+            Trust::Exact if self.verifier.is_blind() => Trust::Degraded(Reason::ExtrasHidden),
+            trust => trust,
         }
     }
 
@@ -415,8 +513,18 @@ impl Stream {
         self.seat.post.open();
     }
 
-    pub(super) fn counters(&self) -> Counters {
+    pub(super) fn counters(&self) -> SequencerCounters {
         self.lane.counters()
+    }
+
+    /// What is under way with the replay source.
+    pub(super) fn stage(&self) -> Option<Stage> {
+        self.lane.stage()
+    }
+
+    /// Batches held back, and their bytes.
+    pub(super) fn held_back(&self) -> (usize, usize) {
+        self.lane.held_back()
     }
 
     pub(super) fn events(&self) -> EventCounters {
@@ -426,6 +534,22 @@ impl Stream {
     pub(super) fn contract(&self) -> &Status {
         self.verifier.status()
     }
+}
+
+/// What happens on a stream beside batches.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum News {
+    /// A round has ended.
+    Ended(u64, Ended),
+    /// The link is up or down.
+    Link(bool),
+    /// Time has passed.
+    Time,
+}
+
+fn arrival<'a>(seq: u64, payload: &'a [u8], batch: &Result<Batch<'_>, DecodeError>) -> Arrival<'a> {
+    let timestamp = batch.as_ref().ok().map(Batch::timestamp);
+    Arrival { seq, timestamp, payload }
 }
 
 /// How an engine answers from a group of this kind (vLLM's `kv_cache_spec_kind`).
