@@ -1,4 +1,5 @@
 //! What the daemon's tests share: the process, a small HTTP client, recorded engines.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

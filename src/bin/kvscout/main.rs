@@ -4,6 +4,7 @@ mod config;
 mod demo;
 mod doctor;
 mod fields;
+mod follow;
 mod hash;
 mod http;
 mod intake;

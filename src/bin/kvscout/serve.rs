@@ -217,7 +217,4 @@ fn warn_of(config: &Config) {
     if config.trust_topics {
         warn!("trust_topics: every sender on topic_bind can speak for every pod there");
     }
-    if config.sources.iter().any(|source| source.replay.is_some()) {
-        warn!("replay endpoints are recorded and not used yet: gaps are shown, not repaired");
-    }
 }

@@ -10,6 +10,7 @@ use kvscout::hash::vllm::Version;
 use kvscout::ingest::zmq::{Endpoint, Mode};
 use toml::Value;
 
+use super::OnGap;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 
@@ -92,6 +93,7 @@ settings! {
     Format: "text or json", |value| text(value);
     Level: "off, error, warn, info, debug or trace", |value| text(value);
     MooncakeAnswer: "doc or branch", |value| text(value);
+    OnGap: "flag or exclude", |value| text(value);
     Version: "a vLLM version such as 0.33.0", |value| text(value);
 }
 

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use kvscout::block::{Item, Lora, Prompt, Tier, WorkerId};
 use kvscout::ingest::verify::{Contract, Status};
 use kvscout::score::{GroupFacts, GroupRule, named_tiers};
-use kvscout::scout::{Blocks, Ranked, Registration, Request};
+use kvscout::scout::{Blocks, Ranked, Registration, Request, WorkerStatus};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -235,6 +235,7 @@ fn worker(view: &WorkerView) -> Value {
         "duplicates": lane.duplicates,
         "late": lane.late,
         "restarts": lane.restarts,
+        "replay": replay_state(status),
         "events": {
             "stored": events.stored,
             "removed": events.removed,
@@ -247,6 +248,24 @@ fn worker(view: &WorkerView) -> Value {
         },
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "contract": contract(&status.contract),
+    })
+}
+
+/// What is under way with a worker's replay source; null without one.
+fn replay_state(status: &WorkerStatus) -> Value {
+    let Some(stage) = status.stage else { return Value::Null };
+    let lane = status.counters;
+    json!({
+        "state": stage.as_str(),
+        "held_back": status.held_back,
+        "held_back_bytes": status.held_back_bytes,
+        "rounds": lane.rounds,
+        "replayed": lane.replayed,
+        "stale": lane.stale,
+        "repaired": lane.repaired,
+        "given_up": lane.given_up,
+        "rebuilt": lane.rebuilt,
+        "overflows": lane.overflows,
     })
 }
 
