@@ -88,6 +88,28 @@ impl Unpredictable {
     }
 }
 
+/// Why no block of a prompt can match, whatever a worker holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Miss {
+    /// The prompt has fewer tokens than one of the worker's blocks; its look-ahead counts, too.
+    ShorterThanBlock,
+}
+
+impl Miss {
+    /// A stable label, as it appears in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Miss::ShorterThanBlock => "shorter_than_block",
+        }
+    }
+
+    /// Of a prompt of so many tokens, cut like this.
+    pub(crate) fn of(tokens: usize, shape: Shape) -> Option<Miss> {
+        (shape.blocks_in(tokens) == 0).then_some(Miss::ShorterThanBlock)
+    }
+}
+
 /// What one worker holds of one prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
@@ -103,6 +125,8 @@ pub struct Score {
     pub weighted: f64,
     /// `weighted` divided by the number of full blocks of the prompt; 0 where it has none.
     pub ratio: f64,
+    /// Why nothing can match, where that is so from the start.
+    pub miss: Option<Miss>,
 }
 
 impl Score {
@@ -113,6 +137,7 @@ impl Score {
         expected_cached_tokens: Ok(0),
         weighted: 0.0,
         ratio: 0.0,
+        miss: None,
     };
 }
 
@@ -192,6 +217,7 @@ fn of_blocks(
         expected_cached_tokens,
         weighted,
         ratio: if blocks == 0 { 0.0 } else { weighted / blocks as f64 },
+        miss: Miss::of(tokens, shape),
     }
 }
 

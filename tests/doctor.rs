@@ -4,8 +4,6 @@
 #[path = "zmq_support/mod.rs"]
 mod zmq_support;
 
-#[path = "daemon_support/mod.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part")]
 mod daemon_support;
 
 use std::collections::HashSet;
@@ -117,6 +115,55 @@ fn wrong_flags_are_status_2_and_name_the_value() {
     assert_eq!(output.status.code(), Some(2), "--probe needs --engine");
 }
 
+/// Answers replay requests with the batches of the recording from number `kept` on, as vLLM 0.33 does.
+fn replay_socket(context: &zmq::Context, kept: u64) -> String {
+    let socket = context.socket(zmq::ROUTER).unwrap();
+    socket.set_linger(0).unwrap();
+    socket.bind("tcp://127.0.0.1:*").unwrap();
+    let endpoint = socket.get_last_endpoint().unwrap().unwrap();
+    thread::spawn(move || {
+        while let Ok(request) = socket.recv_multipart(0) {
+            let [peer, empty, from] = &request[..] else { panic!("{} frames", request.len()) };
+            assert!(empty.is_empty());
+            let from = u64::from_be_bytes(from[..].try_into().unwrap());
+            for batch in batches().iter().filter(|batch| batch.seq >= from.max(kept)) {
+                let seq = batch.seq.to_be_bytes();
+                let frames: [&[u8]; 5] = [peer, b"", b"kv@pod@m", &seq, &batch.payload];
+                socket.send_multipart(frames, 0).unwrap();
+            }
+            let end: [&[u8]; 5] = [peer, b"", b"", &[0xff; 8], b""];
+            socket.send_multipart(end, 0).unwrap();
+        }
+    });
+    endpoint
+}
+
+#[test]
+fn a_replay_tells_all_about_an_idle_engine() {
+    let context = zmq::Context::new();
+    let (_idle, events) = bound_publisher(&context, "tcp://127.0.0.1:*");
+    let flags = |replay| ["--events".into(), events.clone(), "--replay".into(), replay];
+    let ask = |kept| {
+        let flags = flags(replay_socket(&context, kept));
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        findings(&[&flags[..], &["--seconds", "1"]].concat())
+    };
+    let (found, status) = ask(0);
+    assert_eq!(status, 0, "{found:?}");
+    for check in ["reachable", "replay", "contract", "block_size", "scores"] {
+        assert_eq!(level(&found, check), "ok", "{check}: {found:?}");
+    }
+    assert_eq!(level(&found, "events"), "unknown", "it is idle");
+    let (found, _) = ask(40);
+    assert_eq!(level(&found, "replay"), "note", "its beginning is gone");
+
+    // A publisher is no replay socket.
+    let flags = flags(events.clone());
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (found, status) = findings(&[&flags[..], &["--seconds", "1"]].concat());
+    assert_eq!((status, level(&found, "replay").as_str()), (1, "problem"));
+}
+
 /// An engine with an HTTP API: it caches what it is sent and, unless it is mute, says so.
 struct Engine {
     contract: Contract,
@@ -165,7 +212,8 @@ impl Engine {
             other => panic!("{other}"),
         };
         let length = answer.len();
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
         stream.write_all((head + &answer).as_bytes()).unwrap();
     }
 

@@ -1,6 +1,6 @@
 //! From a decoded event to changes of the index.
 
-use crate::block::{BlockSize, Digest, Name, Shape, TokenId};
+use crate::block::{BlockSize, Digest, ExtraKey, Name, Shape, TokenId};
 use crate::event::{BlockExtras, DecodeError, ExtraKeys, Stored};
 use crate::hash::content::DigestKey;
 use crate::index::{Block, Parent};
@@ -47,6 +47,24 @@ pub fn outline(stored: &Stored<'_>, tokens: &mut Vec<TokenId>) -> Result<Outline
     Ok(Outline { shape, dense: !tokens.is_empty() && covered && lookahead.is_some() })
 }
 
+/// The digest of a block with extra keys, its adapter being of this edition.
+pub fn digest<'a>(
+    key: &DigestKey,
+    tokens: &[TokenId],
+    lookahead: &[TokenId],
+    extra_keys: impl Iterator<Item = ExtraKey<'a>>,
+    edition: u32,
+) -> Digest {
+    if edition == 0 {
+        return key.digest(tokens, lookahead, extra_keys);
+    }
+    // No block has two adapters, so that this is no other block's list.
+    let edition = edition.to_string();
+    let mut extra_keys: Vec<ExtraKey<'_>> = extra_keys.collect();
+    extra_keys.push(ExtraKey::Lora(&edition));
+    key.digest(tokens, lookahead, extra_keys)
+}
+
 /// Appends the blocks of a stored event to `blocks` and returns what comes before the first one.
 ///
 /// # Errors
@@ -57,6 +75,7 @@ pub fn blocks(
     outline: Outline,
     tokens: &[TokenId],
     key: &DigestKey,
+    edition: u32,
     verifier: &mut Verifier,
     blocks: &mut Vec<Block>,
 ) -> Result<Parent, Rejection> {
@@ -66,7 +85,7 @@ pub fn blocks(
     let added = &mut blocks[before..];
     let described = match has_cycle(parent, added) {
         true => Err(Rejection::Cycle),
-        false if outline.dense => describe(stored, outline, tokens, key, verifier, added),
+        false if outline.dense => describe(stored, outline, tokens, key, edition, verifier, added),
         false => return Ok(Parent::Unknown),
     };
     if let Err(rejection) = described {
@@ -85,6 +104,7 @@ fn describe(
     outline: Outline,
     tokens: &[TokenId],
     key: &DigestKey,
+    edition: u32,
     verifier: &mut Verifier,
     blocks: &mut [Block],
 ) -> Result<(), Rejection> {
@@ -119,7 +139,7 @@ fn describe(
         }
         block.digest = match extras.as_mut().map(Iterator::next) {
             Some(Some(BlockExtras::Plain)) => Some(key.digest(tokens, &after, [])),
-            Some(Some(BlockExtras::Keys(keys))) => Some(key.digest(tokens, &after, keys)),
+            Some(Some(BlockExtras::Keys(keys))) => Some(digest(key, tokens, &after, keys, edition)),
             Some(Some(BlockExtras::Opaque) | None) => None,
             None => {
                 let (name, bytes) = (before.map(|h| h.name()), before.and_then(|h| h.bytes()));

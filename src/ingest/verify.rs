@@ -19,6 +19,10 @@ use crate::hash::vllm::{self, Algorithm, BlockHash, ChainMemory, Root, Version};
 /// recomputed means that a gateway salts everything.
 const PATIENCE: usize = 8;
 
+/// Of how many first blocks one is compared after the contract was found: often enough to notice a second
+/// engine within a few prompts, and far less work than applying them.
+const SAMPLE: u64 = 8;
+
 /// How many full hashes are kept for a worker that hides extra keys: four million tokens in blocks of
 /// 16, about 20 MB. Blocks below one that is not kept are held by name, which is as exact, but counts
 /// towards the share of such blocks.
@@ -253,12 +257,26 @@ pub enum Status {
     Private,
 }
 
+/// How often announced names were compared with those that a contract gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checks {
+    /// Names compared.
+    pub checked: u64,
+    /// Those of plain text, by the event's own word, that were others.
+    pub failed: u64,
+}
+
 /// The contract check of one incarnation of a worker.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     status: Status,
     /// First blocks that fitted no contract, for [`Verifier::settle`].
-    roots: Vec<(Form, Shape, Name)>,
+    roots: Vec<Unfit>,
+    /// How the blocks were cut that proved the contract; those of other groups may be hashed in parts.
+    shape: Option<Shape>,
+    checks: Checks,
+    /// First blocks that could be looked at since the contract is known.
+    passed: u64,
     /// Whether events with tokens left extra keys out.
     hides_extras: bool,
     /// Full hashes of plain blocks, kept only where events hide extra keys.
@@ -270,9 +288,45 @@ impl Default for Verifier {
         Verifier {
             status: Status::Undecided,
             roots: Vec::new(),
+            shape: None,
+            checks: Checks::default(),
+            passed: 0,
             hides_extras: false,
             full: HashMap::new(),
         }
+    }
+}
+
+/// A first block that fitted no contract.
+#[derive(Clone, Copy, Debug)]
+struct Unfit {
+    form: Form,
+    shape: Shape,
+    name: Name,
+    /// Whether it is plain text by the event's own word; otherwise it may have been salted.
+    sure: bool,
+}
+
+/// The first block of a prompt without an adapter.
+struct First<'t> {
+    name: Name,
+    block: &'t [TokenId],
+    after: Vec<TokenId>,
+}
+
+impl<'t> First<'t> {
+    fn of(stored: &Stored<'_>, shape: Shape, tokens: &'t [TokenId]) -> Option<First<'t>> {
+        let starts_prompt = stored.parent.is_none() && tokens.len() >= shape.size.tokens();
+        let no_adapter = stored.lora_name.is_none() && stored.lora_id.is_none_or(|id| id == 0);
+        let name = stored.names.names().next()?;
+        if !starts_prompt || !no_adapter {
+            return None;
+        }
+        let mut after = Vec::new();
+        if let Some(list) = stored.lookahead.and_then(|lists| lists.iter().next()) {
+            list.read_into(&mut after).ok()?;
+        }
+        Some(First { name, block: &tokens[..shape.size.tokens()], after })
     }
 }
 
@@ -322,34 +376,61 @@ impl Verifier {
         if matches!(self.status, Status::Verified(_)) || self.roots.len() >= 8 * PATIENCE {
             return;
         }
-        let starts_prompt = stored.parent.is_none() && tokens.len() >= shape.size.tokens();
-        let no_adapter = stored.lora_name.is_none() && stored.lora_id.is_none_or(|id| id == 0);
-        let Some(name) = stored.names.names().next() else { return };
-        if !starts_prompt || !plain || !no_adapter {
-            return;
-        }
-        let block = &tokens[..shape.size.tokens()];
-        let lookahead = stored.lookahead.and_then(|l| l.iter().next());
-        let mut after = Vec::new();
-        if let Some(list) = lookahead
-            && list.read_into(&mut after).is_err()
-        {
+        let Some(First { name, block, after }) = First::of(stored, shape, tokens) else { return };
+        if !plain {
             return;
         }
         let found = candidates.of(stored.form, version).into_iter().find(|contract| {
             contract.plain(None, block, &after).is_some_and(|hash| hash.name() == name)
         });
         match found {
-            Some(contract) => self.status = Status::Verified(contract),
+            Some(contract) => {
+                self.checks.checked += 1;
+                // What failed in other shapes may have been hashed in parts.
+                self.checks.failed =
+                    self.roots.iter().filter(|root| root.sure && root.shape == shape).count()
+                        as u64;
+                self.shape = Some(shape);
+                self.status = Status::Verified(contract);
+            }
             None => {
-                if !self.roots.iter().any(|&(_, _, root)| root == name) {
-                    self.roots.push((stored.form, shape, name));
+                let sure = !extras;
+                self.checks.checked += 1;
+                self.checks.failed += u64::from(sure);
+                if !self.roots.iter().any(|root| root.name == name) {
+                    self.roots.push(Unfit { form: stored.form, shape, name, sure });
                 }
                 if self.roots.len() >= PATIENCE {
                     self.status = Status::Private;
                 }
             }
         }
+    }
+
+    /// How often names were compared.
+    pub fn checks(&self) -> Checks {
+        self.checks
+    }
+
+    /// Goes on comparing once the contract is known: one first block in eight, of those that
+    /// are plain text by the event's own word.
+    pub fn sample(&mut self, stored: &Stored<'_>, shape: Shape, tokens: &[TokenId]) {
+        let Status::Verified(contract) = &self.status else { return };
+        let ExtraKeys::Listed(listed) = stored.extra_keys else { return };
+        if stored.parent.is_some()
+            || self.shape != Some(shape)
+            || !matches!(listed.iter().next(), Some(BlockExtras::Plain))
+        {
+            return;
+        }
+        self.passed += 1;
+        if !self.passed.is_multiple_of(SAMPLE) {
+            return;
+        }
+        let Some(First { name, block, after }) = First::of(stored, shape, tokens) else { return };
+        self.checks.checked += 1;
+        let fits = contract.plain(None, block, &after).is_some_and(|hash| hash.name() == name);
+        self.checks.failed += u64::from(!fits);
     }
 
     /// Says that waiting any longer costs too much.
@@ -373,13 +454,14 @@ impl Verifier {
         if self.status != Status::Undecided {
             return false;
         }
-        for &(form, shape, root) in &self.roots {
+        for &Unfit { form, shape, name, .. } in &self.roots {
             let fits = |contract: &Contract| {
                 contract
                     .names(shape, prompt, memory)
-                    .is_ok_and(|mut names| names.next() == Some(root))
+                    .is_ok_and(|mut names| names.next() == Some(name))
             };
             if let Some(contract) = candidates.of(form, version).into_iter().find(fits) {
+                self.shape = Some(shape);
                 self.status = Status::Verified(contract);
                 return true;
             }

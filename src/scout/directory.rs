@@ -54,7 +54,9 @@ impl Worker {
         self.post.close(stream.standing(number));
     }
 
-    pub(super) fn status(&self) -> WorkerStatus {
+    /// Where the worker stands, its tenant's adapters being these.
+    pub(super) fn status(&self, adapters: &HashMap<String, Adapter>) -> WorkerStatus {
+        let has_path = |name: &str| adapters.get(name).is_some_and(|known| known.path.is_some());
         let stream = self.stream.lock();
         let standing = self.post.cell().read();
         let (held_back, held_back_bytes) = stream.held_back();
@@ -70,6 +72,12 @@ impl Worker {
             events: stream.events(),
             groups: stream.groups().to_vec(),
             contract: stream.contract().clone(),
+            checks: stream.checks(),
+            unknown_adapters: stream
+                .adapters()
+                .filter(|name| !has_path(name))
+                .map(Into::into)
+                .collect(),
         }
     }
 }
@@ -106,7 +114,15 @@ impl Directory {
             SpaceId(self.next_space)
         });
         let identity = (registration.tenant.clone(), registration.pod.clone(), registration.rank);
-        let seat = Seat { worker: id, space, version: registration.vllm, post: post.clone() };
+        let seat = Seat {
+            worker: id,
+            space,
+            tenant: registration.tenant.as_str().into(),
+            version: registration.vllm,
+            on_clear: registration.on_clear,
+            copies: registration.copies,
+            post: post.clone(),
+        };
         let worker = Arc::new(Worker {
             id,
             pod: registration.pod.as_str().into(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Scout;
-use super::stream::News;
+use super::stream::feed::News;
 use crate::block::WorkerId;
 use crate::error::Error;
 use crate::event::DecodeError;

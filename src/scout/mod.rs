@@ -5,8 +5,11 @@
 //! order and from one thread at a time, and [`Scout::score`] from any thread. Where an engine's past
 //! batches can be had, [`Scout::follow`] and what it leads to repair what was missed.
 
+mod clear;
 mod directory;
+mod edition;
 mod follow;
+mod habit;
 mod prompt;
 mod query;
 mod ranking;
@@ -14,16 +17,20 @@ mod roster;
 mod standing;
 mod stream;
 mod vocabulary;
+mod warning;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
 pub use self::follow::{Ask, Progress};
+pub use self::habit::{Copies, OnClear};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
+pub use self::warning::Warning;
 
-use self::directory::Directory;
+use self::directory::{Directory, Worker};
+use self::edition::Editions;
 use self::roster::Generation;
 use self::stream::{Shared, Stream};
 use crate::block::{BlockSize, Name, Prompt, WorkerId};
@@ -33,7 +40,7 @@ use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::sequencer::{SequencerCounters, Stage};
-use crate::ingest::verify::{Candidates, Status};
+use crate::ingest::verify::{Candidates, Checks, Status};
 use crate::ingest::{Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
 
@@ -89,6 +96,10 @@ pub struct Registration {
     /// The block size the operator expects. Recorded for comparison; the one in the engine's events
     /// counts.
     pub block_size: Option<BlockSize>,
+    /// What a clear that names no tier takes away.
+    pub on_clear: OnClear,
+    /// What a second store of a block that is there means.
+    pub copies: Copies,
 }
 
 impl Registration {
@@ -104,6 +115,8 @@ impl Registration {
             model: Some(model.into()),
             vllm: None,
             block_size: None,
+            on_clear: OnClear::default(),
+            copies: Copies::default(),
         }
     }
 }
@@ -198,6 +211,10 @@ pub struct WorkerStatus {
     pub groups: Vec<GroupFacts>,
     /// Its hash contract, as detected.
     pub contract: Status,
+    /// How often its names were compared with those that the contract gives, in this incarnation.
+    pub checks: Checks,
+    /// Adapters that it stored blocks of and whose path is not registered; the first 64.
+    pub unknown_adapters: Vec<String>,
 }
 
 /// What became of a worker's events since it was registered.
@@ -253,6 +270,7 @@ impl Scout {
                 index: MemoryIndex::new(options.memory),
                 vocabularies: RwLock::default(),
                 generation: Generation::default(),
+                editions: Editions::default(),
             },
             weights: options.weights,
             directory: RwLock::default(),
@@ -369,13 +387,18 @@ impl Scout {
     /// Every worker, by tenant, pod and rank.
     pub fn workers(&self) -> Vec<WorkerStatus> {
         let workers: Vec<_> = self.directory.read().all().cloned().collect();
-        workers.iter().map(|worker| worker.status()).collect()
+        workers.iter().map(|worker| self.status(worker)).collect()
     }
 
     /// One worker.
     pub fn worker(&self, worker: WorkerId) -> Option<WorkerStatus> {
         let worker = self.directory.read().get(worker).cloned();
-        worker.map(|worker| worker.status())
+        worker.map(|worker| self.status(&worker))
+    }
+
+    fn status(&self, worker: &Worker) -> WorkerStatus {
+        let adapters = self.directory.read().adapters(&worker.registration.tenant);
+        worker.status(&adapters)
     }
 
     /// Sizes of the index.

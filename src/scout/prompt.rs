@@ -7,6 +7,7 @@ use super::stream::Shared;
 use crate::block::{Digest, Name, Prompt, Shape, VocabularyId};
 use crate::hash::content;
 use crate::index::BlockSource;
+use crate::ingest::translate;
 use crate::ingest::verify::Names;
 
 /// Blocks of plain text after the first are digested so many at a time: as many as were wanted so far,
@@ -26,12 +27,13 @@ impl<'a> Asked<'a> {
     pub(super) fn new(
         shared: &'a Shared,
         blocks: &Blocks<'a>,
+        edition: u32,
         shape: Shape,
         digests: &'a mut Vec<Digest>,
     ) -> Option<Asked<'a>> {
         match *blocks {
             Blocks::Prompt(prompt) => {
-                Some(Asked::Prompt(PromptBlocks::new(shared, prompt, shape, digests)))
+                Some(Asked::Prompt(PromptBlocks::new(shared, prompt, edition, shape, digests)))
             }
             Blocks::Names { names, block_size } => {
                 (shape.size == block_size).then_some(Asked::Names(NameBlocks(names)))
@@ -69,6 +71,8 @@ impl BlockSource for Asked<'_> {
 pub(super) struct PromptBlocks<'a> {
     shared: &'a Shared,
     prompt: Prompt<'a>,
+    /// Of its adapter.
+    edition: u32,
     shape: Shape,
     /// Whether its blocks have nothing besides their tokens.
     plain: bool,
@@ -90,6 +94,7 @@ impl<'a> PromptBlocks<'a> {
     pub(super) fn new(
         shared: &'a Shared,
         prompt: Prompt<'a>,
+        edition: u32,
         shape: Shape,
         digests: &'a mut Vec<Digest>,
     ) -> PromptBlocks<'a> {
@@ -98,7 +103,16 @@ impl<'a> PromptBlocks<'a> {
             && prompt.cache_salt.is_none_or(str::is_empty)
             && prompt.items.is_empty()
             && prompt.embeds.is_none();
-        PromptBlocks { shared, prompt, shape, plain, digests, known: 0, chains: Vec::new() }
+        PromptBlocks {
+            shared,
+            prompt,
+            edition,
+            shape,
+            plain,
+            digests,
+            known: 0,
+            chains: Vec::new(),
+        }
     }
 
     /// Digests at least `least` more blocks, as long as there are any.
@@ -121,7 +135,9 @@ impl<'a> PromptBlocks<'a> {
             let (start, end) = (block * size, (block + 1) * size);
             let ahead = end + self.shape.lookahead as usize;
             let extra_keys = content::extra_keys(&self.prompt, self.shape, block);
-            self.digests[block] = key.digest(&tokens[start..end], &tokens[end..ahead], extra_keys);
+            let ahead = &tokens[end..ahead];
+            self.digests[block] =
+                translate::digest(key, &tokens[start..end], ahead, extra_keys, self.edition);
         }
     }
 }
@@ -140,6 +156,10 @@ impl BlockSource for PromptBlocks<'_> {
     }
 
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
+        if self.edition > 0 {
+            // Names are the same in every edition.
+            return None;
+        }
         let at = match self.chains.iter().position(|chain| chain.vocabulary == vocabulary) {
             Some(at) => at,
             None => {

@@ -86,7 +86,14 @@ impl Scout {
             work.candidates.dedup();
         });
         answer.begin(roster, candidates.map(|()| &work.candidates[..]), length, self.weights);
-        Lookup { scout: self, roster, blocks, length, answer: &mut *answer, work }.run();
+        let edition = match blocks {
+            Blocks::Prompt(prompt) => {
+                let adapter = prompt.lora.map(|lora| lora.name);
+                self.shared.editions.of(request.tenant, adapter)
+            }
+            Blocks::Names { .. } => 0,
+        };
+        Lookup { scout: self, roster, blocks, edition, length, answer: &mut *answer, work }.run();
         answer.rank();
         Ok(Ranking::new(roster, answer))
     }
@@ -146,6 +153,8 @@ struct Lookup<'a, 'w> {
     scout: &'a Scout,
     roster: &'a Roster,
     blocks: Blocks<'a>,
+    /// Of the prompt's adapter.
+    edition: u32,
     length: Length,
     answer: &'w mut Answer,
     work: &'w mut Work,
@@ -182,9 +191,8 @@ impl Lookup<'_, '_> {
     fn plain(&mut self, Plain { space, group, shape, is_announced }: Plain) {
         let Lookup { scout, roster, length, .. } = *self;
         let Work { candidates, digests, matches, .. } = &mut *self.work;
-        let Some(mut asked) = Asked::new(&scout.shared, &self.blocks, shape, digests) else {
-            return;
-        };
+        let asked = Asked::new(&scout.shared, &self.blocks, self.edition, shape, digests);
+        let Some(mut asked) = asked else { return };
         let candidates = self.answer.asked().map(|_| &candidates[..]);
         let query = Query { space, shape, candidates, spans: false };
         scout.shared.index.lookup(&query, &mut asked, matches);
@@ -246,7 +254,8 @@ impl Lookup<'_, '_> {
     ) {
         let shared = &self.scout.shared;
         let Work { digests, matches, found, spans: all_spans, .. } = &mut *self.work;
-        let Some(mut asked) = Asked::new(shared, &self.blocks, shape, digests) else { return };
+        let asked = Asked::new(shared, &self.blocks, self.edition, shape, digests);
+        let Some(mut asked) = asked else { return };
         for &space in &self.roster.spaces {
             shared.index.lookup(&Query { space, shape, candidates, spans }, &mut asked, matches);
             found.extend(matches.iter().filter(|m| fits(m.worker, m.group)));

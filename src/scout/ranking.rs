@@ -7,7 +7,7 @@ use super::roster::Roster;
 use super::standing::Reading;
 use crate::block::WorkerId;
 use crate::ingest::Trust;
-use crate::score::{self, Score, Unpredictable, Weights};
+use crate::score::{self, Miss, Score, Unpredictable, Weights};
 
 /// One worker's place in the answer to a [`Request`](super::Request).
 #[derive(Clone, Copy, Debug)]
@@ -285,6 +285,9 @@ impl Answer {
     /// What a worker that holds nothing may expect; its groups may be such that this is not 0.
     fn of_nothing(&self, roster: &Roster, row: usize) -> Score {
         let mut score = match roster.plain {
+            Some(plain) if roster.rows()[row].has_group() => {
+                Score { miss: Miss::of(self.prompt.tokens, plain.shape), ..Score::NOTHING }
+            }
             Some(_) => Score::NOTHING,
             None => {
                 let groups = &roster.rows()[row].groups.facts;

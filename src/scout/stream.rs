@@ -6,26 +6,32 @@
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
+pub(super) mod feed;
+
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::follow::{Ask, Progress};
+use super::EventCounters;
+use super::edition::Editions;
+use super::follow::Progress;
+use super::habit::{Copies, OnClear};
+use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
-use super::{EventCounters, Ingested};
 use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
 use crate::error::Error;
-use crate::event::{Batch, DecodeError, Event, Limits, Removed, SpecKind, Stored};
+use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, Block, Change, Home, MemoryIndex, Parent, Store};
-use crate::ingest::sequencer::{Arrival, Ended, Flow, Sequencer, SequencerCounters, Stage, Step};
+use crate::index::{Applied, Block, Change, Home, Matches, MemoryIndex, Parent, Query, Store};
+use crate::ingest::sequencer::{Sequencer, SequencerCounters, Stage};
 use crate::ingest::translate::{self, Rejection};
-use crate::ingest::verify::{Candidates, Status, Verifier};
-use crate::ingest::{Reason, ReplayOptions, Trust, Verdict};
+use crate::ingest::verify::{Candidates, Checks, Status, Verifier};
+use crate::ingest::{Reason, Trust};
 use crate::score::{GroupFacts, GroupRule};
 
 /// How many bytes of payloads may wait for a worker's contract: minutes of an engine's traffic, and
@@ -37,6 +43,9 @@ const MAX_WAITING: usize = 4 << 20;
 const MAX_PLANNED: usize = 64;
 const MAX_NAMED: usize = 4096;
 
+/// How many names of adapters are kept of a worker: for an operator's eyes.
+const MAX_ADAPTERS: usize = 64;
+
 /// What all streams use.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -47,6 +56,7 @@ pub(super) struct Shared {
     pub(super) index: MemoryIndex,
     pub(super) vocabularies: RwLock<Vocabularies>,
     pub(super) generation: Generation,
+    pub(super) editions: Editions,
 }
 
 /// What a stream needs to know of the worker that it belongs to.
@@ -54,7 +64,10 @@ pub(super) struct Shared {
 pub(super) struct Seat {
     pub(super) worker: WorkerId,
     pub(super) space: SpaceId,
+    pub(super) tenant: Box<str>,
     pub(super) version: Option<Version>,
+    pub(super) on_clear: OnClear,
+    pub(super) copies: Copies,
     /// Opened before a batch changes anything; closed by [`Worker`](super::directory::Worker).
     pub(super) post: Post,
 }
@@ -71,6 +84,8 @@ pub(super) struct Stream {
     groups: Vec<GroupFacts>,
     /// The groups whose unit was seen on the GPU.
     seen_on_gpu: Vec<Group>,
+    /// Adapters whose blocks it stored.
+    adapters: BTreeSet<Box<str>>,
     events: EventCounters,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
@@ -91,8 +106,37 @@ struct Scratch {
 /// the scratch memory.
 #[derive(Clone, Debug)]
 enum Planned {
-    Store { shape: Shape, group: Group, tier: Tier, parent: Parent, blocks: Range<usize> },
-    Remove { group: Group, tier: Tier, names: Range<usize> },
+    Store {
+        shape: Shape,
+        group: Group,
+        tier: Tier,
+        parent: Parent,
+        blocks: Range<usize>,
+        /// Whether it adds no copy to what is there.
+        once: bool,
+    },
+    Remove {
+        group: Group,
+        tier: Tier,
+        names: Range<usize>,
+    },
+}
+
+/// Blocks that change their tier within one batch.
+#[derive(Debug, Default)]
+struct Moving {
+    /// Where they go, by name.
+    to: HashMap<Name, Tier>,
+    /// Removals from where they were, until they have arrived.
+    held_back: Vec<(Group, Tier, Name)>,
+}
+
+impl Moving {
+    /// Whether a removal from a tier has to wait. One from the tier that the block goes to is about
+    /// another copy.
+    fn holds_back(&self, name: Name, tier: Tier) -> bool {
+        !self.to.is_empty() && self.to.get(&name).is_some_and(|&to| to != tier)
+    }
 }
 
 impl Stream {
@@ -105,6 +149,7 @@ impl Stream {
             verifier: Verifier::default(),
             groups: Vec::new(),
             seen_on_gpu: Vec::new(),
+            adapters: BTreeSet::new(),
             events: EventCounters::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -112,155 +157,6 @@ impl Stream {
             retired: false,
             scratch: Scratch::default(),
         }
-    }
-
-    /// Takes in a batch that came live.
-    pub(super) fn apply(
-        &mut self,
-        shared: &Shared,
-        seq: u64,
-        payload: &[u8],
-    ) -> Result<Ingested, Error> {
-        self.check()?;
-        self.silent = false;
-        let batch = Batch::parse(payload, &shared.limits);
-        let arrival = arrival(seq, payload, &batch);
-        let verdict = self.lane.live(self.now, arrival);
-        let mut progress = Progress::default();
-        if let (Verdict::Duplicate | Verdict::Late, Err(error)) = (verdict, &batch) {
-            progress.error = Some(*error);
-            progress.rejected += 1;
-            self.events.rejected += 1;
-        }
-        self.obey(shared, Some((batch, payload)), &mut progress)?;
-        let Progress { applied, rejected, error, ask, .. } = progress;
-        Ok(Ingested { verdict, applied, rejected, error, ask })
-    }
-
-    /// Takes in a batch of a replay.
-    pub(super) fn replayed(
-        &mut self,
-        shared: &Shared,
-        now: Duration,
-        round: u64,
-        seq: u64,
-        payload: &[u8],
-    ) -> Result<(Flow, Progress), Error> {
-        self.check()?;
-        self.now = now;
-        let batch = Batch::parse(payload, &shared.limits);
-        let flow = self.lane.replayed(now, round, arrival(seq, payload, &batch));
-        let mut progress = Progress::default();
-        self.obey(shared, Some((batch, payload)), &mut progress)?;
-        Ok((flow, progress))
-    }
-
-    /// Tells the sequencer of something that is no batch.
-    pub(super) fn told(
-        &mut self,
-        shared: &Shared,
-        now: Duration,
-        news: News,
-    ) -> Result<Progress, Error> {
-        self.check()?;
-        self.now = now;
-        match news {
-            News::Ended(round, how) => self.lane.replay_ended(now, round, how),
-            News::Link(up) => {
-                self.silent &= !up;
-                self.lane.link(now, up);
-            }
-            News::Time => self.lane.tick(now),
-        }
-        let mut progress = Progress::default();
-        self.obey(shared, None, &mut progress)?;
-        Ok(progress)
-    }
-
-    pub(super) fn follow(&mut self, options: ReplayOptions, seed: u64) -> Result<(), Error> {
-        self.check()?;
-        self.lane.follow(options, seed);
-        Ok(())
-    }
-
-    /// Says that nothing was heard for too long.
-    pub(super) fn fall_silent(&mut self) {
-        self.silent = true;
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        match self.retired {
-            true => Err(super::unknown_worker(self.seat.worker)),
-            false => Ok(()),
-        }
-    }
-
-    /// Does what the sequencer says, all of it: an error keeps no later batch from its turn.
-    fn obey(
-        &mut self,
-        shared: &Shared,
-        handed_in: Option<(Result<Batch<'_>, DecodeError>, &[u8])>,
-        progress: &mut Progress,
-    ) -> Result<(), Error> {
-        let (mut handed_in, mut failed) = (handed_in, None);
-        while let Some(step) = self.lane.next_step() {
-            if !matches!(step, Step::Ask { .. }) {
-                self.seat.post.open();
-            }
-            let done = match step {
-                Step::StartOver => self.start_over(shared),
-                Step::Apply { .. } => match handed_in.take() {
-                    Some((batch, payload)) => self.take(shared, batch, payload, progress),
-                    None => Ok(()),
-                },
-                Step::Release(held) => {
-                    let batch = Batch::parse(&held.payload, &shared.limits);
-                    self.take(shared, batch, &held.payload, progress)
-                }
-                Step::Ask { round, from } => {
-                    progress.ask = Some(Ask { round, from });
-                    Ok(())
-                }
-            };
-            if let Err(error) = done {
-                failed.get_or_insert(error);
-            }
-        }
-        if self.waiting.is_empty() {
-            self.applied_to = self.lane.as_of();
-        }
-        progress.wake_at = self.lane.wake_at();
-        failed.map_or(Ok(()), Err)
-    }
-
-    /// Takes in a batch whose turn it is: applies it, or lets it wait for the contract.
-    fn take(
-        &mut self,
-        shared: &Shared,
-        batch: Result<Batch<'_>, DecodeError>,
-        payload: &[u8],
-        progress: &mut Progress,
-    ) -> Result<(), Error> {
-        let batch = match batch {
-            Ok(batch) => batch,
-            Err(error) => {
-                progress.error.get_or_insert(error);
-                progress.rejected += 1;
-                self.reject();
-                return Ok(());
-            }
-        };
-        self.observe(shared, &batch)?;
-        if self.verifier.must_wait() {
-            if self.waiting_bytes + payload.len() <= MAX_WAITING {
-                self.waiting_bytes += payload.len();
-                self.waiting.push(payload.into());
-                return Ok(());
-            }
-            self.verifier.give_up();
-        }
-        self.apply_waiting(shared, progress)?;
-        self.apply_batch(shared, &batch, progress)
     }
 
     /// Gives an incarnation of the worker its place in the index.
@@ -275,6 +171,7 @@ impl Stream {
         self.verifier = Verifier::default();
         self.groups.clear();
         self.seen_on_gpu.clear();
+        self.adapters.clear();
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
@@ -337,6 +234,7 @@ impl Stream {
         batch: &Batch<'_>,
         progress: &mut Progress,
     ) -> Result<(), Error> {
+        let mut moving = self.moving(batch);
         let mut events = batch.events();
         while let Some(event) = events.next_into(&mut self.scratch.tokens) {
             match event {
@@ -347,18 +245,12 @@ impl Stream {
                         self.reject();
                     }
                 }
-                Ok(Event::Removed(removed)) => self.removed(&removed),
+                Ok(Event::Removed(removed)) => self.removed(&removed, &mut moving),
                 Ok(Event::Cleared(cleared)) => {
+                    self.release(&mut moving);
                     // What was refused before it does not matter any more.
                     self.flush(shared, &mut progress.applied)?;
-                    self.events.cleared += 1;
-                    if cleared.tier.is_none() {
-                        self.lane.cleared();
-                        self.verifier.cleared();
-                    }
-                    let clear = [Change::Clear { tier: cleared.tier }];
-                    let applied = shared.index.apply(self.seat.worker, &clear)?;
-                    self.count(applied, &mut progress.applied);
+                    self.cleared(shared, cleared.tier)?;
                 }
                 Err(error) => {
                     self.flush(shared, &mut progress.applied)?;
@@ -372,18 +264,22 @@ impl Stream {
                 self.flush(shared, &mut progress.applied)?;
             }
         }
+        self.release(&mut moving);
         self.flush(shared, &mut progress.applied)
     }
 
     /// Applies what was planned since the last time, in order. Together, because the index then asks
     /// memory for what a change needs while it makes those before.
     fn flush(&mut self, shared: &Shared, total: &mut Applied) -> Result<(), Error> {
-        let Scratch { blocks, names, planned, .. } = &mut self.scratch;
+        let Stream { seat, scratch: Scratch { blocks, names, planned, .. }, .. } = self;
         if planned.is_empty() {
             return Ok(());
         }
+        if planned.iter().any(|change| matches!(change, Planned::Store { once: true, .. })) {
+            return self.flush_once(shared, total);
+        }
         let change = |planned: Planned| match planned {
-            Planned::Store { shape, group, tier, parent, blocks: range } => {
+            Planned::Store { shape, group, tier, parent, blocks: range, .. } => {
                 Change::Store(Store { shape, group, tier, parent, blocks: &blocks[range] })
             }
             Planned::Remove { group, tier, names: range } => {
@@ -391,12 +287,66 @@ impl Stream {
             }
         };
         let changes: Vec<Change<'_>> = planned.drain(..).map(change).collect();
-        let applied = shared.index.apply(self.seat.worker, &changes);
+        let applied = shared.index.apply(seat.worker, &changes);
         drop(changes);
         blocks.clear();
         names.clear();
         self.count(applied?, total);
         Ok(())
+    }
+
+    /// Applies what was planned one by one, stores that add no copy to what is there among it.
+    fn flush_once(&mut self, shared: &Shared, total: &mut Applied) -> Result<(), Error> {
+        let Scratch { blocks, names, planned, .. } = std::mem::take(&mut self.scratch);
+        for change in planned {
+            let applied = match change {
+                Planned::Remove { group, tier, names: range } => {
+                    let names = &names[range];
+                    shared
+                        .index
+                        .apply(self.seat.worker, &[Change::Remove { group, tier, names }])?
+                }
+                Planned::Store { shape, group, tier, parent, blocks: range, .. } => {
+                    let blocks = &blocks[range];
+                    self.store_once(shared, Store { shape, group, tier, parent, blocks })?
+                }
+            };
+            self.count(applied, total);
+        }
+        Ok(())
+    }
+
+    /// Stores what is not there yet.
+    fn store_once(&self, shared: &Shared, mut store: Store<'_>) -> Result<Applied, Error> {
+        let worker = self.seat.worker;
+        let held = self.leading(shared, &store);
+        if let Some(last) = held.checked_sub(1) {
+            store.parent = Parent::Block(store.blocks[last].name);
+            store.blocks = &store.blocks[held..];
+        }
+        // Whether a single block is there cannot be asked, but it can be taken away; from the end, as
+        // engines do it.
+        let names: Vec<Name> = store.blocks.iter().rev().map(|block| block.name).collect();
+        let Store { group, tier, .. } = store;
+        let remove = Change::Remove { group, tier, names: &names };
+        while shared.index.apply(worker, &[remove])?.removed > 0 {}
+        shared.index.apply(worker, &[Change::Store(store)])
+    }
+
+    /// How many blocks of a store that starts a prompt are there, one after the other: a report of
+    /// what is cached must not take that away for a moment.
+    fn leading(&self, shared: &Shared, store: &Store<'_>) -> usize {
+        let &Store { shape, group, tier, parent, blocks } = store;
+        if self.seat.copies != Copies::Presence || (parent, tier) != (Parent::Root, Tier::Gpu) {
+            return 0;
+        }
+        let names: Vec<Name> = blocks.iter().map(|block| block.name).collect();
+        let (space, worker) = (self.seat.space, self.seat.worker);
+        let query = Query { space, shape, candidates: Some(&[worker]), spans: false };
+        let mut matches = Matches::default();
+        shared.index.lookup(&query, &mut NameBlocks(&names), &mut matches);
+        let of_group = matches.iter().find(|found| found.group == group);
+        of_group.map_or(0, |found| found.leading[0] as usize)
     }
 
     /// Plans what a stored event changes. An error leaves it out as a whole.
@@ -410,12 +360,26 @@ impl Stream {
             self.events.other_unit += 1;
             return Ok(());
         }
-        let Stream { scratch: Scratch { tokens, blocks, planned, .. }, verifier, .. } = self;
+        if outline.dense {
+            self.verifier.sample(stored, outline.shape, &self.scratch.tokens);
+        }
+        if let Some(name) = stored.lora_name
+            && self.adapters.len() < MAX_ADAPTERS
+            && !self.adapters.contains(name)
+        {
+            self.adapters.insert(name.into());
+        }
+        let Stream { scratch: Scratch { tokens, blocks, planned, .. }, verifier, seat, .. } = self;
+        let edition = shared.editions.of(&seat.tenant, stored.lora_name);
         let before = blocks.len();
-        let parent = translate::blocks(stored, outline, tokens, &shared.key, verifier, blocks)?;
+        let parent =
+            translate::blocks(stored, outline, tokens, &shared.key, edition, verifier, blocks)?;
         let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
         let blocks = before..blocks.len();
-        planned.push(Planned::Store { shape, group, tier, parent, blocks });
+        // Copies of an earlier edition are under the same names: the next removal would not tell
+        // them from these.
+        let once = seat.copies == Copies::Presence || edition > 0;
+        planned.push(Planned::Store { shape, group, tier, parent, blocks, once });
         Ok(())
     }
 
@@ -450,15 +414,74 @@ impl Stream {
         }
     }
 
-    fn removed(&mut self, removed: &Removed<'_>) {
+    fn removed(&mut self, removed: &Removed<'_>, moving: &mut Moving) {
         let Scratch { names, planned, .. } = &mut self.scratch;
         let before = names.len();
-        names.extend(removed.names.names());
-        for &name in &names[before..] {
+        let (group, tier) = (removed.group, removed.tier);
+        for name in removed.names.names() {
             self.verifier.removed(name);
+            match moving.holds_back(name, tier) {
+                true => moving.held_back.push((group, tier, name)),
+                false => names.push(name),
+            }
         }
-        let (group, tier, names) = (removed.group, removed.tier, before..names.len());
+        let names = before..names.len();
         planned.push(Planned::Remove { group, tier, names });
+    }
+
+    /// What a batch stores by name only.
+    ///
+    /// An engine that offloads a block may announce in one batch that it left the GPU and, after
+    /// that, that it is in host memory, without its tokens. Where names cannot be computed from
+    /// tokens, its content would be forgotten in between.
+    fn moving(&self, batch: &Batch<'_>) -> Moving {
+        let mut moving = Moving::default();
+        if matches!(self.verifier.status(), Status::Verified(_)) {
+            return moving;
+        }
+        for event in batch.events() {
+            if let Ok(Event::Stored(stored)) = event
+                && stored.tokens.is_empty()
+            {
+                moving.to.extend(stored.names.names().map(|name| (name, stored.tier)));
+            }
+        }
+        moving
+    }
+
+    /// Plans the removals that were held back.
+    fn release(&mut self, moving: &mut Moving) {
+        let Scratch { names, planned, .. } = &mut self.scratch;
+        for (group, tier, name) in moving.held_back.drain(..) {
+            names.push(name);
+            planned.push(Planned::Remove { group, tier, names: names.len() - 1..names.len() });
+        }
+    }
+
+    fn cleared(&mut self, shared: &Shared, named: Option<Tier>) -> Result<(), Error> {
+        self.events.cleared += 1;
+        let tier = match self.seat.on_clear {
+            OnClear::Gpu => named.or(Some(Tier::Gpu)),
+            OnClear::All => named,
+        };
+        if tier.is_none() {
+            self.lane.cleared();
+            self.verifier.cleared();
+        }
+        shared.index.apply(self.seat.worker, &[Change::Clear { tier }]).map(drop)
+    }
+
+    /// Forgets everything, by an operator's word.
+    pub(super) fn clear(&mut self, shared: &Shared) -> Result<(), Error> {
+        self.check()?;
+        self.seat.post.open();
+        // What waits was stored before.
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.applied_to = self.lane.as_of();
+        self.lane.cleared();
+        self.verifier.cleared();
+        shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
     }
 
     fn reject(&mut self) {
@@ -531,25 +554,19 @@ impl Stream {
         self.events
     }
 
+    /// How the contract check went.
+    pub(super) fn checks(&self) -> Checks {
+        self.verifier.checks()
+    }
+
+    /// The adapters whose blocks were stored, as far as they are kept.
+    pub(super) fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().map(|name| &**name)
+    }
+
     pub(super) fn contract(&self) -> &Status {
         self.verifier.status()
     }
-}
-
-/// What happens on a stream beside batches.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum News {
-    /// A round has ended.
-    Ended(u64, Ended),
-    /// The link is up or down.
-    Link(bool),
-    /// Time has passed.
-    Time,
-}
-
-fn arrival<'a>(seq: u64, payload: &'a [u8], batch: &Result<Batch<'_>, DecodeError>) -> Arrival<'a> {
-    let timestamp = batch.as_ref().ok().map(Batch::timestamp);
-    Arrival { seq, timestamp, payload }
 }
 
 /// How an engine answers from a group of this kind (vLLM's `kv_cache_spec_kind`).

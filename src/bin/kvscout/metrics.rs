@@ -11,7 +11,7 @@ use kvscout::index::Stats;
 use kvscout::ingest::Trust;
 use kvscout::ingest::sequencer::SequencerCounters;
 use kvscout::ingest::zmq::{ReplayCounters, SourceStatus};
-use kvscout::scout::{EventCounters, WorkerStatus};
+use kvscout::scout::{EventCounters, Warning, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
@@ -56,6 +56,7 @@ impl Default for Metrics {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Totals {
     workers: [u64; 4],
+    warned: [u64; Warning::ALL.len()],
     counters: SequencerCounters,
     held_back: u64,
     held_back_bytes: u64,
@@ -113,7 +114,7 @@ impl Totals {
         sum.refused += part.refused;
     }
 
-    /// Counts a present worker by its trust, and what it holds back.
+    /// Counts a present worker by its trust and its warnings, and what it holds back.
     pub(crate) fn count_present(&mut self, status: &WorkerStatus) {
         self.held_back += status.held_back as u64;
         self.held_back_bytes += status.held_back_bytes as u64;
@@ -125,6 +126,10 @@ impl Totals {
             _ => 2,
         };
         self.workers[at] += 1;
+        for warning in status.warnings() {
+            let at = Warning::ALL.iter().position(|other| *other == warning);
+            self.warned[at.unwrap_or_default()] += 1;
+        }
     }
 
     /// Adds what a source counted.
@@ -191,6 +196,8 @@ impl Collector for Snapshot {
         let (replays, (running, waiting)) = (totals.replays, totals.replay_load);
         let by_trust = TRUSTS.into_iter().zip(totals.workers);
         gauges(&mut to, "workers", "Workers by trust", "trust", by_trust)?;
+        let by_warning = Warning::ALL.map(Warning::as_str).into_iter().zip(totals.warned);
+        gauges(&mut to, "warned_workers", "Workers by warning", "warning", by_warning)?;
         for (name, help, value) in [
             ("sources_up", "Sources whose publisher is connected", totals.sources_up),
             ("replays_running", "Replays under way", running as u64),

@@ -146,12 +146,11 @@ impl Replay {
     fn register(&self, fields: &Fields<'_>) -> Result<(), String> {
         let vllm = fields.text("vllm")?.map(|version| version.parse::<Version>()).transpose();
         let registration = Registration {
-            pod: fields.required_text("worker")?.to_owned(),
             rank: fields.u32("rank")?.unwrap_or(0),
-            tenant: Registration::DEFAULT_TENANT.to_owned(),
             model: fields.text("model")?.map(str::to_owned),
             vllm: vllm.map_err(|e| format!("`vllm`: {e}"))?,
             block_size: fields.block_size("block_size")?,
+            ..Registration::new(fields.required_text("worker")?, "")
         };
         self.scout.register(registration).map(drop).map_err(|e| e.to_string())
     }

@@ -313,10 +313,7 @@ impl Service {
             removed.push(its_rank);
         }
         if removed.is_empty() {
-            let rank = rank.map_or(String::new(), |rank| format!(" rank {rank}"));
-            return Err(Refusal::UnknownWorker(format!(
-                "no instance {pod:?}{rank} is registered for tenant {tenant:?}"
-            )));
+            return Err(unknown_instance(tenant, pod, rank));
         }
         Ok(removed)
     }
@@ -342,6 +339,37 @@ impl Service {
         let gone = self.scout.unregister(worker);
         self.switchboard.feeds.lock().remove(&worker);
         gone
+    }
+
+    /// Forgets what a pod's worker of one rank holds, or all of them do; how many workers these are.
+    pub(crate) fn clear_pod(
+        &self,
+        tenant: &str,
+        pod: &str,
+        rank: Option<u32>,
+    ) -> Result<usize, Refusal> {
+        let workers = self.workers_of(tenant, pod, rank);
+        if workers.is_empty() {
+            return Err(unknown_instance(tenant, pod, rank));
+        }
+        // One that was unregistered meanwhile holds nothing any more either.
+        let cleared = workers.into_iter().filter(|&worker| self.scout.clear_worker(worker).is_ok());
+        let cleared = cleared.count();
+        info!(pod, rank, cleared, "cleared by request");
+        Ok(cleared)
+    }
+
+    /// Forgets what the workers of a model hold; how many workers these are.
+    pub(crate) fn clear_model(&self, tenant: &str, model: &str) -> Result<usize, Refusal> {
+        let cleared = self.scout.clear_model(tenant, model)?;
+        info!(model, cleared, "cleared by request");
+        Ok(cleared)
+    }
+
+    /// Forgets what anyone holds of an adapter.
+    pub(crate) fn clear_adapter(&self, tenant: &str, adapter: &str) {
+        self.scout.clear_adapter(tenant, adapter);
+        info!(adapter, "cleared by request");
     }
 
     /// Scores, and hands the ranked workers to `read`.
@@ -433,6 +461,11 @@ impl Service {
         totals.index = self.scout.stats();
         totals
     }
+}
+
+fn unknown_instance(tenant: &str, pod: &str, rank: Option<u32>) -> Refusal {
+    let rank = rank.map_or(String::new(), |rank| format!(" rank {rank}"));
+    Refusal::UnknownWorker(format!("no instance {pod:?}{rank} is registered for tenant {tenant:?}"))
 }
 
 /// How far a worker can be believed, the link to it considered: before its first batch, nothing is

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kvscout::block::BlockSize;
 use kvscout::hash::vllm::Version;
 use kvscout::ingest::zmq::{Endpoint, Mode};
+use kvscout::scout::{Copies, OnClear};
 use toml::Value;
 
 use super::OnGap;
@@ -94,6 +95,8 @@ settings! {
     Level: "off, error, warn, info, debug or trace", |value| text(value);
     MooncakeAnswer: "doc or branch", |value| text(value);
     OnGap: "flag or exclude", |value| text(value);
+    OnClear: "all or gpu", |value| text(value);
+    Copies: "count or presence", |value| text(value);
     Version: "a vLLM version such as 0.33.0", |value| text(value);
 }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use kvscout::block::BlockSize;
 use kvscout::hash::vllm::Version;
 use kvscout::ingest::zmq::{Endpoint, Mode};
-use kvscout::scout::Registration;
+use kvscout::scout::{Copies, OnClear, Registration};
 use toml::Value;
 
 use super::setting::{Key, Setting, assign, keys};
@@ -30,6 +30,10 @@ pub(crate) struct SourceEntry {
     pub(crate) vllm: Option<Version>,
     /// The block size the operator expects.
     pub(crate) block_size: Option<BlockSize>,
+    /// What its clears take away.
+    pub(crate) on_clear: OnClear,
+    /// What its repeated stores mean.
+    pub(crate) copies: Copies,
     /// Who dials.
     pub(crate) mode: Mode,
 }
@@ -44,6 +48,8 @@ pub(crate) const KEYS: &[Key<SourceEntry>] = keys! { SourceEntry {
     "ranks" => ranks;
     "vllm" => vllm;
     "block_size" => block_size;
+    "on_clear" => on_clear;
+    "copies" => copies;
     "mode" => mode;
 }};
 
@@ -58,6 +64,8 @@ impl SourceEntry {
             ranks: NonZeroU32::MIN,
             vllm: None,
             block_size: None,
+            on_clear: OnClear::default(),
+            copies: Copies::default(),
             mode: Mode::Connect,
         }
     }
@@ -71,6 +79,8 @@ impl SourceEntry {
             model: self.model.clone(),
             vllm: self.vllm,
             block_size: self.block_size,
+            on_clear: self.on_clear,
+            copies: self.copies,
         }
     }
 

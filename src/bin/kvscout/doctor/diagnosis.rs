@@ -318,7 +318,7 @@ fn contract(facts: &Facts<'_>, out: &mut Findings) {
         }
         if let Trust::Degraded(reason) = worker.trust {
             let text = format!("rank {rank} is degraded: {}", reason.as_str());
-            out.say("trust", Level::Note, text, "docs/events.md tells what each reason means");
+            out.say("trust", Level::Note, text, "docs/trust.md tells what each reason means");
         }
     }
 }

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use kvscout::block::{Prompt, TokenId, WorkerId};
 use kvscout::event::{Batch, Limits};
 use kvscout::hash::vllm::Version;
+use kvscout::ingest::sequencer::{Ended, Flow};
 use kvscout::ingest::zmq::{
-    Endpoint, Mode, Options as ZmqOptions, Receiver, Sink, Source, SourceId,
+    Endpoint, Mode, Options as ZmqOptions, Receiver, ReplaySink, Replays, RoundOptions, Sink,
+    Source, SourceId,
 };
 use kvscout::scout::{Options, Registration, Request, Scout, Scratch};
 use serde_json::json;
@@ -36,10 +38,7 @@ const AFTER_PROBE: Duration = Duration::from_secs(5);
 const SOURCE: SourceId = SourceId(0);
 const POD: &str = "engine";
 
-/// Connects to an engine's events, listens, and says what is wrong and what to do about it.
-///
-/// Exit status 0 if nothing is, 1 if there is a problem. It changes nothing; only --probe sends
-/// requests to the engine, two of one generated token each.
+/// Listens to an engine's events and says what is wrong and what to do about it: status 0 or 1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -76,11 +75,11 @@ pub(crate) struct Args {
     /// A PYTHONHASHSEED to try, beside unset, 0 and 42
     #[arg(long = "seed", value_name = "TEXT")]
     seeds: Vec<String>,
-    /// Send the engine one prompt twice and compare its answer with the prediction
+    /// Send it one prompt twice, one token each, and compare its answer with the prediction
     #[arg(long, requires = "engine")]
     probe: bool,
-    /// How long to listen
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    /// How long to listen [default: 10]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, hide_default_value = true)]
     seconds: u64,
     /// Print the findings as JSON
     #[arg(long)]
@@ -108,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let engine = args.engine.as_deref();
     let engine = engine.map(|base| Engine::new(base, args.metrics.as_deref(), key, PATIENCE));
     let said = engine.as_ref().map(Engine::ask).unwrap_or_default();
-    let replayed = replay.map(|endpoint| patient.replay(&endpoint));
+    let replayed = replay.map(|endpoint| patient.replay(&endpoint)).transpose()?;
     let begin = Instant::now();
     let end = begin + Duration::from_secs(args.seconds);
     patient.listen(&inbox, end);
@@ -153,6 +152,29 @@ impl Sink for Tap {
     }
 }
 
+/// What a replay brings.
+enum Brought {
+    Batch(u64, Vec<u8>),
+    Ended(Ended),
+}
+
+/// Hands on what a replay brings, as fast as it is looked at.
+struct Round(mpsc::SyncSender<Brought>);
+
+impl ReplaySink for Round {
+    fn batch(&mut self, _: SourceId, _: u64, seq: u64, payload: &[u8]) -> Flow {
+        match self.0.send(Brought::Batch(seq, payload.to_vec())) {
+            Ok(()) => Flow::Continue,
+            Err(_) => Flow::Stop,
+        }
+    }
+
+    fn ended(&mut self, _: SourceId, _: u64, how: Ended) {
+        // Nobody waits for it any more.
+        let _ = self.0.send(Brought::Ended(how));
+    }
+}
+
 /// The engine under examination.
 struct Patient {
     scout: Scout,
@@ -182,9 +204,35 @@ impl Patient {
         })
     }
 
-    fn replay(&mut self, endpoint: &Endpoint) -> Replayed {
-        let _ = endpoint;
-        Replayed::default()
+    /// Asks the replay socket for everything, once. What an older engine drops from a long answer shows as
+    /// holes.
+    fn replay(&mut self, endpoint: &Endpoint) -> Result<Replayed, Failure> {
+        let failed = |error: kvscout::Error| Failure::Failed(error.to_string());
+        let options = RoundOptions { idle: PATIENCE / 2, ..RoundOptions::default() };
+        let (send, inbox) = mpsc::sync_channel(BACKLOG);
+        let replays = Replays::start(options, |_| Round(send)).map_err(failed)?;
+        replays.asker().ask(SOURCE, endpoint, 1, 0);
+        let mut replayed = Replayed::default();
+        while let Ok(brought) = inbox.recv() {
+            let (seq, payload) = match brought {
+                Brought::Batch(seq, payload) => (seq, payload),
+                Brought::Ended(how) => {
+                    replayed.ended = how == Ended::Marker;
+                    break;
+                }
+            };
+            replayed.batches += 1;
+            replayed.first.get_or_insert(seq);
+            replayed.holes +=
+                replayed.last.map_or(0, |last| seq.saturating_sub(last.saturating_add(1)));
+            replayed.last = Some(seq);
+            self.take(b"", seq, &payload);
+        }
+        if replayed.batches == 0 && !replayed.ended {
+            replayed.error = Some(format!("{endpoint} does not answer a replay request"));
+        }
+        self.replayed_to = replayed.last;
+        Ok(replayed)
     }
 
     fn listen(&mut self, inbox: &mpsc::Receiver<Message>, end: Instant) {

@@ -1,6 +1,7 @@
 //! The HTTP API: routes, limits and error answers; the meaning of each request is in
 //! [`service`](crate::service).
 
+mod admin;
 mod body;
 mod dynamo;
 mod mooncake;
@@ -144,6 +145,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/query", call(Place::Here, query))
         .route("/query_by_hash", call(Place::Here, query_by_hash))
         .route("/v1/score", call(Place::Here, own::score))
+        .route("/v1/admin/clear", call(Place::Aside, admin::clear))
         .route("/workers", get(workers))
         .route("/health", get(health))
         .route("/ready", get(ready))

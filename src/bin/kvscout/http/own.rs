@@ -146,6 +146,8 @@ struct Scored<'a> {
     tiers: Tiers,
     score: f64,
     ratio: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    miss: Option<&'static str>,
     as_of: Option<u64>,
     trust: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,6 +184,7 @@ impl<'a> Scored<'a> {
             tiers,
             score: score.weighted,
             ratio: score.ratio,
+            miss: score.miss.map(|why| why.as_str()),
             as_of: ranked.as_of,
             trust: ranked.trust.as_str(),
             reason: ranked.trust.reason().map(|reason| reason.as_str()),
@@ -208,7 +211,8 @@ pub(super) fn workers(service: &Service) -> Answer {
 
 fn worker(view: &WorkerView) -> Value {
     let status = &view.status;
-    let Registration { pod, rank, tenant, model, vllm, block_size } = &status.registration;
+    let Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies } =
+        &status.registration;
     let (lane, events) = (status.counters, status.events);
     let (endpoint, replay) = match &view.feed {
         Some(Feed::Source { endpoint, replay, .. }) => (Some(endpoint), replay.as_ref()),
@@ -223,6 +227,8 @@ fn worker(view: &WorkerView) -> Value {
         "model": model,
         "vllm": vllm.map(|version| version.to_string()),
         "block_size": block_size.map(|size| size.get()),
+        "on_clear": on_clear.as_str(),
+        "copies": copies.as_str(),
         "endpoint": endpoint.map(ToString::to_string),
         "replay_endpoint": replay.map(ToString::to_string),
         "link": link(view),
@@ -247,7 +253,8 @@ fn worker(view: &WorkerView) -> Value {
             "refused": events.refused,
         },
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
-        "contract": contract(&status.contract),
+        "contract": contract(status),
+        "warnings": status.warnings().map(|warning| warning.as_str()).collect::<Vec<_>>(),
     })
 }
 
@@ -307,9 +314,9 @@ fn group(facts: &GroupFacts) -> Value {
 }
 
 /// The detected contract without its root hash and seed: who knows those can predict hashes.
-fn contract(status: &Status) -> Value {
+fn contract(worker: &WorkerStatus) -> Value {
     let mut answer = Map::new();
-    let name = match status {
+    let name = match &worker.contract {
         Status::Undecided => "undecided",
         Status::Private => "private",
         Status::Verified(contract) => {
@@ -323,9 +330,12 @@ fn contract(status: &Status) -> Value {
                     answer.insert("engine".into(), "sglang".into());
                 }
             }
-            "verified"
+            if worker.checks.failed > 0 { "contradictory" } else { "verified" }
         }
     };
     answer.insert("status".into(), name.into());
+    answer.insert("checked".into(), worker.checks.checked.into());
+    answer.insert("failed".into(), worker.checks.failed.into());
+    answer.insert("unknown_adapters".into(), json!(worker.unknown_adapters));
     Value::Object(answer)
 }

@@ -82,7 +82,7 @@ impl HttpError {
 
     pub(super) fn unknown_path(path: &str) -> HttpError {
         let error = format!(
-            "no route '{path}'; there are /v1/score, /query, /query_by_hash, /register, \
+            "no route '{path}'; there are /v1/score, /v1/admin/clear, /query, /query_by_hash, /register, \
              /unregister, /workers, /health, /ready and /metrics"
         );
         HttpError::new(StatusCode::NOT_FOUND, "unknown_path", error)

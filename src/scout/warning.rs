@@ -1,0 +1,86 @@
+//! What an operator should look into.
+
+use super::WorkerStatus;
+use crate::hash::vllm::Version;
+use crate::ingest::verify::{Contract, Status};
+
+/// Blocks of fewer tokens are tiny. vLLM's smallest is 8; SGLang's pages have one token unless
+/// `--page-size` says otherwise.
+const TINY: u32 = 4;
+
+/// The first version whose hashes contain an adapter's path, which no event tells.
+const HASHES_PATHS: Version = Version::new(0, 31, 0);
+
+/// Something about a worker that is not as it should be, although its answers may be exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Warning {
+    /// Its blocks have another size than it was registered with. The size in its events counts.
+    BlockSizeDiffers,
+    /// Its blocks have so few tokens that they cost more memory and time than they need to; they are
+    /// indexed all the same, within the budget.
+    TinyBlocks,
+    /// No known contract gives the names that it announces: a random seed, or a version that it was
+    /// not registered with. What it stores with its tokens matches; what is known by name does not.
+    ContractUnknown,
+    /// Its contract was found, and yet it announced a block of plain text under a name that this
+    /// does not give: two engines may share a registration.
+    ContractContradicted,
+    /// It serves adapters whose path is not registered; since vLLM 0.31 the names of their blocks
+    /// cannot be computed without. See [`WorkerStatus::unknown_adapters`].
+    AdapterPathUnknown,
+}
+
+impl Warning {
+    /// Every one there is.
+    pub const ALL: [Warning; 5] = [
+        Warning::BlockSizeDiffers,
+        Warning::TinyBlocks,
+        Warning::ContractUnknown,
+        Warning::ContractContradicted,
+        Warning::AdapterPathUnknown,
+    ];
+
+    /// A stable label, as it appears in answers and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Warning::BlockSizeDiffers => "block_size_differs",
+            Warning::TinyBlocks => "tiny_blocks",
+            Warning::ContractUnknown => "contract_unknown",
+            Warning::ContractContradicted => "contract_contradicted",
+            Warning::AdapterPathUnknown => "adapter_path_unknown",
+        }
+    }
+
+    fn applies(self, status: &WorkerStatus) -> bool {
+        let sizes = || status.groups.iter().map(|facts| facts.shape.size);
+        match self {
+            Warning::BlockSizeDiffers => {
+                let registered = status.registration.block_size;
+                registered.is_some_and(|size| sizes().next().is_some_and(|first| first != size))
+            }
+            Warning::TinyBlocks => sizes().any(|size| size.get() < TINY),
+            Warning::ContractUnknown => status.contract == Status::Private,
+            Warning::ContractContradicted => {
+                matches!(status.contract, Status::Verified(_)) && status.checks.failed > 0
+            }
+            Warning::AdapterPathUnknown => {
+                hashes_paths(&status.contract) && !status.unknown_adapters.is_empty()
+            }
+        }
+    }
+}
+
+impl WorkerStatus {
+    /// What an operator should look into.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
+        Warning::ALL.into_iter().filter(|warning| warning.applies(self))
+    }
+}
+
+fn hashes_paths(contract: &Status) -> bool {
+    match contract {
+        Status::Verified(Contract::Vllm(contract)) => contract.version() >= HASHES_PATHS,
+        _ => false,
+    }
+}
