@@ -5,7 +5,11 @@
 mod daemon_support;
 mod zmq_support;
 
+use std::io::{Read, Write};
 use std::iter;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use kvscout::event::{Batch as Events, Event, Limits};
 use serde_json::{Value, json};
@@ -262,4 +266,51 @@ fn l13_a_source_that_comes_and_goes_leaves_no_replay_behind() {
         metrics.contains("kvscout_replays_running 0") && metrics.contains("kvscout_sources_up 1")
     });
     assert_eq!(daemon.worker("pod", 0)["events"]["stored"], 20);
+}
+
+/// Serves a text over HTTP to whoever asks, for the life of the test.
+fn metrics_of(text: Arc<Mutex<String>>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let text = text.lock().unwrap().clone();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n", text.len());
+            let _ = write!(stream, "{head}connection: close\r\n\r\n{text}");
+        }
+    });
+    url
+}
+
+#[test]
+fn l11_an_engine_that_sleeps_or_works_in_silence_shows_in_its_metrics() {
+    let says = |awake: u8, tokens: u32| {
+        format!(
+            "vllm:engine_sleep_state{{engine=\"0\",sleep_state=\"awake\"}} {awake}.0\n\
+             vllm:prompt_tokens_total{{engine=\"0\"}} {tokens}.0\n"
+        )
+    };
+    let text = Arc::new(Mutex::new(says(1, 50)));
+    let mut engine = engine();
+    let source = format!("pod={},metrics={}", engine.at, metrics_of(text.clone()));
+    let file = "metrics_interval = \"50ms\"\nsilent_after = \"100ms\"";
+    let daemon = Daemon::start(&["--source", &source, "--model", "m"], file, &[]);
+    eventually("the link is up", || daemon.worker("pod", 0)["link"]["state"] == "up");
+    let mut n = 0;
+    eventually("a block is held", || {
+        n += 1;
+        engine.publish_batch(stored(n, 100));
+        holds(&daemon, 100)
+    });
+    *text.lock().unwrap() = says(0, 50);
+    eventually("it sleeps, and holds nothing", || !holds(&daemon, 100));
+    *text.lock().unwrap() = says(1, 5000);
+    eventually("it works in silence", || daemon.worker("pod", 0)["trust"] == "silent");
+    engine.publish_batch(stored(n + 1, 200));
+    eventually("it is heard again", || {
+        holds(&daemon, 200) && daemon.worker("pod", 0)["trust"] != "silent"
+    });
 }

@@ -11,6 +11,7 @@ mod intake;
 mod lines;
 mod logs;
 mod metrics;
+mod pulse;
 mod replay;
 mod serve;
 mod service;

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Flags};
 use crate::http::{App, router};
 use crate::service::Service;
-use crate::{Failure, logs};
+use crate::{Failure, logs, pulse};
 
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -142,6 +142,7 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
         let service = Arc::new(service);
         let app = Arc::new(App::new(Arc::clone(&service), &config));
         let drain = config.limits.drain;
+        pulse::start(&service, &config)?;
         let adding = tokio::spawn(add_sources(service, config));
         let signalled = async move {
             tokio::select! {

@@ -372,6 +372,24 @@ impl Service {
         info!(adapter, "cleared by request");
     }
 
+    /// Forgets what the worker of a sleeping engine held.
+    pub(crate) fn clear_sleeping(&self, worker: WorkerId) {
+        // One that was unregistered meanwhile holds nothing any more either.
+        let _ = self.scout.clear_worker(worker);
+    }
+
+    /// Says that nothing was heard of a worker for too long.
+    pub(crate) fn silence(&self, worker: WorkerId) {
+        // One that was unregistered meanwhile is in no answer.
+        let _ = self.scout.silence(worker);
+    }
+
+    /// How many messages came from a worker's own source.
+    pub(crate) fn messages_of(&self, worker: WorkerId) -> u64 {
+        let feed = self.switchboard.feeds.lock().get(&worker).cloned();
+        self.source_of(feed.as_ref()).map_or(0, |source| source.messages)
+    }
+
     /// Scores, and hands the ranked workers to `read`.
     pub(crate) fn score<T>(
         &self,

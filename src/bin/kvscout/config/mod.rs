@@ -67,6 +67,10 @@ pub(crate) struct Config {
     pub(crate) rounds: RoundOptions,
     /// What becomes of workers that lost something.
     pub(crate) on_gap: OnGap,
+    /// How often engines' own metrics are asked for.
+    pub(crate) metrics_interval: Duration,
+    /// How long an engine may work without a message until its worker is silent.
+    pub(crate) silent_after: Duration,
     /// How long a link may be down until its worker is silent.
     pub(crate) silent_after_down: Duration,
     /// The engines to receive from.
@@ -115,6 +119,8 @@ impl Default for Config {
             replay: ReplayOptions::default(),
             rounds: RoundOptions::default(),
             on_gap: OnGap::Flag,
+            metrics_interval: Duration::from_secs(30),
+            silent_after: Duration::from_secs(300),
             // A restart in place takes longer; a dropped connection is dialled again much sooner.
             silent_after_down: Duration::from_secs(10),
             sources: Vec::new(),
@@ -148,6 +154,8 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "limits.unplaced_per_worker" => memory.unplaced_per_worker;
     "limits.chain_memory_bytes" => chain_memory;
     "on_gap" => on_gap;
+    "silent_after" => silent_after;
+    "metrics_interval" => metrics_interval;
     "silent_after_down" => silent_after_down;
     "replay.at_a_time" => rounds.at_a_time;
     "replay.idle" => rounds.idle;
@@ -288,6 +296,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        if self.metrics_interval.is_zero() {
+            return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
+        }
         if self.replay.rebuild.is_zero() {
             return Err(ConfigError::new(
                 "replay.rebuild \"0s\" asks without end for what an engine no longer has; at least 1ms",
