@@ -15,13 +15,14 @@ mod query;
 mod ranking;
 mod roster;
 mod standing;
+mod state;
 mod stream;
 mod vocabulary;
 mod warning;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 pub use self::follow::{Ask, Progress};
 pub use self::habit::{Copies, OnClear};
@@ -246,6 +247,9 @@ pub struct Scout {
     shared: Shared,
     weights: Weights,
     directory: RwLock<Directory>,
+    /// Held while a worker comes or goes, as a whole, and while a snapshot is taken. Before all other
+    /// locks.
+    membership: Mutex<()>,
     /// Workers whose batches wait for their contract; a query may settle it.
     waiting: AtomicUsize,
 }
@@ -257,25 +261,31 @@ impl Scout {
     ///
     /// The operating system gave no randomness for the digest key.
     pub fn new(options: Options) -> Result<Scout, Error> {
-        let key = match options.digest_key {
+        let key = match options.digest_key.clone() {
             Some(key) => key,
             None => DigestKey::random()?,
         };
-        Ok(Scout {
+        let index = MemoryIndex::new(options.memory);
+        Ok(Scout::made_of(options, key, index))
+    }
+
+    fn made_of(options: Options, key: DigestKey, index: MemoryIndex) -> Scout {
+        Scout {
             shared: Shared {
                 key: key.clone(),
                 limits: options.limits,
                 candidates: Candidates::new(&options.seeds),
                 chains: ChainMemory::new(key, options.chain_memory),
-                index: MemoryIndex::new(options.memory),
+                index,
                 vocabularies: RwLock::default(),
                 generation: Generation::default(),
                 editions: Editions::default(),
             },
             weights: options.weights,
             directory: RwLock::default(),
+            membership: Mutex::default(),
             waiting: AtomicUsize::new(0),
-        })
+        }
     }
 
     /// Adds a worker; the same registration again gives the same worker.
@@ -284,6 +294,7 @@ impl Scout {
     ///
     /// The (tenant, pod, rank) is registered with other facts.
     pub fn register(&self, registration: Registration) -> Result<WorkerId, Error> {
+        let _comes = self.membership.lock();
         let mut directory = self.directory.write();
         if let Some(worker) =
             directory.find(&registration.tenant, &registration.pod, registration.rank)
@@ -308,6 +319,7 @@ impl Scout {
     ///
     /// No such worker.
     pub fn unregister(&self, worker: WorkerId) -> Result<(), Error> {
+        let _goes = self.membership.lock();
         let removed = {
             let mut directory = self.directory.write();
             let removed = directory.remove(worker);

@@ -22,13 +22,14 @@ use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
-use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
+use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId};
 use crate::error::Error;
 use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Block, Change, Home, Matches, MemoryIndex, Parent, Query, Store};
 use crate::ingest::sequencer::{Sequencer, SequencerCounters, Stage};
+use crate::ingest::snapshot::{GroupState, Watermark, WorkerState};
 use crate::ingest::translate::{self, Rejection};
 use crate::ingest::verify::{Candidates, Checks, Status, Verifier};
 use crate::ingest::{Reason, Trust};
@@ -75,6 +76,10 @@ pub(super) struct Seat {
 #[derive(Debug)]
 pub(super) struct Stream {
     seat: Seat,
+    /// Where its names are in the index.
+    vocabulary: VocabularyId,
+    /// Which life of its publisher is followed.
+    incarnation: u64,
     lane: Sequencer,
     /// The time that was said last.
     now: Duration,
@@ -89,7 +94,7 @@ pub(super) struct Stream {
     events: EventCounters,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
-    applied_to: Option<u64>,
+    applied_to: Option<Watermark>,
     retired: bool,
     scratch: Scratch,
 }
@@ -143,6 +148,8 @@ impl Stream {
     pub(super) fn new(seat: Seat) -> Stream {
         Stream {
             seat,
+            vocabulary: VocabularyId(0),
+            incarnation: 0,
             lane: Sequencer::without_replay(),
             now: Duration::ZERO,
             silent: false,
@@ -159,10 +166,55 @@ impl Stream {
         }
     }
 
+    /// A stream that goes on after the last batch that a snapshot holds; its worker has its blocks.
+    pub(super) fn resume(seat: Seat, state: &WorkerState, contract: Status) -> Stream {
+        let on_gpu = state.groups.iter().filter(|group| group.on_gpu);
+        let mut shapes = state.groups.iter().map(|group| group.facts.shape);
+        let shape = shapes.next().filter(|first| shapes.all(|other| other == *first));
+        let mut lane = Sequencer::without_replay();
+        // Where nothing was applied, nothing of it can be wrong.
+        if let Some(Watermark { seq, digest, timestamp }) = state.watermark {
+            lane.resume(seq, digest, f64::from_bits(timestamp));
+            state.unsound.into_iter().for_each(|reason| lane.degrade(reason));
+        }
+        Stream {
+            vocabulary: state.vocabulary,
+            incarnation: state.incarnation,
+            lane,
+            verifier: Verifier::resume(contract, state.hides_extras, shape),
+            groups: state.groups.iter().map(|group| group.facts).collect(),
+            seen_on_gpu: on_gpu.map(|group| group.facts.group).collect(),
+            applied_to: state.watermark,
+            ..Stream::new(seat)
+        }
+    }
+
+    /// Writes down how far the stream was followed. Batches that wait are after the watermark.
+    pub(super) fn describe(&self, state: &mut WorkerState) {
+        let group = |facts: &GroupFacts| GroupState {
+            facts: *facts,
+            on_gpu: self.seen_on_gpu.contains(&facts.group),
+        };
+        state.vocabulary = self.vocabulary;
+        state.incarnation = self.incarnation;
+        state.watermark = self.applied_to;
+        state.unsound = self.lane.unsound();
+        state.hides_extras = self.verifier.hides_extras();
+        state.contract = self.verifier.status().into();
+        state.groups = self.groups.iter().map(group).collect();
+    }
+
     /// Gives an incarnation of the worker its place in the index.
-    pub(super) fn begin(&self, shared: &Shared) -> Result<(), Error> {
+    pub(super) fn begin(&mut self, shared: &Shared) -> Result<(), Error> {
         let vocabulary = shared.vocabularies.write().private();
-        shared.index.assign(self.seat.worker, Home { space: self.seat.space, vocabulary })
+        self.move_to(shared, vocabulary)
+    }
+
+    fn move_to(&mut self, shared: &Shared, vocabulary: VocabularyId) -> Result<(), Error> {
+        let home = Home { space: self.seat.space, vocabulary };
+        shared.index.assign(self.seat.worker, home)?;
+        self.vocabulary = vocabulary;
+        Ok(())
     }
 
     /// Forgets what the last incarnation held.
@@ -175,6 +227,7 @@ impl Stream {
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
+        self.incarnation += 1;
         self.begin(shared)
     }
 
@@ -200,7 +253,7 @@ impl Stream {
     fn adopt(&mut self, shared: &Shared) -> Result<(), Error> {
         let Status::Verified(contract) = self.verifier.status() else { return Ok(()) };
         let vocabulary = shared.vocabularies.write().shared(self.seat.space, contract);
-        shared.index.assign(self.seat.worker, Home { space: self.seat.space, vocabulary })
+        self.move_to(shared, vocabulary)
     }
 
     /// Lets a prompt prove the contract, and applies what waited for it.
@@ -213,7 +266,7 @@ impl Stream {
             if moved.and_then(|()| self.apply_waiting(shared, &mut progress)).is_err() {
                 self.lane.degrade(Reason::Undecodable);
             }
-            self.applied_to = self.lane.as_of();
+            self.applied_to = self.lane.watermark();
         }
     }
 
@@ -478,7 +531,7 @@ impl Stream {
         // What waits was stored before.
         self.waiting.clear();
         self.waiting_bytes = 0;
-        self.applied_to = self.lane.as_of();
+        self.applied_to = self.lane.watermark();
         self.lane.cleared();
         self.verifier.cleared();
         shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
@@ -509,7 +562,7 @@ impl Stream {
         if self.retired {
             return Standing { groups, ..Standing::UNHEARD };
         }
-        Standing { trust: self.trust(), as_of: self.applied_to, groups }
+        Standing { trust: self.trust(), as_of: self.applied_to.map(|last| last.seq), groups }
     }
 
     /// The worker's cache groups by number.

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use kvscout::block::WorkerId;
 use kvscout::event::{Batch, Limits};
 use kvscout::ingest::Verdict;
-use kvscout::ingest::zmq::{Endpoint, Sink, SourceId};
+use kvscout::ingest::zmq::{Endpoint, Mode, Sink, SourceId};
 use kvscout::scout::{Ingested, Registration};
 use parking_lot::{Mutex, RwLock};
 use tracing::{info, trace, warn};
 
 use crate::follow::Follower;
+use crate::service::Origin;
 
 /// How often one source may fill the log with what is wrong with it.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
@@ -51,8 +52,12 @@ pub(crate) enum Feed {
         source: SourceId,
         /// Its endpoint.
         endpoint: Endpoint,
+        /// Who dials.
+        mode: Mode,
         /// Where past batches are asked for.
         replay: Option<Endpoint>,
+        /// Who wants it.
+        origin: Origin,
     },
     /// By messages on the shared endpoint that name it.
     Topic,
@@ -126,6 +131,8 @@ impl Intake {
         };
         let mut feeds = self.follower.switchboard.feeds.lock();
         let worker = match self.follower.scout.find(tenant, pod, rank) {
+            // A snapshot's, or one that this topic registered before.
+            Some(worker) if self.is_of_topic(worker, model, &feeds) => worker,
             // Its topic changed to another model, or it has a source of its own.
             Some(_) => {
                 counters.claimed.fetch_add(1, Ordering::Relaxed);
@@ -145,10 +152,18 @@ impl Intake {
                 self.follower.scout.register(registration).ok()?
             }
         };
-        feeds.insert(worker, Feed::Topic);
-        info!(pod, model, rank, "registered by topic");
+        if feeds.insert(worker, Feed::Topic).is_none() {
+            info!(pod, model, rank, "registered by topic");
+        }
         self.by_topic.entry(topic.into()).or_default().push((rank, worker));
         Some(worker)
+    }
+
+    /// Whether topics speak for this worker, and this model is its own.
+    fn is_of_topic(&self, worker: WorkerId, model: &str, feeds: &BTreeMap<WorkerId, Feed>) -> bool {
+        let status = self.follower.scout.worker(worker);
+        matches!(feeds.get(&worker), Some(Feed::Topic))
+            && status.is_some_and(|status| status.registration.model.as_deref() == Some(model))
     }
 
     /// Drops what is remembered of topics whose workers are gone.

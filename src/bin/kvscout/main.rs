@@ -15,6 +15,7 @@ mod pulse;
 mod replay;
 mod serve;
 mod service;
+mod state;
 
 use std::io;
 use std::process::ExitCode;

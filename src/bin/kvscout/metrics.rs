@@ -23,6 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::intake::TopicCounters;
 use crate::service::Service;
+use crate::state::Report;
 
 /// One HTTP route and the status of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -261,10 +262,44 @@ impl Collector for Snapshot {
         let malformed =
             [("frames", totals.malformed_frames), ("sequence", totals.malformed_sequence)];
         counters(&mut to, "malformed", "Messages skipped by reason", "reason", malformed)?;
+        if let Some(report) = self.0.state_report() {
+            snapshots(&mut to, &report)?;
+        }
         let kinds = ["mismatched", "unreadable", "claimed", "excess"].into_iter();
         let topics = kinds.zip(totals.topics);
         counters(&mut to, "topics", "Messages with a wrong topic by kind", "kind", topics)
     }
+}
+
+/// What became of snapshots; sizes and times once there is one.
+fn snapshots(to: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
+    for (name, help, value) in [
+        ("snapshots", "Snapshots written", report.saved),
+        ("snapshot_failures", "Snapshots that could not be written", report.failed),
+    ] {
+        let metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(metric)?;
+    }
+    let mut gauges =
+        vec![("restored_entries", "Entries that this process began with", report.restored_entries)];
+    gauges.extend(
+        report.last.map(|last| ("snapshot_bytes", "Bytes of the last snapshot", last.bytes)),
+    );
+    for (name, help, value) in gauges {
+        let metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(gauge(value)).encode(metric)?;
+    }
+    let Some(last) = report.last else { return Ok(()) };
+    for (name, help, time) in [
+        ("snapshot_hold", "How long batches waited for the last snapshot", last.took),
+        ("snapshot_write", "How long it took to bring it to the disk", last.wrote),
+        ("snapshot_age", "Time since the last snapshot was taken", last.at.elapsed()),
+    ] {
+        let unit = Some(&Unit::Seconds);
+        let metric = to.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        ConstGauge::new(time.as_secs_f64()).encode(metric)?;
+    }
+    Ok(())
 }
 
 fn gauge(value: u64) -> i64 {

@@ -3,6 +3,9 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+mod readiness;
+mod returning;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -24,10 +27,13 @@ use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
 use tracing::info;
 
+use self::readiness::Readiness;
+use self::returning::Attached;
 use crate::config::{Config, OnGap};
 use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
+use crate::state::{Report, State};
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -80,6 +86,17 @@ pub(crate) struct Enrolment {
     pub(crate) mode: Mode,
     /// Where its past batches are asked for.
     pub(crate) replay: Option<Endpoint>,
+    /// Who wants it.
+    pub(crate) origin: Origin,
+}
+
+/// Who had a worker registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The configuration, for as long as it does.
+    Configured,
+    /// A request, until another one takes it back.
+    Requested,
 }
 
 /// A worker with everything around it.
@@ -108,6 +125,10 @@ pub(crate) struct Service {
     enrolling: Mutex<()>,
     /// Configured sources that are not added yet, with the reason.
     pending: Mutex<BTreeMap<String, String>>,
+    /// Workers of a snapshot whose configured sources are not added yet.
+    returning: Mutex<BTreeMap<WorkerId, Attached>>,
+    readiness: Readiness,
+    state: Option<State>,
     departed: Mutex<Totals>,
     metrics: Metrics,
 }
@@ -117,21 +138,27 @@ thread_local! {
 }
 
 impl Service {
-    /// A service without workers, whose receiver runs.
+    /// A service with the workers that it had before, if a snapshot says so, whose receiver runs.
     ///
     /// # Errors
     ///
-    /// An option of the configuration is out of range, or the system gives no thread, descriptor or
-    /// randomness.
+    /// An option of the configuration is out of range, the state directory cannot be used, or the
+    /// system gives no thread, descriptor or randomness.
     pub(crate) fn start(config: &Config) -> Result<Service, Error> {
-        let scout = Arc::new(Scout::new(Options {
+        let options = Options {
             seeds: config.seeds.clone(),
             weights: config.weights,
             limits: config.events,
             memory: config.memory,
             digest_key: None,
             chain_memory: config.chain_memory,
-        })?);
+        };
+        let state = State::open(config)?;
+        let (scout, workers) = match &state {
+            Some(state) => state.begin(options)?,
+            None => (Scout::new(options)?, Vec::new()),
+        };
+        let scout = Arc::new(scout);
         for entry in &config.adapters {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
         }
@@ -157,7 +184,7 @@ impl Service {
         if config.trust_topics {
             pending.insert(TOPIC_ENDPOINT.to_owned(), "not bound yet".to_owned());
         }
-        Ok(Service {
+        let service = Service {
             scout,
             receiver: Receiver::start(config.zmq.clone(), intake)?,
             replays,
@@ -167,9 +194,14 @@ impl Service {
             next_source: AtomicU32::new(0),
             enrolling: Mutex::default(),
             pending: Mutex::new(pending),
+            returning: Mutex::default(),
+            readiness: Readiness::new(config.ready),
+            state,
             departed: Mutex::default(),
             metrics: Metrics::default(),
-        })
+        };
+        service.take_back(config, workers);
+        Ok(service)
     }
 
     /// Adds every configured source that is not there yet; whether all are.
@@ -182,6 +214,7 @@ impl Service {
                     endpoint: entry.endpoint.for_rank(rank)?,
                     mode: entry.mode,
                     replay: replay.transpose()?,
+                    origin: Origin::Configured,
                 };
                 self.register(enrolment)
             });
@@ -222,21 +255,22 @@ impl Service {
         SourceId(self.next_source.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// What keeps the daemon from being ready: configured sources that are not added, with the
-    /// reason.
+    /// Configured sources that are not added, with the reason.
     pub(crate) fn pending(&self) -> BTreeMap<String, String> {
         self.pending.lock().clone()
     }
 
     /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
     pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
-        let Enrolment { registration, endpoint, mode, replay } = enrolment;
-        if mode == Mode::Connect && !endpoint.is_connectable() {
+        if enrolment.mode == Mode::Connect && !enrolment.endpoint.is_connectable() {
+            let endpoint = &enrolment.endpoint;
             return Err(Refusal::Invalid(format!(
                 "{endpoint} cannot be dialled; name host and port"
             )));
         }
         let _one_at_a_time = self.enrolling.lock();
+        self.make_way(&enrolment)?;
+        let Enrolment { registration, endpoint, mode, replay, origin } = enrolment;
         let (pod, rank) = (registration.pod.clone(), registration.rank);
         let conflict = |what: &str| {
             Refusal::Conflict(format!(
@@ -258,8 +292,9 @@ impl Service {
                     }
                     return Ok(());
                 }
-                Some(_) => return Err(conflict("by its topic")),
-                None => {}
+                Some((_, Some(Feed::Topic))) => return Err(conflict("by its topic")),
+                // One that returns is itself again.
+                Some((_, None)) | None => {}
             }
             let model = registration.model.as_deref().map(Arc::from);
             let worker = self.scout.register(registration)?;
@@ -272,7 +307,8 @@ impl Service {
             let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
             self.switchboard.routes.write().insert(source, route);
             self.switchboard.down.lock().insert(source, Instant::now());
-            feeds.insert(worker, Feed::Source { source, endpoint: endpoint.clone(), replay });
+            let endpoint = endpoint.clone();
+            feeds.insert(worker, Feed::Source { source, endpoint, mode, replay, origin });
             worker
         };
         if let Err(error) = self.receiver.add(source, Source::new(endpoint.clone(), mode)) {
@@ -338,6 +374,7 @@ impl Service {
         }
         let gone = self.scout.unregister(worker);
         self.switchboard.feeds.lock().remove(&worker);
+        self.returning.lock().remove(&worker);
         gone
     }
 
@@ -453,6 +490,11 @@ impl Service {
             WorkerView { status, feed, source }
         });
         views.collect()
+    }
+
+    /// What became of snapshots, if there is a place for them.
+    pub(crate) fn state_report(&self) -> Option<Report> {
+        self.state.as_ref().map(State::report)
     }
 
     /// What requests count.

@@ -139,7 +139,7 @@ impl Stream {
             }
         }
         if self.waiting.is_empty() {
-            self.applied_to = self.lane.as_of();
+            self.applied_to = self.lane.watermark();
         }
         progress.wake_at = self.lane.wake_at();
         failed.map_or(Ok(()), Err)

@@ -192,15 +192,15 @@ impl<'a> Scored<'a> {
     }
 }
 
-/// Whether every configured source has been added; otherwise, which has not, and why.
+/// Whether the daemon is ready; otherwise, what is missing.
 pub(super) fn ready(service: &Service) -> Answer {
-    let pending = service.pending();
-    if pending.is_empty() {
-        return Answer::ok(&json!({ "ready": true }));
+    match service.readiness() {
+        Ok(()) => Answer::ok(&json!({ "ready": true })),
+        Err(reason) => {
+            let answer = json!({ "ready": false, "reason": reason });
+            Answer::with(StatusCode::SERVICE_UNAVAILABLE, &answer)
+        }
     }
-    let why: Vec<_> = pending.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-    let answer = json!({ "ready": false, "reason": why.join("; ") });
-    Answer::with(StatusCode::SERVICE_UNAVAILABLE, &answer)
 }
 
 /// Every worker as an operator needs it.
