@@ -5,6 +5,7 @@
 mod daemon_support;
 mod zmq_support;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::iter;
 use std::net::TcpListener;
@@ -229,18 +230,26 @@ fn ranks_publish_and_replay_at_the_next_ports() {
 fn l6_an_engine_whose_link_stays_down_is_silent_until_it_is_back() {
     let context = zmq::Context::new();
     let mut engine = Engine::start(&context, Shape::WithTopic, vec![]);
-    let daemon = start(&engine, "silent_after_down = \"300ms\"\non_gap = \"exclude\"");
+    let file = format!(
+        "silent_after_down = \"300ms\"\non_gap = \"exclude\"\n\
+         [[source]]\nname = \"plain\"\nmodel = \"other\"\nendpoint = \"{}\"",
+        engine.at
+    );
+    let daemon = start(&engine, &file);
     is_followed(&daemon);
+    eventually("the other link is up", || daemon.worker("plain", 0)["link"]["state"] == "up");
     engine.publish_batch(stored(0, 0));
     eventually("the batch is applied", || is_complete(&daemon, 0, &engine));
     assert!(holds(&daemon, 0));
     drop(std::mem::replace(&mut engine.publisher, context.socket(zmq::PUB).unwrap()));
-    eventually("it is silent", || daemon.worker("pod", 0)["trust"] == "silent");
+    eventually("both are silent", || {
+        let metrics = daemon.get("/metrics").body;
+        metrics.contains("kvscout_workers{trust=\"silent\"} 2")
+    });
     assert!(!holds(&daemon, 0), "nobody is sent there");
-    let metrics = daemon.get("/metrics").body;
-    assert!(metrics.contains("kvscout_workers{trust=\"silent\"} 1"), "{metrics}");
     engine.publisher = bound_publisher(&context, &engine.at).0;
     eventually("it is back", || is_complete(&daemon, 0, &engine));
+    eventually("the other one, too", || daemon.worker("plain", 0)["trust"] != "silent");
     assert!(holds(&daemon, 0), "the same life: what it held, it still holds");
     assert_eq!(daemon.worker("pod", 0)["restarts"], 0);
 }
@@ -313,4 +322,105 @@ fn l11_an_engine_that_sleeps_or_works_in_silence_shows_in_its_metrics() {
     eventually("it is heard again", || {
         holds(&daemon, 200) && daemon.worker("pod", 0)["trust"] != "silent"
     });
+}
+
+/// A directory of one test alone, and a daemon that keeps its state there.
+fn keeping(name: &str, engine: &Engine) -> (String, impl Fn() -> Daemon + use<>) {
+    let directory = format!("{}/replay-{name}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let _ = fs::remove_dir_all(&directory);
+    let source = format!("pod={},replay={}", engine.at, engine.replay_at);
+    let state = directory.clone();
+    let start = move || {
+        let flags = ["--source", &source, "--model", "m", "--state", &state];
+        Daemon::start(&flags, "[state]\ninterval = \"20ms\"\n", &[])
+    };
+    (directory, start)
+}
+
+/// Waits until a snapshot was begun and written after now, and kills the daemon.
+fn kill_after_snapshot(daemon: Daemon) {
+    let written = || daemon.metric("kvscout_snapshots_total").unwrap();
+    let before = written();
+    // The next one may have been under way.
+    eventually("a snapshot is written", || written() >= before + 2.0);
+    // By SIGKILL.
+    drop(daemon);
+}
+
+#[test]
+fn a_killed_daemon_asks_for_what_was_published_after_its_last_snapshot() {
+    let mut engine = engine();
+    let (directory, start) = keeping("killed", &engine);
+    let steps = recording();
+    let batches = batches();
+    let daemon = start();
+    is_followed(&daemon);
+    batches[..30].iter().for_each(|batch| engine.publish_batch(batch.payload.clone()));
+    eventually("the first batches are applied", || is_complete(&daemon, 0, &engine));
+    kill_after_snapshot(daemon);
+    // Up to a question that follows much later.
+    let asks = |step: &&Step| matches!(step, Step::Question { .. });
+    let after = steps.iter().position(|step| matches!(step, Step::Batch(batch) if batch.seq == 60));
+    let after = after.expect("so many batches");
+    let until = after + steps[after..].iter().position(|step| asks(&step)).expect("a question");
+    let made = steps[..until].iter().filter(|step| matches!(step, Step::Batch(_))).count();
+    batches[30..made].iter().for_each(|batch| engine.publish_batch(batch.payload.clone()));
+    let asked = engine.requests().len();
+    let daemon = start();
+    eventually("it has caught up", || is_complete(&daemon, 0, &engine));
+    assert_eq!(engine.requests()[asked], 29, "from the last batch of the snapshot");
+    let worker = daemon.worker("pod", 0);
+    assert_eq!((&worker["missing"], &worker["restarts"]), (&json!(0), &json!(0)));
+    assert_eq!(worker["replay"]["replayed"], made - 30, "and nothing twice");
+    let questions = steps[until..].iter().take_while(|step| asks(step));
+    let mut count = 0;
+    for question in questions {
+        let Step::Question { line, computed } = question else { unreachable!() };
+        let answer = score(&daemon, line);
+        assert_eq!(answer["expected_cached_tokens"], *computed, "{} {answer}", line["id"]);
+        assert_eq!(answer["trust"], "exact");
+        count += 1;
+    }
+    assert!(count > 0);
+    drop(daemon);
+    let _ = fs::remove_dir_all(directory);
+}
+
+#[test]
+fn a_killed_daemon_keeps_nothing_of_an_engine_that_restarted_meanwhile() {
+    for published in [2, 9] {
+        let mut engine = engine();
+        let (directory, start) = keeping(&format!("restarted-{published}"), &engine);
+        let daemon = start();
+        is_followed(&daemon);
+        (0..5).for_each(|n| engine.publish_batch(stored(n, 100 * n)));
+        eventually("the first life is known", || is_complete(&daemon, 0, &engine));
+        kill_after_snapshot(daemon);
+        engine.next = 0;
+        engine.buffer.lock().unwrap().clear();
+        (0..published).for_each(|n| drop(engine.lose_batch(stored(1000 + n, 5000 + 100 * n))));
+        let daemon = start();
+        eventually("the second life is known", || is_complete(&daemon, 0, &engine));
+        assert!(!holds(&daemon, 0) && !holds(&daemon, 400) && holds(&daemon, 5100));
+        assert_eq!(daemon.worker("pod", 0)["restarts"], 1);
+        drop(daemon);
+        let _ = fs::remove_dir_all(directory);
+    }
+}
+
+#[test]
+fn l6_a_restored_worker_whose_engine_is_gone_is_silent() {
+    let mut engine = engine();
+    let (directory, start) = keeping("gone", &engine);
+    let daemon = start();
+    is_followed(&daemon);
+    engine.publish_batch(stored(0, 0));
+    eventually("it is known", || is_complete(&daemon, 0, &engine));
+    kill_after_snapshot(daemon);
+    drop(engine);
+    let daemon = start();
+    assert_eq!(daemon.worker("pod", 0)["trust"], "syncing");
+    eventually("it is silent", || daemon.worker("pod", 0)["trust"] == "silent");
+    drop(daemon);
+    let _ = fs::remove_dir_all(directory);
 }
