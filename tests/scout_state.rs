@@ -197,9 +197,10 @@ fn what_an_operator_knows_of_a_worker_and_of_adapters_comes_back() {
     let habits = Registration {
         on_clear: OnClear::Gpu,
         copies: Copies::Presence,
-        ..Registration::new("a", "m")
+        ..Registration::new("b", "other")
     };
-    let a = scout.register(habits).unwrap();
+    let b = scout.register(habits).unwrap();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
     let adapter = Adapter { model: "m".into(), id: None, path: None };
     scout.register_adapter("default", "sql", adapter);
     let tokens = [0, 1, 2, 3];
@@ -210,7 +211,7 @@ fn what_an_operator_knows_of_a_worker_and_of_adapters_comes_back() {
     assert_eq!(answer(&scout, "sql", &tokens), [(a, 1, Some(0))]);
     scout.clear_adapter("default", "sql");
     let copy = restored(&scout);
-    assert_eq!(copy.worker(a).unwrap().registration, scout.worker(a).unwrap().registration);
+    assert_eq!(copy.worker(b).unwrap().registration, scout.worker(b).unwrap().registration);
     for scout in [&scout, &copy] {
         assert_eq!(answer(scout, "sql", &tokens), [(a, 0, Some(0))], "of an earlier edition");
         scout.apply(a, 1, &batch(2.0, std::slice::from_ref(&store))).unwrap();
