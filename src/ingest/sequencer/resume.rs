@@ -10,8 +10,9 @@ impl Sequencer {
     /// its clock if that is a number. To be said first.
     ///
     /// Nothing shows yet that the publisher that is there now is the one that was followed, so the trust
-    /// is [`Trust::Syncing`](crate::ingest::Trust::Syncing). What proves it: with a replay source a round from that batch on, asked for by
-    /// the first batch or when the link is up; without one the next number or that batch once more.
+    /// is [`Trust::Syncing`](crate::ingest::Trust::Syncing). What proves it: with a replay source a round
+    /// from that batch on, asked for by the first batch or when the link is up; without one the next
+    /// number or that batch once more.
     pub fn resume(&mut self, seq: u64, digest: u64, timestamp: f64) {
         let known = Some(timestamp).filter(|timestamp| timestamp.is_finite());
         self.order.record(seq, timestamp, digest);
