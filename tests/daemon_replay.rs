@@ -424,3 +424,23 @@ fn l6_a_restored_worker_whose_engine_is_gone_is_silent() {
     drop(daemon);
     let _ = fs::remove_dir_all(directory);
 }
+
+#[test]
+fn l14_an_engine_that_starts_after_the_daemon_is_followed_from_its_first_batch() {
+    let context = zmq::Context::new();
+    let gone = Engine::start(&context, Shape::WithTopic, vec![]);
+    let (at, replay_at) = (gone.at.clone(), gone.replay_at.to_string());
+    let daemon = start(&gone, "");
+    drop(gone);
+    eventually("ready, with or without engines", || daemon.get("/ready").status == 200);
+    let mut engine = None;
+    eventually("its addresses are free", || {
+        engine = Engine::start_at(&context, Shape::WithTopic, vec![], [&*at, &*replay_at]);
+        engine.is_some()
+    });
+    let mut engine = engine.expect("it was started");
+    // Long before anybody listens.
+    (0..20).for_each(|n| engine.publish_batch(stored(n, 100 * n)));
+    eventually("all of it is there", || is_complete(&daemon, 0, &engine));
+    assert!(holds(&daemon, 0) && holds(&daemon, 1900));
+}
