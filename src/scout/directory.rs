@@ -61,12 +61,16 @@ impl Worker {
         let has_path = |name: &str| adapters.get(name).is_some_and(|known| known.path.is_some());
         let stream = self.stream.lock();
         let standing = self.post.cell().read();
+        let (held_back, held_back_bytes) = stream.held_back();
         WorkerStatus {
             worker: self.id,
             registration: self.registration.clone(),
             trust: standing.trust(),
             as_of: standing.as_of(),
             counters: stream.counters(),
+            stage: stream.stage(),
+            held_back,
+            held_back_bytes,
             events: stream.events(),
             groups: stream.groups().to_vec(),
             contract: stream.contract().clone(),

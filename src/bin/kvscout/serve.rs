@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Flags};
 use crate::http::{App, router};
 use crate::service::Service;
-use crate::{Failure, logs};
+use crate::{Failure, logs, pulse};
 
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -146,6 +146,7 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
         let service = Arc::new(service);
         let app = Arc::new(App::new(Arc::clone(&service), &config));
         let drain = config.limits.drain;
+        pulse::start(&service, &config)?;
         let keeping = tokio::spawn(keep(Arc::clone(&service), config.state.interval));
         let adding = tokio::spawn(add_sources(Arc::clone(&service), config));
         let signalled = async move {
@@ -235,8 +236,5 @@ fn warn_of(config: &Config) {
     }
     if config.trust_topics {
         warn!("trust_topics: every sender on topic_bind can speak for every pod there");
-    }
-    if config.sources.iter().any(|source| source.replay.is_some()) {
-        warn!("replay endpoints are recorded and not used yet: gaps are shown, not repaired");
     }
 }

@@ -8,14 +8,18 @@ mod returning;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use kvscout::block::WorkerId;
-use kvscout::ingest::Trust;
-use kvscout::ingest::zmq::{Endpoint, Mode, Receiver, Source, SourceId, SourceStatus};
+use kvscout::ingest::zmq::{
+    Endpoint, Mode, Receiver, Replays, RoundOptions, Source, SourceId, SourceStatus,
+};
+use kvscout::ingest::{Reason, ReplayOptions, Trust};
+use kvscout::score::Score;
 use kvscout::scout::{
     Adapter, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
 };
@@ -25,7 +29,8 @@ use tracing::info;
 
 use self::readiness::Readiness;
 use self::returning::Attached;
-use crate::config::Config;
+use crate::config::{Config, OnGap};
+use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
 use crate::state::{Report, State};
@@ -79,7 +84,7 @@ pub(crate) struct Enrolment {
     pub(crate) endpoint: Endpoint,
     /// Who dials.
     pub(crate) mode: Mode,
-    /// Where its past batches could be asked for.
+    /// Where its past batches are asked for.
     pub(crate) replay: Option<Endpoint>,
     /// Who wants it.
     pub(crate) origin: Origin,
@@ -109,7 +114,11 @@ pub(crate) struct WorkerView {
 #[derive(Debug)]
 pub(crate) struct Service {
     scout: Arc<Scout>,
+    // Above the replays: what is received may ask for some.
     receiver: Receiver,
+    replays: Replays,
+    replay: ReplayOptions,
+    on_gap: OnGap,
     switchboard: Arc<Switchboard>,
     next_source: AtomicU32,
     /// One registration or removal at a time; never taken by the receiver's thread.
@@ -154,12 +163,20 @@ impl Service {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
         }
         let switchboard = Arc::new(Switchboard::default());
-        let intake = Intake::new(
-            Arc::clone(&scout),
-            Arc::clone(&switchboard),
-            config.events,
-            config.limits.topic_workers,
-        );
+        let began = Instant::now();
+        let follower = |asker| Follower {
+            scout: Arc::clone(&scout),
+            switchboard: Arc::clone(&switchboard),
+            asker,
+            began,
+        };
+        let max_message_bytes = config.zmq.max_message_bytes;
+        let rounds = RoundOptions { max_message_bytes, ..config.rounds.clone() };
+        let replays = Replays::start(rounds, |asker| {
+            Replayer::new(follower(asker), config.silent_after_down)
+        })?;
+        let follower = follower(replays.asker());
+        let intake = Intake::new(follower, config.events, config.limits.topic_workers);
         let mut pending = BTreeMap::new();
         for entry in &config.sources {
             pending.insert(format!("source {:?}", entry.name), "not added yet".to_owned());
@@ -170,6 +187,9 @@ impl Service {
         let service = Service {
             scout,
             receiver: Receiver::start(config.zmq.clone(), intake)?,
+            replays,
+            replay: config.replay,
+            on_gap: config.on_gap,
             switchboard,
             next_source: AtomicU32::new(0),
             enrolling: Mutex::default(),
@@ -278,8 +298,15 @@ impl Service {
             }
             let model = registration.model.as_deref().map(Arc::from);
             let worker = self.scout.register(registration)?;
-            let route = Route::Worker { worker, pod: pod.as_str().into(), model };
+            if replay.is_some() {
+                // Not the same in two daemons, which would else ask together.
+                let seed = RandomState::new().build_hasher().finish();
+                self.scout.follow(worker, self.replay, seed)?;
+            }
+            let past = replay.clone().map(Arc::new);
+            let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
             self.switchboard.routes.write().insert(source, route);
+            self.switchboard.down.lock().insert(source, Instant::now());
             let endpoint = endpoint.clone();
             feeds.insert(worker, Feed::Source { source, endpoint, mode, replay, origin });
             worker
@@ -339,6 +366,8 @@ impl Service {
             // From here on no batch of it is applied.
             self.receiver.remove(source);
             self.switchboard.routes.write().remove(&source);
+            self.switchboard.down.lock().remove(&source);
+            self.replays.asker().forget(source);
         }
         if let Some(status) = self.scout.worker(worker) {
             departed.add_worker(&status);
@@ -380,6 +409,24 @@ impl Service {
         info!(adapter, "cleared by request");
     }
 
+    /// Forgets what the worker of a sleeping engine held.
+    pub(crate) fn clear_sleeping(&self, worker: WorkerId) {
+        // One that was unregistered meanwhile holds nothing any more either.
+        let _ = self.scout.clear_worker(worker);
+    }
+
+    /// Says that nothing was heard of a worker for too long.
+    pub(crate) fn silence(&self, worker: WorkerId) {
+        // One that was unregistered meanwhile is in no answer.
+        let _ = self.scout.silence(worker);
+    }
+
+    /// How many messages came from a worker's own source.
+    pub(crate) fn messages_of(&self, worker: WorkerId) -> u64 {
+        let feed = self.switchboard.feeds.lock().get(&worker).cloned();
+        self.source_of(feed.as_ref()).map_or(0, |source| source.messages)
+    }
+
     /// Scores, and hands the ranked workers to `read`.
     pub(crate) fn score<T>(
         &self,
@@ -395,7 +442,8 @@ impl Service {
         Ok(answer?)
     }
 
-    /// The answer with the trust of workers that were never heard of.
+    /// The answer with the trust of workers that were never heard of, and without what workers hold that
+    /// may have lost it.
     fn heard<'r>(&self, ranking: Ranking<'r>) -> Vec<Ranked<'r>> {
         let unheard = |ranked: &Ranked<'_>| ranked.trust == Trust::Exact && ranked.as_of.is_none();
         let mut ranked: Vec<Ranked<'r>> = ranking.iter().collect();
@@ -405,6 +453,13 @@ impl Service {
                 let feed = feeds.get(&ranked.worker);
                 ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
             }
+        }
+        if self.on_gap == OnGap::Exclude && ranked.iter().any(|ranked| may_be_gone(ranked.trust)) {
+            for excluded in ranked.iter_mut().filter(|ranked| may_be_gone(ranked.trust)) {
+                excluded.score = Score::NOTHING;
+            }
+            // Stable: among equals the order stays.
+            ranked.sort_by(|a, b| b.score.weighted.total_cmp(&a.score.weighted));
         }
         ranked
     }
@@ -454,13 +509,15 @@ impl Service {
         let mut totals = departed.clone();
         for view in self.workers() {
             totals.add_worker(&view.status);
-            totals.count_trust(&view.status);
+            totals.count_present(&view.status);
         }
         for status in self.receiver.status() {
             totals.add_source(&status);
             totals.sources_up += u64::from(status.up);
         }
         totals.add_topics(&self.switchboard.topics);
+        totals.replays = self.replays.counters();
+        totals.replay_load = self.replays.load();
         totals.index = self.scout.stats();
         totals
     }
@@ -485,6 +542,17 @@ fn trust(
     match feed {
         Some(Feed::Source { .. }) if unheard && !reached => Trust::Silent,
         _ => trust,
+    }
+}
+
+/// Whether a worker may hold less than the index shows. One that missed only its beginning holds more.
+fn may_be_gone(trust: Trust) -> bool {
+    match trust {
+        Trust::Silent => true,
+        Trust::Degraded(reason) => {
+            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable)
+        }
+        _ => false,
     }
 }
 

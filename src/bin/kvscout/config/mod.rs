@@ -5,6 +5,7 @@
 //! `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
+mod on_gap;
 mod setting;
 pub(crate) mod source;
 
@@ -15,12 +16,14 @@ use std::time::Duration;
 
 use kvscout::event;
 use kvscout::index::MemoryOptions;
-use kvscout::ingest::zmq::{self, Endpoint};
+use kvscout::ingest::ReplayOptions;
+use kvscout::ingest::zmq::{self, Endpoint, RoundOptions};
 use kvscout::score::Weights;
 use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
+pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
@@ -62,6 +65,18 @@ pub(crate) struct Config {
     pub(crate) ready: Ready,
     /// The transport.
     pub(crate) zmq: zmq::Options,
+    /// What repairing a stream may cost.
+    pub(crate) replay: ReplayOptions,
+    /// What a replay may cost; its largest message is that of `zmq`.
+    pub(crate) rounds: RoundOptions,
+    /// What becomes of workers that lost something.
+    pub(crate) on_gap: OnGap,
+    /// How often engines' own metrics are asked for.
+    pub(crate) metrics_interval: Duration,
+    /// How long an engine may work without a message until its worker is silent.
+    pub(crate) silent_after: Duration,
+    /// How long a link may be down until its worker is silent.
+    pub(crate) silent_after_down: Duration,
     /// The engines to receive from.
     pub(crate) sources: Vec<SourceEntry>,
     /// LoRA adapters that requests may name.
@@ -130,6 +145,13 @@ impl Default for Config {
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
+            replay: ReplayOptions::default(),
+            rounds: RoundOptions::default(),
+            on_gap: OnGap::Flag,
+            metrics_interval: Duration::from_secs(30),
+            silent_after: Duration::from_secs(300),
+            // A restart in place takes longer; a dropped connection is dialled again much sooner.
+            silent_after_down: Duration::from_secs(10),
             sources: Vec::new(),
             adapters: Vec::new(),
         }
@@ -160,6 +182,23 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "memory.budget" => memory.budget;
     "limits.unplaced_per_worker" => memory.unplaced_per_worker;
     "limits.chain_memory_bytes" => chain_memory;
+    "on_gap" => on_gap;
+    "silent_after" => silent_after;
+    "metrics_interval" => metrics_interval;
+    "silent_after_down" => silent_after_down;
+    "replay.at_a_time" => rounds.at_a_time;
+    "replay.idle" => rounds.idle;
+    "replay.overall" => rounds.overall;
+    "replay.max_backlog_bytes" => rounds.max_backlog_bytes;
+    "replay.max_malformed" => rounds.max_malformed;
+    "replay.max_held_bytes" => replay.max_held_bytes;
+    "replay.max_held_batches" => replay.max_held_batches;
+    "replay.max_fruitless" => replay.max_fruitless;
+    "replay.max_rounds" => replay.max_rounds;
+    "replay.backoff" => replay.backoff;
+    "replay.backoff_max" => replay.backoff_max;
+    "replay.rebuild" => replay.rebuild;
+    "replay.rebuild_max" => replay.rebuild_max;
     "state.dir" => state.dir;
     "state.interval" => state.interval;
     "state.from" => state.from;
@@ -293,6 +332,14 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.check_state()?;
+        if self.metrics_interval.is_zero() {
+            return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
+        }
+        if self.replay.rebuild.is_zero() {
+            return Err(ConfigError::new(
+                "replay.rebuild \"0s\" asks without end for what an engine no longer has; at least 1ms",
+            ));
+        }
         if self.ready.workers > 1.0 {
             let share = self.ready.workers;
             return Err(ConfigError(format!(

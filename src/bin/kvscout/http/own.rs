@@ -241,6 +241,7 @@ fn worker(view: &WorkerView) -> Value {
         "duplicates": lane.duplicates,
         "late": lane.late,
         "restarts": lane.restarts,
+        "replay": replay_state(status),
         "events": {
             "stored": events.stored,
             "removed": events.removed,
@@ -254,6 +255,24 @@ fn worker(view: &WorkerView) -> Value {
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "contract": contract(status),
         "warnings": status.warnings().map(|warning| warning.as_str()).collect::<Vec<_>>(),
+    })
+}
+
+/// What is under way with a worker's replay source; null without one.
+fn replay_state(status: &WorkerStatus) -> Value {
+    let Some(stage) = status.stage else { return Value::Null };
+    let lane = status.counters;
+    json!({
+        "state": stage.as_str(),
+        "held_back": status.held_back,
+        "held_back_bytes": status.held_back_bytes,
+        "rounds": lane.rounds,
+        "replayed": lane.replayed,
+        "stale": lane.stale,
+        "repaired": lane.repaired,
+        "given_up": lane.given_up,
+        "rebuilt": lane.rebuilt,
+        "overflows": lane.overflows,
     })
 }
 
