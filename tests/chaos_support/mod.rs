@@ -13,12 +13,6 @@ pub(crate) mod router;
 pub(crate) mod schedule;
 pub(crate) mod wire;
 
-/// kvscout asks for what it missed.
-pub(crate) const REPLAY: bool = false;
-
-/// kvscout keeps its state on disk.
-pub(crate) const STATE: bool = false;
-
 /// A number from the environment, for whoever wants another run than the usual one.
 pub(crate) fn from_environment(name: &str, usual: u64) -> u64 {
     match std::env::var(name) {

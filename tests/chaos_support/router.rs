@@ -20,6 +20,8 @@ pub(crate) struct Router {
     /// All sources of this kvscout have been added: from then on everything is answered.
     ready: bool,
     next: usize,
+    /// How many kvscouts were killed that had begun with a snapshot.
+    pub(crate) restored: usize,
 }
 
 impl Router {
@@ -27,11 +29,8 @@ impl Router {
     pub(crate) fn new(fleet: &Arc<Fleet>, engines: &[Engine], flags: &[&str]) -> Router {
         let facts: Vec<_> = engines.iter().map(|engine| Arc::clone(&engine.facts)).collect();
         let source = |(number, engine): (usize, &Engine)| {
-            let replay = match super::REPLAY {
-                true => format!(",replay={}", engine.replay_at),
-                false => String::new(),
-            };
-            ["--source".to_owned(), format!("e{number}={}{replay}", engine.publisher_at)]
+            let (at, replay_at) = (&engine.publisher_at, &engine.replay_at);
+            ["--source".to_owned(), format!("e{number}={at},replay={replay_at}")]
         };
         let sources = engines.iter().enumerate().flat_map(source);
         let flags = ["--model", "m"].iter().chain(flags).map(|flag| (*flag).to_owned());
@@ -44,6 +43,7 @@ impl Router {
             client: Client::new(""),
             ready: false,
             next: 0,
+            restored: 0,
         };
         router.start();
         router
@@ -55,6 +55,7 @@ impl Router {
 
     /// Kills kvscout; it says no last word.
     pub(crate) fn kill(&mut self) {
+        self.restored += usize::from(self.daemon().stderr().contains("restored"));
         self.daemon = None;
     }
 
@@ -62,7 +63,8 @@ impl Router {
     pub(crate) fn start(&mut self) {
         self.checker.starts();
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        let daemon = Daemon::start(&flags, "", &[]);
+        // So often that a kill finds one half written now and then.
+        let daemon = Daemon::start(&flags, "state.interval = \"1s\"", &[]);
         self.client = Client::new(daemon.address());
         self.daemon = Some(daemon);
         self.ready = false;
