@@ -10,17 +10,16 @@ mod daemon_support;
 mod zmq_support;
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chaos_support::engine::{Engine, Fleet, Make};
-use chaos_support::from_environment;
 use chaos_support::oracle::Oracle;
 use chaos_support::prompts::Prompts;
 use chaos_support::random::Random;
 use chaos_support::router::Router;
 use chaos_support::schedule::{Act, schedule};
+use chaos_support::{from_environment, state_directory};
 
 const ENGINES: usize = 20;
 
@@ -36,9 +35,9 @@ fn whoever_says_exact_is_exact_whatever_fails() {
     let time = Duration::from_secs(from_environment("KVSCOUT_CHAOS_SECONDS", 60));
     let mut random = Random::new(seed);
     let (fleet, engines) = start(&mut random);
-    let state = state_directory(seed);
-    let flags = ["--state", state.to_str().unwrap()];
-    let mut router = Router::new(&fleet, &engines, &flags);
+    let state = state_directory("chaos");
+    // So often that a kill finds a snapshot half written now and then.
+    let mut router = Router::new(&fleet, &engines, &state, "state.interval = \"1s\"");
     let began = Instant::now();
     let mut kills = 0;
     for (at, act) in schedule(random.next(), ENGINES, time) {
@@ -98,9 +97,4 @@ fn start(random: &mut Random) -> (Arc<Fleet>, Vec<Engine>) {
     };
     let engines = (0..ENGINES).map(engine).collect();
     (fleet, engines)
-}
-
-fn state_directory(seed: u64) -> PathBuf {
-    let name = format!("kvscout-chaos-{}-{seed}", std::process::id());
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
 }

@@ -20,12 +20,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chaos_support::engine::{Engine, Fleet, Make};
-use chaos_support::from_environment;
 use chaos_support::oracle::Oracle;
 use chaos_support::prompts::Prompts;
 use chaos_support::random::Random;
 use chaos_support::router::Router;
 use chaos_support::schedule::Fault;
+use chaos_support::{from_environment, state_directory};
 
 const ENGINES: usize = 200;
 
@@ -48,7 +48,8 @@ fn a_long_life_costs_no_memory_and_no_worker() {
     let time = Duration::from_secs(60 * minutes);
     let mut random = Random::new(seed);
     let (fleet, engines) = start(&mut random);
-    let mut router = Router::new(&fleet, &engines, &[]);
+    let state = state_directory("soak");
+    let mut router = Router::new(&fleet, &engines, &state, "");
     let mut watch = Watch::default();
     let mut trouble = Trouble { random: random.fork(), next: Duration::ZERO };
     let began = Instant::now();
@@ -82,6 +83,7 @@ fn a_long_life_costs_no_memory_and_no_worker() {
     assert!(watch.stuck.is_empty(), "{}", watch.stuck.join("\n"));
     assert!(growth < GROWTH, "memory grew by {growth:.1} %");
     assert!(agreed, "{}", router.daemon().get("/workers").body);
+    let _ = fs::remove_dir_all(&state);
 }
 
 fn start(random: &mut Random) -> (Arc<Fleet>, Vec<Engine>) {

@@ -13,6 +13,14 @@ pub(crate) mod router;
 pub(crate) mod schedule;
 pub(crate) mod wire;
 
+use std::path::PathBuf;
+
+/// A directory for the state of one run.
+pub(crate) fn state_directory(test: &str) -> PathBuf {
+    let name = format!("kvscout-{test}-{}", std::process::id());
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
 /// A number from the environment, for whoever wants another run than the usual one.
 pub(crate) fn from_environment(name: &str, usual: u64) -> u64 {
     match std::env::var(name) {

@@ -1,5 +1,6 @@
 //! A router: asks kvscout all the time, checks what it is told, and starts kvscout anew.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ pub(crate) struct Router {
     facts: Vec<Arc<Facts>>,
     questions: usize,
     flags: Vec<String>,
+    file: &'static str,
     daemon: Option<Daemon>,
     client: Client,
     /// All sources of this kvscout have been added: from then on everything is answered.
@@ -25,20 +27,27 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// Starts a kvscout with one source for each engine, and these flags.
-    pub(crate) fn new(fleet: &Arc<Fleet>, engines: &[Engine], flags: &[&str]) -> Router {
+    /// Starts a kvscout with one source for each engine, and its state in a directory; `file` is the text
+    /// of its configuration file.
+    pub(crate) fn new(
+        fleet: &Arc<Fleet>,
+        engines: &[Engine],
+        state: &Path,
+        file: &'static str,
+    ) -> Router {
         let facts: Vec<_> = engines.iter().map(|engine| Arc::clone(&engine.facts)).collect();
         let source = |(number, engine): (usize, &Engine)| {
             let (at, replay_at) = (&engine.publisher_at, &engine.replay_at);
             ["--source".to_owned(), format!("e{number}={at},replay={replay_at}")]
         };
         let sources = engines.iter().enumerate().flat_map(source);
-        let flags = ["--model", "m"].iter().chain(flags).map(|flag| (*flag).to_owned());
+        let flags = ["--model", "m", "--state", state.to_str().unwrap()].map(str::to_owned);
         let mut router = Router {
             checker: Checker::new(fleet, facts.clone()),
             facts,
             questions: fleet.questions.len(),
-            flags: flags.chain(sources).collect(),
+            flags: flags.into_iter().chain(sources).collect(),
+            file,
             daemon: None,
             client: Client::new(""),
             ready: false,
@@ -63,8 +72,7 @@ impl Router {
     pub(crate) fn start(&mut self) {
         self.checker.starts();
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        // So often that a kill finds one half written now and then.
-        let daemon = Daemon::start(&flags, "state.interval = \"1s\"", &[]);
+        let daemon = Daemon::start(&flags, self.file, &[]);
         self.client = Client::new(daemon.address());
         self.daemon = Some(daemon);
         self.ready = false;
