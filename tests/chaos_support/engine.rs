@@ -324,13 +324,13 @@ impl Running {
     }
 
     fn begin_life(&mut self) {
-        // First of all, so that whoever hears of the new life finds it in the oracle.
+        // In this order: a life is never seen together with the number that its last one had reached.
+        self.facts.next.store(0, SeqCst);
         self.fleet.oracle.begin_life(self.number);
         self.cache = Cache::new(self.make.blocks);
         self.answers.clear();
         self.buffer.clear();
         self.next = 0;
-        self.facts.next.store(0, SeqCst);
         (self.drop, self.twice) = (0, 0);
     }
 
