@@ -37,8 +37,11 @@ const SAMPLE: Duration = Duration::from_secs(5);
 /// A worker that has not reached by now what was published so long ago is stuck.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// What memory may grow by after the first quarter of the time, in percent.
+/// What memory may grow by from the second quarter of the time to the last, in percent.
 const GROWTH: f64 = 5.0;
+
+/// Shorter runs say nothing of memory: the engines' caches have to be full first.
+const FULL_AFTER: u64 = 10;
 
 #[test]
 #[ignore = "takes as long as it is told to"]
@@ -81,7 +84,7 @@ fn a_long_life_costs_no_memory_and_no_worker() {
     );
     assert!(router.checker.wrong.is_empty(), "{}", router.checker.wrong.join("\n"));
     assert!(watch.stuck.is_empty(), "{}", watch.stuck.join("\n"));
-    assert!(growth < GROWTH, "memory grew by {growth:.1} %");
+    assert!(minutes < FULL_AFTER || growth < GROWTH, "memory grew by {growth:.1} %");
     assert!(agreed, "{}", router.daemon().get("/workers").body);
     let _ = fs::remove_dir_all(&state);
 }
