@@ -236,6 +236,28 @@ fn x5_names_chosen_to_collide_in_a_table_cost_no_more_than_others() {
     }
 }
 
+/// So many that what costs each of them a look at all others does not end within minutes.
+const CROWD: u64 = 60_000;
+
+#[test]
+fn x5_orphans_of_one_parent_attach_in_the_time_of_as_many_parents() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    // Each another block below block 1, which nobody has told of.
+    let below = |n: u64| stored(&[1 + n], Some(1), &[n as u32, 0, 0, 0]);
+    let events: Vec<Value> = (1..=CROWD).map(below).collect();
+    for chunk in events.chunks(10_000) {
+        let ingested = site.apply(worker, chunk);
+        assert_eq!(ingested.applied.unplaced, chunk.len() as u64);
+    }
+    site.apply(worker, &[stored(&[1], None, &TOKENS[..4])]);
+    assert_eq!(site.scout.stats().unplaced, 0);
+    for n in [1, CROWD / 2, CROWD] {
+        let prompt = [0, 1, 2, 3, n as u32, 0, 0, 0, 9];
+        assert_eq!(site.matched("a", &prompt), 2, "orphan {n}");
+    }
+}
+
 #[test]
 fn r12_blocks_of_one_token_are_indexed_within_the_budget() {
     let memory = MemoryOptions { budget: 16 << 20, ..MemoryOptions::default() };

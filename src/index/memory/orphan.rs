@@ -4,7 +4,7 @@
 //! parent; a worker's count says in how many unplaced blocks it has copies; retired slots have none.
 //! At most `unplaced_per_worker` a worker, so clearing one is bounded and done at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::names::VocId;
 use super::run::{HEAD, OFFSET, ROOT, RunId, UP};
@@ -15,10 +15,14 @@ use super::write::Pen;
 use crate::block::{BlockSize, Digest, Name, Shape, SpaceId};
 use crate::index::Applied;
 
+/// What a name in a set takes, about: nodes of a B-tree are between half and quite full.
+const SET_ENTRY: usize = 16;
+
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
     pub(super) blocks: HashMap<Name, Orphan>,
-    waiting: HashMap<(Shape, Name), Vec<Name>>,
+    /// Ordered, so that one of many goes in few steps.
+    waiting: HashMap<(Shape, Name), BTreeSet<Name>>,
 }
 
 /// A block that is held but not placed.
@@ -52,7 +56,7 @@ impl Orphans {
 
     pub(super) fn bytes(&self) -> usize {
         let holders: usize = self.blocks.values().map(|o| o.holders.capacity() * 8).sum();
-        let waiting: usize = self.waiting.values().map(|w| 64 + w.capacity() * 8).sum();
+        let waiting: usize = self.waiting.values().map(|w| 64 + w.len() * SET_ENTRY).sum();
         holders + waiting + self.blocks.capacity() * 80
     }
 
@@ -60,7 +64,7 @@ impl Orphans {
         let block = self.blocks.entry(name).or_default();
         if let (None, Some(link)) = (block.link, link) {
             block.link = Some(link);
-            self.waiting.entry((link.shape, link.parent)).or_default().push(name);
+            self.waiting.entry((link.shape, link.parent)).or_default().insert(name);
         }
         match block.holders.iter_mut().find(|h| h.0 == slot) {
             Some(holder) => holder.1 = holder.1.saturating_add(copies),
@@ -73,7 +77,7 @@ impl Orphans {
         if let Some(link) = block.link {
             let key = (link.shape, link.parent);
             if let Some(names) = self.waiting.get_mut(&key) {
-                names.retain(|&n| n != name);
+                names.remove(&name);
                 if names.is_empty() {
                     self.waiting.remove(&key);
                 }
