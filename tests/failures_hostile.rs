@@ -8,7 +8,7 @@ use failures_support::*;
 use kvscout::block::{Prompt, WorkerId};
 use kvscout::event::{DecodeErrorKind, Limits};
 use kvscout::hash::vllm::Algorithm;
-use kvscout::index::MemoryOptions;
+use kvscout::index::{MOST_MEANINGS, MemoryOptions};
 use kvscout::ingest::{Reason, Trust, Verdict};
 use kvscout::scout::{Options, Registration};
 use serde_json::{Value, json};
@@ -237,7 +237,7 @@ fn x5_names_chosen_to_collide_in_a_table_cost_no_more_than_others() {
 }
 
 /// So many that what costs each of them a look at all others does not end within minutes.
-const CROWD: u64 = 60_000;
+const CROWD: u64 = 40_000;
 
 #[test]
 fn x5_orphans_of_one_parent_attach_in_the_time_of_as_many_parents() {
@@ -256,6 +256,29 @@ fn x5_orphans_of_one_parent_attach_in_the_time_of_as_many_parents() {
         let prompt = [0, 1, 2, 3, n as u32, 0, 0, 0, 9];
         assert_eq!(site.matched("a", &prompt), 2, "orphan {n}");
     }
+}
+
+#[test]
+fn x5_a_name_that_means_more_blocks_than_collide_by_chance_is_refused() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    let first = |n: u64| vec![n as u32, 0, 0, 0];
+    let events: Vec<Value> = (1..=CROWD).map(|n| stored(&[7], None, &first(n))).collect();
+    let (mut stored, mut removed) = (0, 0);
+    for chunk in events.chunks(10_000) {
+        let applied = site.apply(worker, chunk).applied;
+        assert_eq!(applied.stored + applied.refused, chunk.len() as u64);
+        stored += applied.stored;
+    }
+    assert_eq!(stored, MOST_MEANINGS as u64);
+    assert_eq!(site.trust(worker), Trust::Degraded(Reason::Overflow));
+    // Removals of a copy that is not there have to look at all of them.
+    let names = vec![7; 10_000];
+    for tier in ["CPU", "GPU"].repeat(3) {
+        removed += site.apply(worker, &[self::removed(&names, tier)]).applied.removed;
+    }
+    assert_eq!(removed, MOST_MEANINGS as u64);
+    assert_eq!(site.scout.stats().blocks, 3, "the bystander's own");
 }
 
 #[test]

@@ -10,7 +10,8 @@
 //! Every (space, [`Shape`]) is a tree: a child is found by the digest of its content, so a path
 //! from the root is a prompt prefix. A block is **placed** when its path is known. A name means a
 //! block within one (space, vocabulary); several placed blocks may carry the same 64-bit name, and
-//! a removal then hits the one that the worker holds.
+//! a removal then hits the one that the worker holds. At most [`MOST_MEANINGS`] may: a store that
+//! would make a name mean one more is refused from that block on.
 //!
 //! - A *placed* block stays in the tree as long as some worker holds it or something below it.
 //! - A block whose parent is not placed (an orphan), or that is known by name only, is
@@ -31,6 +32,12 @@ pub use memory::{MemoryIndex, MemoryOptions};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::Error;
+
+/// How many placed blocks of one (space, vocabulary) a [`Store`] may make a name mean. Honest names
+/// collide once in 2^32 blocks or so; who makes many collide must not make others look through all
+/// of them. Names that move with their worker ([`Index::assign`]) are not refused, nor is the one
+/// unplaced block of a name when it is placed.
+pub const MOST_MEANINGS: usize = 16;
 
 /// One block of a [`Store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +106,8 @@ pub struct Applied {
     pub unknown_removals: u64,
     /// Copies added to unplaced blocks.
     pub unplaced: u64,
-    /// Copies not added because the worker's share of unplaced blocks was full, or because no memory
-    /// was left and nothing could be evicted.
+    /// Copies not added because the worker's share of unplaced blocks was full, because a name meant
+    /// [`MOST_MEANINGS`] other blocks, or because no memory was left and nothing could be evicted.
     pub refused: u64,
 }
 

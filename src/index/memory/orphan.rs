@@ -103,7 +103,8 @@ impl Pen<'_> {
         }
         let share = self.w.options.unplaced_per_worker;
         let full = self.w.unplaced_of(lane.worker) >= share || !self.has_room();
-        if full && !self.holds_orphan(lane, name) {
+        let crowded = self.is_crowded(lane.voc, &lane.table, name) && !self.is_unplaced(lane, name);
+        if crowded || full && !self.holds_orphan(lane, name) {
             applied.refused += 1;
             return None;
         }
@@ -111,6 +112,12 @@ impl Pen<'_> {
         applied.stored += 1;
         applied.unplaced += 1;
         None
+    }
+
+    fn is_unplaced(&self, lane: &Lane, name: Name) -> bool {
+        let names = self.shared.names.read();
+        let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
+        voc.orphans.blocks.contains_key(&name)
     }
 
     fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {

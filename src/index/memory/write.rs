@@ -269,7 +269,7 @@ impl Pen<'_> {
         while self.sweep(usize::MAX) {}
         let (voc, table) = new;
         // No lane is needed to bind and to settle; adopted orphans bring their own slots.
-        let lane = Lane { worker, space: home.space, voc, table, slot: u32::MAX };
+        let lane = Lane { worker, space: home.space, voc, table, slot: u32::MAX, adopts: true };
         for (name, place) in self.bindings(old.0, old.1) {
             self.unname(old.0, old.1, name, place);
             self.bind(voc, &lane.table, RunId(place.run), place.at, name);
@@ -288,7 +288,7 @@ impl Pen<'_> {
             ));
         };
         let (space, voc, table) = (worker.home.space, worker.voc, worker.table.clone());
-        let mut lane = Lane { worker: id, space, voc, table, slot: 0 };
+        let mut lane = Lane { worker: id, space, voc, table, slot: 0, adopts: false };
         // The slot of the change before: most changes of a batch are of one group and tier.
         let mut last: Option<(Group, Tier, u32)> = worker.lanes.first().copied();
         let same = |last: Option<(Group, Tier, u32)>, group, tier| {
