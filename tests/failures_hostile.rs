@@ -10,7 +10,7 @@ use kvscout::event::{DecodeErrorKind, Limits};
 use kvscout::hash::vllm::Algorithm;
 use kvscout::index::{MOST_MEANINGS, MemoryOptions};
 use kvscout::ingest::{Reason, Trust, Verdict};
-use kvscout::scout::{Options, Registration};
+use kvscout::scout::{Options, Registration, Request, Scout, Scratch};
 use serde_json::{Value, json};
 
 const TOKENS: [u32; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
@@ -204,6 +204,38 @@ fn x4_a_flood_of_unique_blocks_costs_the_flooder_and_not_the_others() {
         let line = site.line(&format!("quiet {n}"), 0, Prompt::new(&own(n)));
         assert_eq!((line.matched, line.trust), (100, Trust::Exact), "quiet {n}");
     }
+}
+
+#[test]
+fn x4_of_two_workers_the_one_that_floods_pays() {
+    let memory = MemoryOptions { budget: 4 << 20, ..MemoryOptions::default() };
+    let scout = Scout::new(Options { memory, ..Options::default() }).unwrap();
+    let [quiet, flooder] =
+        ["quiet", "flooder"].map(|pod| scout.register(Registration::new(pod, "m")).unwrap());
+    let chain = |seed: u32| -> Vec<u32> { (0..400).map(|at| seed << 9 | at).collect() };
+    let store = |worker, seq: u32, seed: u32| {
+        let names: Vec<u64> = (0..100).map(|at| u64::from(seed) << 8 | at | 1 << 63).collect();
+        let payload = batch(&[stored(&names, None, &chain(seed))]);
+        scout.apply(worker, u64::from(seq), &payload).unwrap()
+    };
+    // A third of what there is room for, and then nothing any more.
+    const KEPT: u32 = 300;
+    (0..KEPT).for_each(|seq| drop(store(quiet, seq, seq)));
+    (0..4000).for_each(|seq| drop(store(flooder, seq, KEPT + seq)));
+    let stats = scout.stats();
+    assert!(stats.evicted > 100_000, "the budget was never reached: {stats:?}");
+    let held = |worker, seed| {
+        let tokens = [chain(seed), vec![0]].concat();
+        let mut scratch = Scratch::default();
+        let ranking = scout.score(&Request::new("m", Prompt::new(&tokens)), &mut scratch).unwrap();
+        ranking.find(worker).unwrap().score.matched_blocks
+    };
+    assert!((0..KEPT).all(|seed| held(quiet, seed) == 100));
+    assert_eq!(held(flooder, KEPT + 3999), 100, "the newest");
+    // The quiet one comes back: it gets its half, and the flooder loses what is above.
+    (0..1000).for_each(|seq| drop(store(quiet, KEPT + seq, 1 << 16 | seq)));
+    let whole = (0..1000).filter(|seed| held(quiet, 1 << 16 | seed) == 100).count();
+    assert!(whole >= 50, "{whole}");
 }
 
 #[test]

@@ -50,8 +50,9 @@ pub struct MemoryOptions {
     /// How many unplaced blocks one worker may hold; further ones are refused and counted.
     pub unplaced_per_worker: usize,
     /// Bytes that blocks, names and holders may take together, at most 15 GiB. When they are full,
-    /// ends of chains that were not used for longest go, those of a worker with more than twice its
-    /// share first ([`Stats::evicted`]); a chain that alone is more is refused beyond
+    /// ends of chains that were not used for longest go ([`Stats::evicted`]): first those of a worker
+    /// with more than `2 / (workers + 2)` of all entries, which is half where there are two and nearly
+    /// twice its share where there are many. A chain that alone is more is refused beyond
     /// ([`Applied::refused`]).
     pub budget: usize,
 }

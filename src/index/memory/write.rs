@@ -179,10 +179,14 @@ impl Writer {
 
     /// The worker with the most entries in runs.
     pub(super) fn largest(&self) -> Option<(WorkerId, u64)> {
-        let sizes = self.workers.iter().map(|(&id, worker)| {
-            (id, worker.lanes.iter().map(|l| self.slots.entries(l.2)).sum::<u64>())
-        });
+        let sizes = self.workers.keys().map(|&id| (id, self.size(id)));
         sizes.max_by_key(|&(id, entries)| (entries, id))
+    }
+
+    /// A worker's entries in runs.
+    pub(super) fn size(&self, worker: WorkerId) -> u64 {
+        let lanes = self.workers.get(&worker).into_iter().flat_map(|w| &w.lanes);
+        lanes.map(|l| self.slots.entries(l.2)).sum()
     }
 
     pub(super) fn slots_of(&self, worker: WorkerId) -> Vec<u32> {
