@@ -4,6 +4,9 @@
 mod failures_support;
 mod wire_support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use failures_support::*;
 use kvscout::block::{Prompt, WorkerId};
 use kvscout::event::{DecodeErrorKind, Limits};
@@ -311,6 +314,76 @@ fn x5_a_name_that_means_more_blocks_than_collide_by_chance_is_refused() {
     }
     assert_eq!(removed, MOST_MEANINGS as u64);
     assert_eq!(site.scout.stats().blocks, 3, "the bystander's own");
+}
+
+/// A chain of 100 blocks that no other seed begins, and one token more.
+fn chain_of(seed: u32) -> (Vec<u64>, Vec<u32>) {
+    let names = (0..100).map(|at| u64::from(seed) << 8 | at | 1 << 63).collect();
+    (names, (0..401).map(|at| seed << 9 | at).collect())
+}
+
+#[test]
+fn r10_whoever_lost_copies_to_the_budget_says_so_before_the_first_is_gone() {
+    let memory = MemoryOptions { budget: 4 << 20, ..MemoryOptions::default() };
+    let site = Site::with(Options { memory, ..Options::default() });
+    let evicted = Trust::Degraded(Reason::Evicted);
+    let (idle, busy) = (site.worker("idle"), site.worker("busy"));
+    let store = |worker, seed: u32| {
+        let (names, tokens) = chain_of(seed);
+        site.apply(worker, &[stored(&names, None, &tokens[..400])])
+    };
+    const OLD: u32 = 700;
+    (0..OLD).for_each(|seed| drop(store(idle, seed)));
+    assert_eq!(site.scout.stats().evicted, 0);
+    assert_eq!((site.trust(idle), site.trust(busy)), (Trust::Exact, Trust::Exact));
+    // What the busy one stores costs the idle one its oldest, while somebody asks for those.
+    let done = AtomicBool::new(false);
+    let scout = &site.scout;
+    let (whole, short) = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut whole, mut short, mut seed) = (0_u32, 0_u32, 0);
+            let mut scratch = Scratch::default();
+            while !done.load(Ordering::Relaxed) {
+                seed = (seed + 1) % OLD;
+                let (_, tokens) = chain_of(seed);
+                let request = Request::new("m", Prompt::new(&tokens));
+                let row = scout.score(&request, &mut scratch).unwrap().find(idle).unwrap();
+                match row.trust {
+                    Trust::Exact => {
+                        assert_eq!(row.score.matched_blocks, 100, "chain {seed}");
+                        whole += 1;
+                    }
+                    trust => {
+                        assert_eq!(trust, evicted);
+                        short += 1;
+                    }
+                }
+            }
+            (whole, short)
+        });
+        (OLD..OLD + 600).for_each(|seed| drop(store(busy, seed)));
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    assert!(whole > 0 && short > 0, "{whole} {short}");
+    let (_, tokens) = chain_of(OLD + 599);
+    let line = |pod| site.line(pod, 0, Prompt::new(&tokens)).trust;
+    assert_eq!((line("idle"), site.trust(idle)), (evicted, evicted));
+    // Until it is known again what the worker holds: nothing, as a new one or by its own word.
+    site.restart(idle);
+    store(idle, 9000);
+    assert_eq!((line("idle"), site.trust(idle)), (Trust::Exact, Trust::Exact));
+    assert_eq!(site.matched("idle", &chain_of(9000).1), 100);
+    (0..2000).for_each(|seed| drop(store(busy, OLD + 600 + seed)));
+    assert_eq!((line("busy"), line("idle")), (evicted, Trust::Exact), "only who floods pays");
+    site.apply(busy, &[cleared()]);
+    assert_eq!((line("busy"), site.trust(busy)), (Trust::Exact, Trust::Exact));
+    (0..2000).for_each(|seed| drop(store(busy, OLD + 600 + seed)));
+    assert_eq!(line("busy"), evicted);
+    site.scout.unregister(busy).unwrap();
+    let busy = site.worker("busy");
+    store(busy, 1);
+    assert_eq!((line("busy"), site.trust(busy)), (Trust::Exact, Trust::Exact));
 }
 
 #[test]

@@ -361,6 +361,11 @@ impl Reference {
         matches
     }
 
+    /// See [`crate::index::Index::evicted`]: nobody's copies go, for this has all the memory it wants.
+    pub fn evicted(&self, _worker: WorkerId) -> bool {
+        false
+    }
+
     /// See [`crate::index::Index::stats`].
     pub fn stats(&self) -> Stats {
         let mut blocks = BTreeSet::new();

@@ -284,6 +284,7 @@ pub struct Stats {
     /// (block, worker, group, tier) entries.
     pub entries: u64,
     /// Entries given up so far because the memory was full; they are not in `entries` any more.
+    /// [`Index::evicted`] says whose.
     pub evicted: u64,
     /// Bytes in use for all of this; 0 where a backend cannot say.
     pub bytes: u64,
@@ -331,6 +332,14 @@ pub trait Index: Send + Sync {
 
     /// Forgets a worker: its copies and its home. Forgetting an unknown worker does nothing.
     fn remove(&self, worker: WorkerId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Whether the index gave up copies of a worker that the worker did not remove, since it has a
+    /// home or was last cleared in all tiers, whichever is later: what lookups say of it is less than
+    /// its changes amount to. `false` for an unknown worker.
+    ///
+    /// True before the first of them is missing: an answer was whole if this is false after the
+    /// lookup, and the worker was not cleared in between.
+    fn evicted(&self, worker: WorkerId) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Sizes, for metrics.
     fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send;

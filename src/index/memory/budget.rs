@@ -3,7 +3,7 @@
 //! Invariants: before blocks are pushed, what is in use leaves room for them or everything that may
 //! go is gone; only the end of a run without children goes, so chains stay closed; a worker that
 //! holds far more than its share (`is_flooder`) goes first, and alone: blocks that it shares stay with
-//! the others.
+//! the others. Whose copies go is listed first (`Losers`).
 
 use super::arena::CHUNK_BYTES;
 use super::run::{EXTRAS, KIDS, Run, RunId, USED};
@@ -178,6 +178,9 @@ impl Pen<'_> {
         let from = ends.max().unwrap_or(0).saturating_sub(BITE);
         for &slot in &holders {
             let gone: Vec<(u32, u32)> = self.w.cuts.held(slot, from, len).collect();
+            if !gone.is_empty() {
+                self.shared.losers.add(self.w.slots.worker(slot));
+            }
             for (lo, hi) in gone {
                 if run.get(EXTRAS) > 0 {
                     for at in lo..hi {

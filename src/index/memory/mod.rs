@@ -14,6 +14,7 @@ mod detail;
 mod export;
 mod hold;
 mod import;
+mod losers;
 mod names;
 mod orphan;
 
@@ -141,6 +142,17 @@ impl MemoryIndex {
         self.write(|pen| pen.remove_worker(worker));
     }
 
+    /// See [`Index::evicted`]. Known before the first copy goes, to whoever looks behind a lookup.
+    pub fn evicted(&self, worker: WorkerId) -> bool {
+        self.shared.losers.has(worker)
+    }
+
+    /// All workers of which [`evicted`](MemoryIndex::evicted) is true, ascending.
+    #[inline]
+    pub(crate) fn losers(&self, into: &mut Vec<WorkerId>) {
+        self.shared.losers.read(into);
+    }
+
     /// See [`Index::stats`]. Sweeps what is still to be swept, so that it is exact.
     pub fn stats(&self) -> Stats {
         self.write(|pen| pen.stats())
@@ -177,6 +189,10 @@ impl Index for MemoryIndex {
     fn remove(&self, worker: WorkerId) -> impl Future<Output = Result<(), Error>> + Send {
         MemoryIndex::remove(self, worker);
         ready(Ok(()))
+    }
+
+    fn evicted(&self, worker: WorkerId) -> impl Future<Output = Result<bool, Error>> + Send {
+        ready(Ok(MemoryIndex::evicted(self, worker)))
     }
 
     fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send {

@@ -12,6 +12,7 @@ use super::MemoryOptions;
 use super::ahead::Ahead;
 use super::arena::{Arena, Book};
 use super::cut::Cuts;
+use super::losers::Losers;
 use super::names::{Names, VocId};
 use super::run::{Run, RunId};
 use super::slot::{Owner, Slots};
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) slots: Slots,
     pub(super) names: RwLock<Names>,
     pub(super) homes: RwLock<HashMap<WorkerId, (Home, VocId)>>,
+    pub(super) losers: Losers,
     /// Unplaced blocks, by space: queries need not look for any where there are none.
     unplaced: [AtomicU32; 64],
     pub(super) clock: AtomicU32,
@@ -53,6 +55,7 @@ impl Shared {
             slots: Slots::default(),
             names: RwLock::default(),
             homes: RwLock::default(),
+            losers: Losers::default(),
             unplaced: std::array::from_fn(|_| AtomicU32::new(0)),
             clock: AtomicU32::new(0),
             keys: [random.hash_one(0), random.hash_one(1) | 1],
@@ -328,6 +331,9 @@ impl Pen<'_> {
                 }
                 Change::Clear { tier } => {
                     self.retire_lanes(id, *tier);
+                    if tier.is_none() {
+                        self.shared.losers.forget(id);
+                    }
                     last = None;
                 }
             }
@@ -385,6 +391,7 @@ impl Pen<'_> {
 
     pub(super) fn remove_worker(&mut self, id: WorkerId) {
         self.retire_lanes(id, None);
+        self.shared.losers.forget(id);
         self.shared.homes.write().remove(&id);
         if let Some(worker) = self.w.workers.remove(&id) {
             self.move_out(worker.voc);
