@@ -35,7 +35,8 @@
 //! - [`hash`] gives vLLM's block hashes bit for bit, for every version since 0.8.5, or says which
 //!   fact is missing.
 //! - Every answer carries the worker's [`Trust`](ingest::Trust). Lost, repeated and late batches and
-//!   restarts are noticed by their numbers.
+//!   restarts are noticed by their numbers; where the engine keeps past batches, what was lost is asked
+//!   for ([`Scout::follow`]).
 //! - Identity comes from the registration, never from a message; a payload is bounded before it is
 //!   read; tokens are forgotten once digested; salts and tokens appear in no error and no log.
 //!

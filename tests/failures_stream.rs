@@ -377,3 +377,131 @@ fn l8_each_of_several_gaps_is_closed() {
     world.settle();
     world.check_complete();
 }
+
+/// A worker that goes on from batch 899 of an incarnation, and knows nothing else of it.
+fn resumed(incarnation: u64) -> World {
+    let mut world = World::new(ReplayOptions::default(), 10_000);
+    world.publish_many(900);
+    (0..900).for_each(|_| world.lose());
+    let applied = world.published.clone();
+    let last = applied[899].payload();
+    world.sequencer.resume(899, xxhash_rust::xxh3::xxh3_64(&last), applied[899].timestamp as f64);
+    world.applied = applied;
+    for _ in 0..incarnation {
+        world.restart();
+    }
+    assert_eq!((world.sequencer.trust(), world.sequencer.as_of()), (Trust::Syncing, Some(899)));
+    world
+}
+
+#[test]
+fn a_resumed_worker_asks_from_its_last_batch_on_once_the_link_is_up() {
+    for lost in [0, 30] {
+        let mut world = resumed(0);
+        world.flap(lost);
+        world.deliver_all();
+        assert_eq!(world.asked(), Some(899));
+        assert_eq!(world.sequencer.trust(), Trust::Syncing);
+        world.settle();
+        world.check_complete();
+        assert_eq!(world.start_overs, 0);
+    }
+}
+
+#[test]
+fn a_resumed_worker_asks_when_a_batch_comes_even_if_it_is_the_next_one() {
+    let mut world = resumed(0);
+    world.publish();
+    world.deliver_all();
+    assert_eq!((world.asked(), world.applied.len()), (Some(899), 900));
+    world.settle();
+    world.check_complete();
+    let mut world = resumed(0);
+    let last = world.published[899].clone();
+    world.hand_in(&last);
+    assert_eq!(world.asked(), Some(899), "what it saw was the last of what is to be had");
+    world.settle();
+    world.check_complete();
+}
+
+#[test]
+fn a_resumed_worker_starts_over_when_its_publisher_did() {
+    for published in [3, 950] {
+        let mut world = resumed(1);
+        world.publish_many(published);
+        world.settle();
+        world.check_complete();
+        assert_eq!(world.start_overs, 1);
+    }
+}
+
+#[test]
+fn a_resumed_worker_whose_source_does_not_answer_is_given_up() {
+    let mut world = resumed(0);
+    world.publish();
+    world.deliver_all();
+    while world.sequencer.trust() == Trust::Syncing {
+        world.serve(Fault::Cut(0));
+        world.deliver_replays();
+        world.pass(Duration::from_secs(10));
+    }
+    assert_eq!(degraded(&world), Some(Reason::Gap));
+}
+
+#[test]
+fn a_resumed_worker_that_had_missed_something_is_built_anew() {
+    let mut world = resumed(0);
+    world.sequencer.degrade(Reason::Gap);
+    world.flap(2);
+    world.settle();
+    world.check_complete();
+    assert_eq!(world.sequencer.counters().rebuilt, 1);
+}
+
+#[test]
+fn a_resumed_worker_without_a_replay_source_is_proven_by_what_comes() {
+    let digest = xxhash_rust::xxh3::xxh3_64(b"five");
+    let hand_in = |seq: u64, clock: f64, payload: &[u8]| {
+        let mut sequencer = Sequencer::without_replay();
+        sequencer.resume(5, digest, 10.0);
+        assert_eq!(sequencer.trust(), Trust::Syncing);
+        let verdict = sequencer.live(NOW, Arrival { seq, timestamp: Some(clock), payload });
+        while sequencer.next_step().is_some() {}
+        (verdict, sequencer.trust())
+    };
+    let gap = Trust::Degraded(Reason::Gap);
+    let start = Trust::Degraded(Reason::MissedStart);
+    assert_eq!(hand_in(6, 11.0, b"six"), (Verdict::Next, Trust::Exact));
+    assert_eq!(hand_in(5, 10.0, b"five"), (Verdict::Duplicate, Trust::Exact));
+    assert_eq!(hand_in(6, 9.0, b"six"), (Verdict::Next, gap), "its clock is of another life");
+    assert_eq!(hand_in(9, 11.0, b"nine"), (Verdict::Gap { missing: 3 }, gap));
+    assert_eq!(hand_in(5, 11.0, b"else"), (Verdict::Restart, start));
+    assert_eq!(hand_in(0, 11.0, b"zero"), (Verdict::Restart, Trust::Exact));
+    let late = Trust::Degraded(Reason::OutOfOrder);
+    assert_eq!(hand_in(4, 9.0, b"four"), (Verdict::Late, late));
+}
+
+#[test]
+fn what_a_worker_resumes_from_is_what_another_one_applied_last() {
+    let world = in_step(3);
+    let mark = world.sequencer.watermark().unwrap();
+    let clock = f64::from_bits(mark.timestamp);
+    assert_eq!((mark.seq, clock), (2, world.published[2].timestamp as f64));
+    assert_eq!(mark.digest, xxhash_rust::xxh3::xxh3_64(&world.published[2].payload()));
+    assert_eq!(Sequencer::without_replay().watermark(), None);
+}
+
+#[test]
+fn a_stream_that_gets_a_replay_source_asks_for_the_next_gap() {
+    let mut world = World::new(ReplayOptions::default(), 10_000);
+    world.sequencer = Sequencer::without_replay();
+    world.publish_many(3);
+    world.deliver_all();
+    world.sequencer.follow(ReplayOptions::default(), 7);
+    world.publish_many(2);
+    world.lose();
+    world.deliver_all();
+    assert_eq!(world.asked(), Some(2));
+    world.settle();
+    world.check_complete();
+}

@@ -5,9 +5,9 @@
 mod zmq_support;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kvscout::ingest::sequencer::{Arrival, Ended, Flow, SequencerCounters, Step};
@@ -15,144 +15,8 @@ use kvscout::ingest::zmq::{
     Asker, Endpoint, Options, Receiver, ReplaySink, Replays, RoundOptions, Sink, SourceId,
 };
 use kvscout::ingest::{ReplayOptions, Sequencer, Trust};
+use zmq_support::engine::{Engine, Fault, Shape, payload};
 use zmq_support::*;
-
-/// How a replay socket answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
-    /// vLLM up to 0.25.
-    Plain,
-    /// vLLM since 0.26.
-    WithTopic,
-}
-
-/// What an engine's replay socket does wrong, for its first answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    /// So many batches, no end marker.
-    CutAfter(usize),
-    /// Two batches of each ten are missing, the end marker comes.
-    Holes,
-    /// Messages of every wrong form among the right ones.
-    Garbage,
-    /// Nothing at all.
-    Silence,
-}
-
-type Buffer = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
-
-/// An engine: publishes on the test's thread, serves replays on one of its own.
-struct Engine {
-    publisher: zmq::Socket,
-    at: String,
-    replay_at: Endpoint,
-    buffer: Buffer,
-    requests: Arc<Mutex<Vec<u64>>>,
-    next: u64,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// The payload of a batch: its clock, then padding.
-fn payload(clock: u64, bytes: usize) -> Vec<u8> {
-    let mut payload = clock.to_be_bytes().to_vec();
-    payload.resize(bytes.max(8), 0xab);
-    payload
-}
-
-impl Engine {
-    fn start(context: &zmq::Context, shape: Shape, mut faults: Vec<Fault>) -> Engine {
-        let (publisher, at) = bound_publisher(context, "tcp://127.0.0.1:*");
-        // Only `bind`, as vLLM up to 0.32: a send queue of 1000 messages for each peer.
-        let router = context.socket(zmq::ROUTER).unwrap();
-        router.set_linger(0).unwrap();
-        router.bind("tcp://127.0.0.1:*").unwrap();
-        let replay_at = endpoint(&router.get_last_endpoint().unwrap().unwrap());
-        let (buffer, requests) = (Buffer::default(), Arc::new(Mutex::new(Vec::new())));
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = thread::spawn({
-            let (buffer, requests, stop) = (buffer.clone(), requests.clone(), stop.clone());
-            faults.reverse();
-            move || {
-                while !stop.load(Ordering::Relaxed) {
-                    if router.poll(zmq::POLLIN, 20).unwrap() == 0 {
-                        continue;
-                    }
-                    let request = router.recv_multipart(0).unwrap();
-                    let [client, empty, from] = &request[..] else {
-                        panic!("vLLM answers nothing to {} frames", request.len())
-                    };
-                    assert!(empty.is_empty());
-                    let from = u64::from_be_bytes(from[..].try_into().unwrap());
-                    requests.lock().unwrap().push(from);
-                    let buffer = buffer.lock().unwrap().clone();
-                    answer(&router, client, shape, from, &buffer, faults.pop());
-                }
-            }
-        });
-        Engine { publisher, at, replay_at, buffer, requests, next: 0, stop, thread: Some(thread) }
-    }
-
-    /// Makes a batch that nobody is sent.
-    fn lose(&mut self, bytes: usize) -> (u64, Vec<u8>) {
-        let batch = (self.next, payload(self.next, bytes));
-        self.buffer.lock().unwrap().push(batch.clone());
-        self.next += 1;
-        batch
-    }
-
-    fn publish(&mut self) {
-        let (seq, payload) = self.lose(8);
-        publish(&self.publisher, b"", seq, &payload);
-    }
-
-    fn requests(&self) -> Vec<u64> {
-        self.requests.lock().unwrap().clone()
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().unwrap().join();
-    }
-}
-
-fn answer(
-    router: &zmq::Socket,
-    client: &[u8],
-    shape: Shape,
-    from: u64,
-    buffer: &[(u64, Vec<u8>)],
-    fault: Option<Fault>,
-) {
-    // A ROUTER drops what does not fit and says nothing; so does this.
-    let send = |topic: &[u8], seq: u64, payload: &[u8]| {
-        let seq = seq.to_be_bytes();
-        match shape {
-            Shape::Plain => router.send_multipart([client, b"", &seq[..], payload], 0),
-            Shape::WithTopic => router.send_multipart([client, b"", topic, &seq[..], payload], 0),
-        }
-        .unwrap();
-    };
-    if fault == Some(Fault::Silence) {
-        return;
-    }
-    for (sent, (seq, payload)) in buffer.iter().filter(|(seq, _)| *seq >= from).enumerate() {
-        match fault {
-            Some(Fault::CutAfter(batches)) if sent == batches => return,
-            Some(Fault::Holes) if sent % 10 > 7 => continue,
-            Some(Fault::Garbage) => {
-                router.send_multipart([client, b"", b"short", b"x"], 0).unwrap();
-                router.send_multipart([client, b"x"], 0).unwrap();
-                router.send_multipart([client, b"", b"", b"", b"", b"", b""], 0).unwrap();
-            }
-            _ => {}
-        }
-        send(b"kv@pod", *seq, payload);
-    }
-    send(b"", u64::MAX, b"");
-}
 
 struct Worker {
     sequencer: Sequencer,

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::Home;
+use crate::block::{SpaceId, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 
 /// The state of an index: which blocks there are, what they are called, who holds them.
@@ -35,6 +37,27 @@ impl Image {
     /// The bytes.
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
+    }
+
+    /// The workers that have a home in it.
+    pub(crate) fn homes(&self) -> Result<Vec<(WorkerId, Home)>, Error> {
+        let mut from = Reader::new(&self.0);
+        // The totals.
+        from.take(24)?;
+        let mut vocabularies = Vec::new();
+        for _ in 0..from.count(8)? {
+            let (space, vocabulary) = (SpaceId(from.u32()?), VocabularyId(from.u32()?));
+            vocabularies.push(Home { space, vocabulary });
+        }
+        let mut homes = Vec::new();
+        for _ in 0..from.count(8)? {
+            let (worker, n) = (WorkerId(from.u32()?), from.u32()?);
+            let home = vocabularies
+                .get(n as usize)
+                .ok_or_else(|| from.wrong(format_args!("there is no vocabulary {n}")))?;
+            homes.push((worker, *home));
+        }
+        Ok(homes)
     }
 }
 

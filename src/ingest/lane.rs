@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Reason;
+use super::snapshot::Watermark;
 
 /// How many late batches in a row, each the next of the one before, are a publisher that started
 /// anew under an older clock.
@@ -43,6 +44,8 @@ pub enum Verdict {
 pub struct Lane {
     order: Order,
     unsound: Option<Reason>,
+    /// Nothing has come yet that follows what was resumed, or repeats it.
+    is_unproven: bool,
     counters: Counters,
 }
 
@@ -65,12 +68,27 @@ pub struct Counters {
 }
 
 impl Lane {
+    /// A lane that goes on after a batch that another one was fed with, as sound as that was then.
+    ///
+    /// That batch coming again is a duplicate, another one under its number a restart. Of the batches
+    /// before it nothing is remembered.
+    pub fn resume(last: Watermark, unsound: Option<Reason>) -> Lane {
+        let Watermark { seq, digest, timestamp } = last;
+        let timestamp = f64::from_bits(timestamp);
+        let mut order = Order::default();
+        order.record(seq, timestamp, digest);
+        Lane { order, unsound, is_unproven: true, ..Lane::default() }
+    }
+
     /// Judges a batch by its number, its own timestamp and a digest of its bytes, and records the
     /// outcome.
     pub fn judge(&mut self, seq: u64, timestamp: f64, digest: u64) -> Verdict {
         let verdict = self.order.judge(seq, timestamp, digest);
         match verdict {
-            Verdict::Duplicate => self.counters.duplicates += 1,
+            Verdict::Duplicate => {
+                self.counters.duplicates += 1;
+                self.is_unproven = false;
+            }
             Verdict::Late => {
                 self.counters.late += 1;
                 self.degrade(Reason::OutOfOrder);
@@ -109,6 +127,7 @@ impl Lane {
             self.counters.missing = self.counters.missing.saturating_add(seq);
             self.degrade(Reason::MissedStart);
         }
+        self.is_unproven = false;
         self.order.record(seq, timestamp, digest);
         self.counters.batches += 1;
     }
@@ -127,6 +146,17 @@ impl Lane {
     /// Why the residency differs from the effect of all batches, if it may.
     pub fn unsound(&self) -> Option<Reason> {
         self.unsound
+    }
+
+    /// Whether nothing has shown yet that the publisher goes on where the lane was
+    /// [resumed](Lane::resume).
+    pub fn is_unproven(&self) -> bool {
+        self.is_unproven
+    }
+
+    /// The last batch that was applied, to resume from.
+    pub fn watermark(&self) -> Option<Watermark> {
+        self.order.watermark()
     }
 
     /// The number of the last batch that was applied.
@@ -154,6 +184,7 @@ pub(super) struct Order {
 struct Newest {
     seq: u64,
     timestamp: f64,
+    digest: u64,
 }
 
 impl Order {
@@ -192,7 +223,7 @@ impl Order {
         if self.last.is_none_or(|last| seq > last.seq) {
             let before = self.last.map_or(f64::NEG_INFINITY, |last| last.timestamp);
             let timestamp = if timestamp.is_finite() { timestamp } else { before };
-            self.last = Some(Newest { seq, timestamp });
+            self.last = Some(Newest { seq, timestamp, digest });
         }
         if self.recent.len() == REMEMBERED {
             self.recent.pop_front();
@@ -203,6 +234,12 @@ impl Order {
     /// The highest number that arrived.
     pub(super) fn newest(&self) -> Option<u64> {
         self.last.map(|last| last.seq)
+    }
+
+    /// The batch under that number, to resume from.
+    fn watermark(&self) -> Option<Watermark> {
+        let Newest { seq, timestamp, digest } = self.last?;
+        Some(Watermark { seq, digest, timestamp: timestamp.to_bits() })
     }
 
     /// The digest of the batch that arrived under a number, if that is remembered.
@@ -321,6 +358,42 @@ mod tests {
         let late = Verdict::Late;
         assert_eq!(verdicts, [late, late, Verdict::Restart, Verdict::Next]);
         assert_eq!(lane.unsound(), Some(Reason::MissedStart), "its first two were dropped");
+    }
+
+    /// A lane resumed after batch 5 of 5.0 with digest 55.
+    fn resumed(unsound: Option<Reason>) -> Lane {
+        let last = Watermark { seq: 5, digest: 55, timestamp: 5.0_f64.to_bits() };
+        let lane = Lane::resume(last, unsound);
+        assert!(lane.is_unproven());
+        assert_eq!(lane.watermark(), Some(last));
+        lane
+    }
+
+    #[test]
+    fn a_resumed_lane_is_proven_by_the_next_batch_or_by_the_last_one_again() {
+        for (seq, timestamp, digest, verdict) in
+            [(6, 6.0, 66, Verdict::Next), (5, 5.0, 55, Verdict::Duplicate)]
+        {
+            let mut lane = resumed(None);
+            assert_eq!(lane.judge(seq, timestamp, digest), verdict);
+            assert_eq!((lane.is_unproven(), lane.unsound()), (false, None));
+        }
+        let mut lane = resumed(Some(Reason::Undecodable));
+        lane.judge(6, 6.0, 66);
+        assert_eq!(lane.unsound(), Some(Reason::Undecodable), "it is as sound as it was");
+    }
+
+    #[test]
+    fn a_resumed_lane_notices_gaps_and_restarts() {
+        let mut lane = resumed(None);
+        assert_eq!(lane.judge(8, 8.0, 88), Verdict::Gap { missing: 2 });
+        assert_eq!(lane.unsound(), Some(Reason::Gap));
+        let mut lane = resumed(Some(Reason::Gap));
+        assert_eq!(lane.judge(5, 9.0, 56), Verdict::Restart, "other bytes under its number");
+        assert_eq!(resumed(None).judge(0, 9.0, 1), Verdict::Restart, "a newer clock");
+        let mut lane = resumed(None);
+        assert_eq!(lane.judge(4, 4.0, 44), Verdict::Late);
+        assert!(lane.is_unproven(), "an old batch proves nothing");
     }
 
     #[test]

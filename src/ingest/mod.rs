@@ -1,10 +1,10 @@
 //! From a worker's numbered batches to changes of the index, with a record of how far they can be
 //! trusted.
 //!
-//! [`Sequencer`] is the state machine of one worker's stream where missed batches can be asked for
-//! again, [`Lane`] where they cannot: no socket, no clock, no index. [`verify`] finds out which hash
-//! contract a worker follows; [`translate`] turns decoded events into index changes; [`zmq`] (feature)
-//! moves the bytes.
+//! [`Sequencer`] is the state machine of one worker's stream, whether missed batches can be asked for
+//! again or not; [`Lane`] is the simpler one that it equals where they cannot. Neither has a socket, a
+//! clock or an index. [`verify`] finds out which hash contract a worker follows; [`translate`] turns
+//! decoded events into index changes; [`zmq`] (feature) moves the bytes.
 
 mod answer;
 mod lane;

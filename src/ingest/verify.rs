@@ -340,6 +340,18 @@ pub enum Content {
 }
 
 impl Verifier {
+    /// A check that goes on where another one was. The full hashes that it kept are gone: blocks below
+    /// those are held by name.
+    /// Names are compared on where all blocks have one `shape`.
+    pub fn resume(status: Status, hides_extras: bool, shape: Option<Shape>) -> Verifier {
+        Verifier { status, hides_extras, shape, ..Verifier::default() }
+    }
+
+    /// Whether the worker's events leave extra keys out.
+    pub fn hides_extras(&self) -> bool {
+        self.hides_extras
+    }
+
     /// What is known.
     pub fn status(&self) -> &Status {
         &self.status

@@ -9,6 +9,9 @@ impl Scout {
     /// Forgets what a worker holds, in every tier, as if its engine had announced it: an engine that
     /// was reset or put to sleep says so only with its next step.
     ///
+    /// What is being asked for just then (the worker is syncing) was published before: it may bring
+    /// blocks back until the engine says so itself.
+    ///
     /// # Errors
     ///
     /// No such worker.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use super::roster::{Generation, Roster};
-use super::standing::{Post, Slab};
+use super::standing::{Post, SLAB, Slab};
 use super::stream::{Seat, Stream};
 use super::{Adapter, Registration, WorkerStatus};
 use crate::block::{SpaceId, WorkerId};
 use crate::index::MemoryIndex;
+use crate::ingest::snapshot::{AdapterState, Given};
 use crate::score::GroupFacts;
 
 /// Rosters that are kept. There are as many as models and adapters that are asked for; where a worker
@@ -29,6 +30,7 @@ pub(super) struct Groups {
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) id: WorkerId,
+    pub(super) space: SpaceId,
     pub(super) pod: Arc<str>,
     pub(super) registration: Registration,
     pub(super) stream: Mutex<Stream>,
@@ -64,12 +66,16 @@ impl Worker {
         let has_path = |name: &str| adapters.get(name).is_some_and(|known| known.path.is_some());
         let stream = self.stream.lock();
         let standing = self.post.cell().read().with_loss(index.evicted(self.id));
+        let (held_back, held_back_bytes) = stream.held_back();
         WorkerStatus {
             worker: self.id,
             registration: self.registration.clone(),
             trust: standing.trust(),
             as_of: standing.as_of(),
             counters: stream.counters(),
+            stage: stream.stage(),
+            held_back,
+            held_back_bytes,
             events: stream.events(),
             groups: stream.groups().to_vec(),
             contract: stream.contract().clone(),
@@ -92,8 +98,8 @@ pub(super) struct Directory {
     adapters: HashMap<String, Arc<HashMap<String, Adapter>>>,
     next_worker: u32,
     next_space: u32,
-    /// Where the next worker's standing goes.
-    slab: Arc<Slab>,
+    /// Where the last worker's standing is: its number among the slabs of all worker ids.
+    slab: (u32, Arc<Slab>),
     rosters: Mutex<Rosters>,
 }
 
@@ -101,19 +107,52 @@ pub(super) struct Directory {
 type Rosters = HashMap<String, HashMap<Option<String>, Arc<Roster>>>;
 
 impl Directory {
+    /// A directory of nobody, whose numbers go on after those that were given.
+    pub(super) fn resume(given: Given) -> Directory {
+        Directory { next_worker: given.workers, next_space: given.spaces, ..Directory::default() }
+    }
+
+    /// The numbers given to workers and spaces.
+    pub(super) fn given(&self) -> Given {
+        Given { workers: self.next_worker, spaces: self.next_space, ..Given::default() }
+    }
+
     pub(super) fn add(&mut self, registration: Registration) -> Arc<Worker> {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
-        if Slab::at(id) == 0 {
-            self.slab = Arc::default();
-        }
-        let post = Post::new(self.slab.clone(), id);
         let key = (registration.tenant.clone(), registration.model.clone());
         let space = *self.spaces.entry(key).or_insert_with(|| {
             // Never given twice: what is left of an old space must not show in a new one.
             self.next_space += 1;
             SpaceId(self.next_space)
         });
+        self.put(id, space, registration, Stream::new)
+    }
+
+    /// Puts a worker back under its old numbers, which nobody else has.
+    pub(super) fn put_back(
+        &mut self,
+        id: WorkerId,
+        space: SpaceId,
+        registration: Registration,
+        stream: impl FnOnce(Seat) -> Stream,
+    ) -> Arc<Worker> {
+        self.spaces.insert((registration.tenant.clone(), registration.model.clone()), space);
+        self.put(id, space, registration, stream)
+    }
+
+    fn put(
+        &mut self,
+        id: WorkerId,
+        space: SpaceId,
+        registration: Registration,
+        stream: impl FnOnce(Seat) -> Stream,
+    ) -> Arc<Worker> {
+        let slab = id.0 / SLAB as u32;
+        if self.slab.0 != slab {
+            self.slab = (slab, Arc::default());
+        }
+        let post = Post::new(self.slab.1.clone(), id);
         let identity = (registration.tenant.clone(), registration.pod.clone(), registration.rank);
         let seat = Seat {
             worker: id,
@@ -126,8 +165,9 @@ impl Directory {
         };
         let worker = Arc::new(Worker {
             id,
+            space,
             pod: registration.pod.as_str().into(),
-            stream: Mutex::new(Stream::new(seat)),
+            stream: Mutex::new(stream(seat)),
             post,
             groups: RwLock::default(),
             registration,
@@ -150,6 +190,11 @@ impl Directory {
             false => self.spaces.remove(&(tenant.clone(), model.clone())),
         };
         Some((worker, emptied))
+    }
+
+    /// Every worker, by number.
+    pub(super) fn by_number(&self) -> Vec<Arc<Worker>> {
+        self.workers.values().cloned().collect()
     }
 
     pub(super) fn get(&self, id: WorkerId) -> Option<&Arc<Worker>> {
@@ -198,6 +243,22 @@ impl Directory {
     pub(super) fn add_adapter(&mut self, tenant: &str, name: &str, adapter: Adapter) {
         let of_tenant = self.adapters.entry(tenant.to_owned()).or_default();
         Arc::make_mut(of_tenant).insert(name.to_owned(), adapter);
+    }
+
+    /// All adapters, by tenant and name.
+    pub(super) fn all_adapters(&self) -> Vec<AdapterState> {
+        let mut all = Vec::new();
+        for (tenant, of_tenant) in &self.adapters {
+            all.extend(of_tenant.iter().map(|(name, adapter)| AdapterState {
+                tenant: tenant.clone(),
+                name: name.clone(),
+                model: adapter.model.clone(),
+                id: adapter.id,
+                path: adapter.path.clone(),
+            }));
+        }
+        all.sort_unstable_by(|a, b| (&a.tenant, &a.name).cmp(&(&b.tenant, &b.name)));
+        all
     }
 
     /// A tenant's adapters by name.

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 
+use crate::ingest::snapshot::EditionState;
+
 /// The editions of all adapters, by tenant and name; 0 for those that were never cleared.
 #[derive(Debug, Default)]
 pub(super) struct Editions {
@@ -18,6 +20,30 @@ pub(super) struct Editions {
 }
 
 impl Editions {
+    /// Editions as a snapshot has them.
+    pub(super) fn resume(states: &[EditionState]) -> Editions {
+        let mut numbers: HashMap<String, HashMap<String, u32>> = HashMap::new();
+        for EditionState { tenant, adapter, number } in states {
+            numbers.entry(tenant.clone()).or_default().insert(adapter.clone(), *number);
+        }
+        Editions { any: AtomicBool::new(!numbers.is_empty()), numbers: RwLock::new(numbers) }
+    }
+
+    /// All but 0, by tenant and name.
+    pub(super) fn state(&self) -> Vec<EditionState> {
+        let numbers = self.numbers.read();
+        let mut all = Vec::new();
+        for (tenant, of_tenant) in &*numbers {
+            all.extend(of_tenant.iter().map(|(adapter, &number)| EditionState {
+                tenant: tenant.clone(),
+                adapter: adapter.clone(),
+                number,
+            }));
+        }
+        all.sort_unstable_by(|a, b| (&a.tenant, &a.adapter).cmp(&(&b.tenant, &b.adapter)));
+        all
+    }
+
     /// The edition of a tenant's adapter.
     #[inline]
     pub(super) fn of(&self, tenant: &str, adapter: Option<&str>) -> u32 {

@@ -2,25 +2,29 @@
 //!
 //! [`Scout`] alone joins decoding, hashing, the index and scoring. It has no socket and no clock:
 //! whoever embeds it calls [`Scout::apply`] with what came from the wire, one worker's batches in
-//! order and from one thread at a time, and [`Scout::score`] from any thread.
+//! order and from one thread at a time, and [`Scout::score`] from any thread. Where an engine's past
+//! batches can be had, [`Scout::follow`] and what it leads to repair what was missed.
 
 mod clear;
 mod directory;
 mod edition;
+mod follow;
 mod habit;
 mod prompt;
 mod query;
 mod ranking;
 mod roster;
 mod standing;
+mod state;
 mod stream;
 mod vocabulary;
 mod warning;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
+pub use self::follow::{Ask, Progress};
 pub use self::habit::{Copies, OnClear};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
@@ -29,15 +33,16 @@ pub use self::warning::Warning;
 use self::directory::{Directory, Worker};
 use self::edition::Editions;
 use self::roster::Generation;
-use self::stream::Shared;
+use self::stream::{Shared, Stream};
 use crate::block::{BlockSize, Name, Prompt, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, MemoryIndex, MemoryOptions, Stats};
+use crate::ingest::sequencer::{SequencerCounters, Stage};
 use crate::ingest::verify::{Candidates, Checks, Status};
-use crate::ingest::{Counters, Trust, Verdict};
+use crate::ingest::{Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
 
 /// Settings of a [`Scout`].
@@ -178,6 +183,8 @@ pub struct Ingested {
     pub rejected: u32,
     /// The first decoding error, with its offset in this payload.
     pub error: Option<DecodeError>,
+    /// What to ask the worker's replay source, if it is [followed](Scout::follow).
+    pub ask: Option<Ask>,
 }
 
 /// A worker as an operator sees it.
@@ -192,7 +199,13 @@ pub struct WorkerStatus {
     /// The last batch that was applied.
     pub as_of: Option<u64>,
     /// What happened on its stream.
-    pub counters: Counters,
+    pub counters: SequencerCounters,
+    /// What is under way with its replay source; `None` where it is not [followed](Scout::follow).
+    pub stage: Option<Stage>,
+    /// Batches that wait for the ones before them.
+    pub held_back: usize,
+    /// Their bytes.
+    pub held_back_bytes: usize,
     /// What became of its events.
     pub events: EventCounters,
     /// Its cache groups, as announced.
@@ -234,6 +247,9 @@ pub struct Scout {
     shared: Shared,
     weights: Weights,
     directory: RwLock<Directory>,
+    /// Held while a worker comes or goes, as a whole, and while a snapshot is taken. Before all other
+    /// locks.
+    membership: Mutex<()>,
     /// Workers whose batches wait for their contract; a query may settle it.
     waiting: AtomicUsize,
 }
@@ -245,25 +261,31 @@ impl Scout {
     ///
     /// The operating system gave no randomness for the digest key.
     pub fn new(options: Options) -> Result<Scout, Error> {
-        let key = match options.digest_key {
+        let key = match options.digest_key.clone() {
             Some(key) => key,
             None => DigestKey::random()?,
         };
-        Ok(Scout {
+        let index = MemoryIndex::new(options.memory);
+        Ok(Scout::made_of(options, key, index))
+    }
+
+    fn made_of(options: Options, key: DigestKey, index: MemoryIndex) -> Scout {
+        Scout {
             shared: Shared {
                 key: key.clone(),
                 limits: options.limits,
                 candidates: Candidates::new(&options.seeds),
                 chains: ChainMemory::new(key, options.chain_memory),
-                index: MemoryIndex::new(options.memory),
+                index,
                 vocabularies: RwLock::default(),
                 generation: Generation::default(),
                 editions: Editions::default(),
             },
             weights: options.weights,
             directory: RwLock::default(),
+            membership: Mutex::default(),
             waiting: AtomicUsize::new(0),
-        })
+        }
     }
 
     /// Adds a worker; the same registration again gives the same worker.
@@ -272,6 +294,7 @@ impl Scout {
     ///
     /// The (tenant, pod, rank) is registered with other facts.
     pub fn register(&self, registration: Registration) -> Result<WorkerId, Error> {
+        let _comes = self.membership.lock();
         let mut directory = self.directory.write();
         if let Some(worker) =
             directory.find(&registration.tenant, &registration.pod, registration.rank)
@@ -296,6 +319,7 @@ impl Scout {
     ///
     /// No such worker.
     pub fn unregister(&self, worker: WorkerId) -> Result<(), Error> {
+        let _goes = self.membership.lock();
         let removed = {
             let mut directory = self.directory.write();
             let removed = directory.remove(worker);
@@ -338,20 +362,30 @@ impl Scout {
     /// payload.
     ///
     /// Batches of one worker are applied in the order of the calls; what is wrong with a batch is
-    /// counted, shown in the worker's trust, and never undoes what is known.
+    /// counted, shown in the worker's trust, and never undoes what is known. A worker that is
+    /// [followed](Scout::follow) may hold a batch back; then [`Ingested::ask`] says what to ask for.
     ///
     /// # Errors
     ///
     /// No such worker.
     pub fn apply(&self, worker: WorkerId, seq: u64, payload: &[u8]) -> Result<Ingested, Error> {
+        self.with_stream(worker, |stream| stream.apply(&self.shared, seq, payload))
+    }
+
+    /// Changes a worker's stream and shows queries where it stands then.
+    fn with_stream<T>(
+        &self,
+        worker: WorkerId,
+        change: impl FnOnce(&mut Stream) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let found = self.directory.read().get(worker).cloned();
         let found = found.ok_or_else(|| unknown_worker(worker))?;
         let mut stream = found.stream.lock();
         let waited = stream.is_waiting();
-        let ingested = stream.apply(&self.shared, seq, payload);
+        let outcome = change(&mut stream);
         found.publish(&stream, &self.shared.generation);
         self.count_waiting(waited, stream.is_waiting());
-        ingested
+        outcome
     }
 
     fn count_waiting(&self, before: bool, after: bool) {

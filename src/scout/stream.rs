@@ -1,31 +1,38 @@
 //! One worker's stream: order, contract, translation, application.
 //!
+//! Two queues follow each other. Batches that came too early wait in the sequencer for those before
+//! them; then, in order, they come here.
 //! Batches whose blocks cannot be read yet (extra keys hidden, contract not known) wait here, whole
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
+pub(super) mod feed;
+
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::time::Duration;
 
 use parking_lot::RwLock;
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::EventCounters;
 use super::edition::Editions;
+use super::follow::Progress;
 use super::habit::{Copies, OnClear};
 use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
-use super::{EventCounters, Ingested};
-use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, WorkerId};
+use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId};
 use crate::error::Error;
 use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Block, Change, Home, Matches, MemoryIndex, Parent, Query, Store};
+use crate::ingest::sequencer::{Sequencer, SequencerCounters, Stage};
+use crate::ingest::snapshot::{GroupState, Watermark, WorkerState};
 use crate::ingest::translate::{self, Rejection};
 use crate::ingest::verify::{Candidates, Checks, Status, Verifier};
-use crate::ingest::{Counters, Lane, Reason, Trust, Verdict};
+use crate::ingest::{Reason, Trust};
 use crate::score::{GroupFacts, GroupRule};
 
 /// How many bytes of payloads may wait for a worker's contract: minutes of an engine's traffic, and
@@ -69,7 +76,15 @@ pub(super) struct Seat {
 #[derive(Debug)]
 pub(super) struct Stream {
     seat: Seat,
-    lane: Lane,
+    /// Where its names are in the index.
+    vocabulary: VocabularyId,
+    /// Which life of its publisher is followed.
+    incarnation: u64,
+    lane: Sequencer,
+    /// The time that was said last.
+    now: Duration,
+    /// Nothing was heard for too long.
+    silent: bool,
     verifier: Verifier,
     groups: Vec<GroupFacts>,
     /// The groups whose unit was seen on the GPU.
@@ -79,7 +94,7 @@ pub(super) struct Stream {
     events: EventCounters,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
-    applied_to: Option<u64>,
+    applied_to: Option<Watermark>,
     retired: bool,
     scratch: Scratch,
 }
@@ -133,7 +148,11 @@ impl Stream {
     pub(super) fn new(seat: Seat) -> Stream {
         Stream {
             seat,
-            lane: Lane::default(),
+            vocabulary: VocabularyId(0),
+            incarnation: 0,
+            lane: Sequencer::without_replay(),
+            now: Duration::ZERO,
+            silent: false,
             verifier: Verifier::default(),
             groups: Vec::new(),
             seen_on_gpu: Vec::new(),
@@ -147,66 +166,55 @@ impl Stream {
         }
     }
 
-    pub(super) fn apply(
-        &mut self,
-        shared: &Shared,
-        seq: u64,
-        payload: &[u8],
-    ) -> Result<Ingested, Error> {
-        if self.retired {
-            return Err(super::unknown_worker(self.seat.worker));
+    /// A stream that goes on after the last batch that a snapshot holds; its worker has its blocks.
+    pub(super) fn resume(seat: Seat, state: &WorkerState, contract: Status) -> Stream {
+        let on_gpu = state.groups.iter().filter(|group| group.on_gpu);
+        let mut shapes = state.groups.iter().map(|group| group.facts.shape);
+        let shape = shapes.next().filter(|first| shapes.all(|other| other == *first));
+        let mut lane = Sequencer::without_replay();
+        // Where nothing was applied, nothing of it can be wrong.
+        if let Some(Watermark { seq, digest, timestamp }) = state.watermark {
+            lane.resume(seq, digest, f64::from_bits(timestamp));
+            state.unsound.into_iter().for_each(|reason| lane.degrade(reason));
         }
-        let batch = Batch::parse(payload, &shared.limits);
-        let verdict = match &batch {
-            Ok(batch) => self.lane.judge(seq, batch.timestamp(), xxh3_64(payload)),
-            Err(_) => self.lane.judge_unreadable(seq, xxh3_64(payload)),
+        Stream {
+            vocabulary: state.vocabulary,
+            incarnation: state.incarnation,
+            lane,
+            verifier: Verifier::resume(contract, state.hides_extras, shape),
+            groups: state.groups.iter().map(|group| group.facts).collect(),
+            seen_on_gpu: on_gpu.map(|group| group.facts.group).collect(),
+            applied_to: state.watermark,
+            ..Stream::new(seat)
+        }
+    }
+
+    /// Writes down how far the stream was followed. Batches that wait are after the watermark.
+    pub(super) fn describe(&self, state: &mut WorkerState) {
+        let group = |facts: &GroupFacts| GroupState {
+            facts: *facts,
+            on_gpu: self.seen_on_gpu.contains(&facts.group),
         };
-        let mut ingested =
-            Ingested { verdict, applied: Applied::default(), rejected: 0, error: None };
-        match verdict {
-            Verdict::Duplicate | Verdict::Late => {
-                if let Err(error) = batch {
-                    ingested.error = Some(error);
-                    ingested.rejected += 1;
-                    self.events.rejected += 1;
-                }
-                return Ok(ingested);
-            }
-            Verdict::Restart | Verdict::Next | Verdict::Gap { .. } => self.seat.post.open(),
-        }
-        if verdict == Verdict::Restart {
-            self.start_over(shared)?;
-        }
-        match batch {
-            Err(error) => {
-                ingested.error = Some(error);
-                ingested.rejected += 1;
-                self.reject();
-            }
-            Ok(batch) => {
-                self.observe(shared, &batch)?;
-                if self.verifier.must_wait() {
-                    if self.waiting_bytes + payload.len() <= MAX_WAITING {
-                        self.waiting_bytes += payload.len();
-                        self.waiting.push(payload.into());
-                        return Ok(ingested);
-                    }
-                    self.verifier.give_up();
-                }
-                self.apply_waiting(shared, &mut ingested)?;
-                self.apply_batch(shared, &batch, &mut ingested)?;
-            }
-        }
-        if self.waiting.is_empty() {
-            self.applied_to = self.lane.as_of();
-        }
-        Ok(ingested)
+        state.vocabulary = self.vocabulary;
+        state.incarnation = self.incarnation;
+        state.watermark = self.applied_to;
+        state.unsound = self.lane.unsound();
+        state.hides_extras = self.verifier.hides_extras();
+        state.contract = self.verifier.status().into();
+        state.groups = self.groups.iter().map(group).collect();
     }
 
     /// Gives an incarnation of the worker its place in the index.
-    pub(super) fn begin(&self, shared: &Shared) -> Result<(), Error> {
+    pub(super) fn begin(&mut self, shared: &Shared) -> Result<(), Error> {
         let vocabulary = shared.vocabularies.write().private();
-        shared.index.assign(self.seat.worker, Home { space: self.seat.space, vocabulary })
+        self.move_to(shared, vocabulary)
+    }
+
+    fn move_to(&mut self, shared: &Shared, vocabulary: VocabularyId) -> Result<(), Error> {
+        let home = Home { space: self.seat.space, vocabulary };
+        shared.index.assign(self.seat.worker, home)?;
+        self.vocabulary = vocabulary;
+        Ok(())
     }
 
     /// Forgets what the last incarnation held.
@@ -219,6 +227,7 @@ impl Stream {
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
+        self.incarnation += 1;
         self.begin(shared)
     }
 
@@ -244,7 +253,7 @@ impl Stream {
     fn adopt(&mut self, shared: &Shared) -> Result<(), Error> {
         let Status::Verified(contract) = self.verifier.status() else { return Ok(()) };
         let vocabulary = shared.vocabularies.write().shared(self.seat.space, contract);
-        shared.index.assign(self.seat.worker, Home { space: self.seat.space, vocabulary })
+        self.move_to(shared, vocabulary)
     }
 
     /// Lets a prompt prove the contract, and applies what waited for it.
@@ -252,26 +261,21 @@ impl Stream {
         let Shared { candidates, chains, .. } = shared;
         if self.verifier.settle(prompt, candidates, self.seat.version, chains) {
             self.seat.post.open();
-            let mut ingested = Ingested {
-                verdict: Verdict::Next,
-                applied: Applied::default(),
-                rejected: 0,
-                error: None,
-            };
+            let mut progress = Progress::default();
             let moved = self.adopt(shared);
-            if moved.and_then(|()| self.apply_waiting(shared, &mut ingested)).is_err() {
+            if moved.and_then(|()| self.apply_waiting(shared, &mut progress)).is_err() {
                 self.lane.degrade(Reason::Undecodable);
             }
-            self.applied_to = self.lane.as_of();
+            self.applied_to = self.lane.watermark();
         }
     }
 
-    fn apply_waiting(&mut self, shared: &Shared, ingested: &mut Ingested) -> Result<(), Error> {
+    fn apply_waiting(&mut self, shared: &Shared, progress: &mut Progress) -> Result<(), Error> {
         self.waiting_bytes = 0;
         for payload in std::mem::take(&mut self.waiting) {
             // It was parsed once already, when it came.
             if let Ok(batch) = Batch::parse(&payload, &shared.limits) {
-                self.apply_batch(shared, &batch, ingested)?;
+                self.apply_batch(shared, &batch, progress)?;
             }
         }
         Ok(())
@@ -281,7 +285,7 @@ impl Stream {
         &mut self,
         shared: &Shared,
         batch: &Batch<'_>,
-        ingested: &mut Ingested,
+        progress: &mut Progress,
     ) -> Result<(), Error> {
         let mut moving = self.moving(batch);
         let mut events = batch.events();
@@ -289,8 +293,8 @@ impl Stream {
             match event {
                 Ok(Event::Stored(stored)) => {
                     if self.stored(shared, &stored).is_err() {
-                        self.flush(shared, &mut ingested.applied)?;
-                        ingested.rejected += 1;
+                        self.flush(shared, &mut progress.applied)?;
+                        progress.rejected += 1;
                         self.reject();
                     }
                 }
@@ -298,23 +302,23 @@ impl Stream {
                 Ok(Event::Cleared(cleared)) => {
                     self.release(&mut moving);
                     // What was refused before it does not matter any more.
-                    self.flush(shared, &mut ingested.applied)?;
+                    self.flush(shared, &mut progress.applied)?;
                     self.cleared(shared, cleared.tier)?;
                 }
                 Err(error) => {
-                    self.flush(shared, &mut ingested.applied)?;
-                    ingested.error.get_or_insert(error);
-                    ingested.rejected += 1;
+                    self.flush(shared, &mut progress.applied)?;
+                    progress.error.get_or_insert(error);
+                    progress.rejected += 1;
                     self.reject();
                 }
             }
             let Scratch { planned, blocks, names, .. } = &self.scratch;
             if planned.len() >= MAX_PLANNED || blocks.len() + names.len() >= MAX_NAMED {
-                self.flush(shared, &mut ingested.applied)?;
+                self.flush(shared, &mut progress.applied)?;
             }
         }
         self.release(&mut moving);
-        self.flush(shared, &mut ingested.applied)
+        self.flush(shared, &mut progress.applied)
     }
 
     /// Applies what was planned since the last time, in order. Together, because the index then asks
@@ -522,14 +526,12 @@ impl Stream {
 
     /// Forgets everything, by an operator's word.
     pub(super) fn clear(&mut self, shared: &Shared) -> Result<(), Error> {
-        if self.retired {
-            return Err(super::unknown_worker(self.seat.worker));
-        }
+        self.check()?;
         self.seat.post.open();
         // What waits was stored before.
         self.waiting.clear();
         self.waiting_bytes = 0;
-        self.applied_to = self.lane.as_of();
+        self.applied_to = self.lane.watermark();
         self.lane.cleared();
         self.verifier.cleared();
         shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
@@ -560,7 +562,7 @@ impl Stream {
         if self.retired {
             return Standing { groups, ..Standing::UNHEARD };
         }
-        Standing { trust: self.trust(), as_of: self.applied_to, groups }
+        Standing { trust: self.trust(), as_of: self.applied_to.map(|last| last.seq), groups }
     }
 
     /// The worker's cache groups by number.
@@ -569,11 +571,11 @@ impl Stream {
     }
 
     fn trust(&self) -> Trust {
-        match self.lane.unsound() {
-            Some(reason) => Trust::Degraded(reason),
-            None if !self.waiting.is_empty() => Trust::Syncing,
-            None if self.verifier.is_blind() => Trust::Degraded(Reason::ExtrasHidden),
-            None => Trust::Exact,
+        match self.lane.trust() {
+            _ if self.silent => Trust::Silent,
+            Trust::Exact if !self.waiting.is_empty() => Trust::Syncing,
+            Trust::Exact if self.verifier.is_blind() => Trust::Degraded(Reason::ExtrasHidden),
+            trust => trust,
         }
     }
 
@@ -587,8 +589,18 @@ impl Stream {
         self.seat.post.open();
     }
 
-    pub(super) fn counters(&self) -> Counters {
+    pub(super) fn counters(&self) -> SequencerCounters {
         self.lane.counters()
+    }
+
+    /// What is under way with the replay source.
+    pub(super) fn stage(&self) -> Option<Stage> {
+        self.lane.stage()
+    }
+
+    /// Batches held back, and their bytes.
+    pub(super) fn held_back(&self) -> (usize, usize) {
+        self.lane.held_back()
     }
 
     pub(super) fn events(&self) -> EventCounters {

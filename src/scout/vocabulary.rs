@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::block::{SpaceId, VocabularyId};
+use crate::index::Home;
+use crate::ingest::snapshot::VocabularyState;
 use crate::ingest::verify::Contract;
 
 /// Numbers for vocabularies: one for each worker whose contract is not known, one for each space and
@@ -15,6 +17,32 @@ pub(super) struct Vocabularies {
 }
 
 impl Vocabularies {
+    /// Vocabularies of which so many numbers were given.
+    pub(super) fn resume(given: u32) -> Vocabularies {
+        Vocabularies { next: given, ..Vocabularies::default() }
+    }
+
+    /// Puts a shared vocabulary back under its old number.
+    pub(super) fn put_back(&mut self, home: Home, contract: Contract) {
+        self.shared.insert((home.space, contract.clone()), home.vocabulary);
+        self.contracts.insert(home.vocabulary, contract);
+    }
+
+    /// How many numbers were given.
+    pub(super) fn given(&self) -> u32 {
+        self.next
+    }
+
+    /// The shared ones, by number.
+    pub(super) fn state(&self) -> Vec<VocabularyState> {
+        let state = |(&(space, ref contract), &vocabulary): (&(SpaceId, Contract), &_)| {
+            VocabularyState { home: Home { space, vocabulary }, contract: contract.into() }
+        };
+        let mut all: Vec<VocabularyState> = self.shared.iter().map(state).collect();
+        all.sort_unstable_by_key(|state| state.home.vocabulary);
+        all
+    }
+
     /// A new vocabulary for one worker's names.
     pub(super) fn private(&mut self) -> VocabularyId {
         self.next += 1;

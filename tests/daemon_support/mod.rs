@@ -110,6 +110,28 @@ impl Daemon {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
+    /// Kills the process where it stands.
+    pub(crate) fn kill(self) {
+        self.signal("KILL");
+        self.end();
+    }
+
+    /// Lets the process end in order.
+    #[track_caller]
+    pub(crate) fn terminate(self) -> String {
+        self.signal("TERM");
+        let (status, log) = self.end();
+        assert!(status.success(), "{log}");
+        log
+    }
+
+    /// The value of a metric.
+    pub(crate) fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = self.get("/metrics").body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.map(|value| value.parse().unwrap())
+    }
+
     /// How the process ends by itself, and everything it said on stderr.
     pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let mut status = None;

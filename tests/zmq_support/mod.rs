@@ -2,6 +2,8 @@
 //! hand.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod engine;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};

@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use kvscout::block::WorkerId;
 use kvscout::event::{Batch, Limits};
 use kvscout::ingest::Verdict;
-use kvscout::ingest::zmq::{Endpoint, Sink, SourceId};
-use kvscout::scout::{Ingested, Registration, Scout};
+use kvscout::ingest::zmq::{Endpoint, Mode, Sink, SourceId};
+use kvscout::scout::{Ingested, Registration};
 use parking_lot::{Mutex, RwLock};
-use tracing::{debug, info, trace, warn};
+use tracing::{info, trace, warn};
+
+use crate::follow::Follower;
+use crate::service::Origin;
 
 /// How often one source may fill the log with what is wrong with it.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
@@ -30,6 +33,8 @@ pub(crate) enum Route {
         /// Its pod and model, to notice topics that say something else.
         pod: Arc<str>,
         model: Option<Arc<str>>,
+        /// Where its past batches are asked for.
+        replay: Option<Arc<Endpoint>>,
     },
     /// To the worker that the topic names, of this tenant.
     Topics {
@@ -47,8 +52,12 @@ pub(crate) enum Feed {
         source: SourceId,
         /// Its endpoint.
         endpoint: Endpoint,
-        /// Where past batches could be asked for.
+        /// Who dials.
+        mode: Mode,
+        /// Where past batches are asked for.
         replay: Option<Endpoint>,
+        /// Who wants it.
+        origin: Origin,
     },
     /// By messages on the shared endpoint that name it.
     Topic,
@@ -63,6 +72,8 @@ pub(crate) struct Switchboard {
     pub(crate) routes: RwLock<HashMap<SourceId, Route>>,
     /// How workers are fed; held while one is registered.
     pub(crate) feeds: Mutex<BTreeMap<WorkerId, Feed>>,
+    /// Sources whose link is down, since when; until their workers are called silent.
+    pub(crate) down: Mutex<BTreeMap<SourceId, Instant>>,
     /// Messages counted by what their topic is worth.
     pub(crate) topics: TopicCounters,
 }
@@ -84,8 +95,7 @@ pub(crate) struct TopicCounters {
 /// The sink of the receiver.
 #[derive(Debug)]
 pub(crate) struct Intake {
-    scout: Arc<Scout>,
-    switchboard: Arc<Switchboard>,
+    follower: Follower,
     limits: Limits,
     max_topic_workers: usize,
     /// Workers by topic and rank.
@@ -94,16 +104,10 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// A sink that feeds `scout`; topics register at most `max_topic_workers`.
-    pub(crate) fn new(
-        scout: Arc<Scout>,
-        switchboard: Arc<Switchboard>,
-        limits: Limits,
-        max_topic_workers: usize,
-    ) -> Intake {
+    /// A sink that feeds the follower's scout; topics register at most `max_topic_workers`.
+    pub(crate) fn new(follower: Follower, limits: Limits, max_topic_workers: usize) -> Intake {
         Intake {
-            scout,
-            switchboard,
+            follower,
             limits,
             max_topic_workers,
             by_topic: HashMap::new(),
@@ -120,13 +124,15 @@ impl Intake {
         if let Some(&(_, worker)) = known {
             return Some(worker);
         }
-        let counters = &self.switchboard.topics;
+        let counters = &self.follower.switchboard.topics;
         let Some((pod, model)) = pod_and_model(topic) else {
             counters.unreadable.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        let mut feeds = self.switchboard.feeds.lock();
-        let worker = match self.scout.find(tenant, pod, rank) {
+        let mut feeds = self.follower.switchboard.feeds.lock();
+        let worker = match self.follower.scout.find(tenant, pod, rank) {
+            // A snapshot's, or one that this topic registered before.
+            Some(worker) if self.is_of_topic(worker, model, &feeds) => worker,
             // Its topic changed to another model, or it has a source of its own.
             Some(_) => {
                 counters.claimed.fetch_add(1, Ordering::Relaxed);
@@ -143,18 +149,26 @@ impl Intake {
                     tenant: tenant.to_owned(),
                     ..Registration::new(pod, model)
                 };
-                self.scout.register(registration).ok()?
+                self.follower.scout.register(registration).ok()?
             }
         };
-        feeds.insert(worker, Feed::Topic);
-        info!(pod, model, rank, "registered by topic");
+        if feeds.insert(worker, Feed::Topic).is_none() {
+            info!(pod, model, rank, "registered by topic");
+        }
         self.by_topic.entry(topic.into()).or_default().push((rank, worker));
         Some(worker)
     }
 
+    /// Whether topics speak for this worker, and this model is its own.
+    fn is_of_topic(&self, worker: WorkerId, model: &str, feeds: &BTreeMap<WorkerId, Feed>) -> bool {
+        let status = self.follower.scout.worker(worker);
+        matches!(feeds.get(&worker), Some(Feed::Topic))
+            && status.is_some_and(|status| status.registration.model.as_deref() == Some(model))
+    }
+
     /// Drops what is remembered of topics whose workers are gone.
     fn forget_gone(&mut self) {
-        let feeds = self.switchboard.feeds.lock();
+        let feeds = self.follower.switchboard.feeds.lock();
         let alive: HashSet<WorkerId> = feeds.keys().copied().collect();
         drop(feeds);
         self.by_topic.retain(|_, workers| {
@@ -163,9 +177,20 @@ impl Intake {
         });
     }
 
-    fn log(&mut self, source: SourceId, worker: WorkerId, sequence: u64, ingested: &Ingested) {
+    fn log(
+        &mut self,
+        source: SourceId,
+        (worker, followed): (WorkerId, bool),
+        sequence: u64,
+        ingested: &Ingested,
+    ) {
         trace!(%source, worker = worker.0, sequence, verdict = ?ingested.verdict, "batch");
-        let wrong = matches!(ingested.verdict, Verdict::Gap { .. }) || ingested.rejected > 0;
+        // What is asked for may still come.
+        let missing = match (ingested.verdict, followed) {
+            (Verdict::Gap { missing }, false) => missing,
+            _ => 0,
+        };
+        let wrong = missing > 0 || ingested.rejected > 0;
         if ingested.verdict == Verdict::Restart {
             info!(%source, worker = worker.0, "the engine's publisher has started anew");
         }
@@ -178,7 +203,7 @@ impl Intake {
             return;
         }
         self.complaints.insert(source, now);
-        if let Verdict::Gap { missing } = ingested.verdict {
+        if missing > 0 {
             warn!(%source, worker = worker.0, sequence, missing, "batches are missing");
         }
         if ingested.rejected > 0 {
@@ -190,33 +215,36 @@ impl Intake {
 
 impl Sink for Intake {
     fn batch(&mut self, source: SourceId, topic: &[u8], sequence: u64, payload: &[u8]) {
-        let route = self.switchboard.routes.read().get(&source).cloned();
-        let worker = match route {
+        let route = self.follower.switchboard.routes.read().get(&source).cloned();
+        let (worker, replay) = match route {
             // The source is being removed.
             None => return,
-            Some(Route::Worker { worker, pod, model }) => {
+            Some(Route::Worker { worker, pod, model, replay }) => {
                 let differs = pod_and_model(topic).is_some_and(|(named, serves)| {
                     named != &*pod || model.is_some_and(|model| serves != &*model)
                 });
                 if differs {
-                    self.switchboard.topics.mismatched.fetch_add(1, Ordering::Relaxed);
+                    self.follower.switchboard.topics.mismatched.fetch_add(1, Ordering::Relaxed);
                 }
-                worker
+                (worker, replay)
             }
             Some(Route::Topics { tenant }) => match self.worker_of(&tenant, topic, payload) {
-                Some(worker) => worker,
+                Some(worker) => (worker, None),
                 None => return,
             },
         };
-        match self.scout.apply(worker, sequence, payload) {
-            Ok(ingested) => self.log(source, worker, sequence, &ingested),
+        match self.follower.scout.apply(worker, sequence, payload) {
+            Ok(ingested) => {
+                self.follower.ask(source, replay.as_deref(), ingested.ask);
+                self.log(source, (worker, replay.is_some()), sequence, &ingested);
+            }
             // Unregistered meanwhile; a topic's next message registers it again.
             Err(_) => self.forget_gone(),
         }
     }
 
     fn link(&mut self, source: SourceId, up: bool) {
-        debug!(%source, up, "link");
+        self.follower.link(source, up);
     }
 }
 
@@ -228,7 +256,9 @@ fn pod_and_model(topic: &[u8]) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use kvscout::scout::Options;
+    use kvscout::ingest::sequencer::{Ended, Flow};
+    use kvscout::ingest::zmq::{ReplaySink, Replays};
+    use kvscout::scout::{Options, Scout};
 
     use super::*;
 
@@ -237,12 +267,25 @@ mod tests {
         vec![0x93, 1, 0x90, rank]
     }
 
+    /// Nobody asks for replays here.
+    struct Nobody;
+
+    impl ReplaySink for Nobody {
+        fn batch(&mut self, _: SourceId, _: u64, _: u64, _: &[u8]) -> Flow {
+            Flow::Stop
+        }
+
+        fn ended(&mut self, _: SourceId, _: u64, _: Ended) {}
+    }
+
     fn intake(max_topic_workers: usize) -> Intake {
         let scout = Arc::new(Scout::new(Options::default()).unwrap());
         let switchboard = Arc::new(Switchboard::default());
         let topics = Route::Topics { tenant: "default".into() };
         switchboard.routes.write().insert(SourceId(0), topics);
-        Intake::new(scout, switchboard, Limits::default(), max_topic_workers)
+        let asker = Replays::start(Default::default(), |_| Nobody).unwrap().asker();
+        let follower = Follower { scout, switchboard, asker, began: Instant::now() };
+        Intake::new(follower, Limits::default(), max_topic_workers)
     }
 
     #[test]
@@ -259,41 +302,42 @@ mod tests {
         for (topic, rank) in [("kv@a@m", 0), ("kv@a@m", 1), ("kv@b@m", 0), ("kv@a@m", 1)] {
             intake.batch(SourceId(0), topic.as_bytes(), 0, &batch(rank));
         }
-        assert_eq!(intake.scout.ranks("default", "a").len(), 2);
-        assert_eq!(intake.scout.ranks("default", "b").len(), 0);
-        assert_eq!(intake.switchboard.topics.excess.load(Ordering::Relaxed), 1);
+        assert_eq!(intake.follower.scout.ranks("default", "a").len(), 2);
+        assert_eq!(intake.follower.scout.ranks("default", "b").len(), 0);
+        assert_eq!(intake.follower.switchboard.topics.excess.load(Ordering::Relaxed), 1);
     }
 
     #[test]
     fn a_topic_cannot_speak_for_a_registered_worker() {
         let mut intake = intake(9);
-        let worker = intake.scout.register(Registration::new("a", "m")).unwrap();
+        let worker = intake.follower.scout.register(Registration::new("a", "m")).unwrap();
         intake.batch(SourceId(0), b"kv@a@m", 0, &batch(0));
-        assert_eq!(intake.scout.worker(worker).unwrap().as_of, None);
-        assert_eq!(intake.switchboard.topics.claimed.load(Ordering::Relaxed), 1);
+        assert_eq!(intake.follower.scout.worker(worker).unwrap().as_of, None);
+        assert_eq!(intake.follower.switchboard.topics.claimed.load(Ordering::Relaxed), 1);
     }
 
     #[test]
     fn a_topic_that_names_another_pod_changes_nothing_but_a_counter() {
         let mut intake = intake(9);
-        let worker = intake.scout.register(Registration::new("a", "m")).unwrap();
-        let route = Route::Worker { worker, pod: "a".into(), model: Some("m".into()) };
-        intake.switchboard.routes.write().insert(SourceId(1), route);
+        let worker = intake.follower.scout.register(Registration::new("a", "m")).unwrap();
+        let route =
+            Route::Worker { worker, pod: "a".into(), model: Some("m".into()), replay: None };
+        intake.follower.switchboard.routes.write().insert(SourceId(1), route);
         intake.batch(SourceId(1), b"kv@b@m", 0, &batch(0));
-        assert_eq!(intake.scout.worker(worker).unwrap().as_of, Some(0));
-        assert_eq!(intake.switchboard.topics.mismatched.load(Ordering::Relaxed), 1);
-        assert_eq!(intake.scout.workers().len(), 1);
+        assert_eq!(intake.follower.scout.worker(worker).unwrap().as_of, Some(0));
+        assert_eq!(intake.follower.switchboard.topics.mismatched.load(Ordering::Relaxed), 1);
+        assert_eq!(intake.follower.scout.workers().len(), 1);
     }
 
     #[test]
     fn a_worker_that_was_unregistered_comes_back_with_its_next_message() {
         let mut intake = intake(9);
         intake.batch(SourceId(0), b"kv@a@m", 0, &batch(0));
-        let worker = intake.scout.find("default", "a", 0).unwrap();
-        intake.scout.unregister(worker).unwrap();
-        intake.switchboard.feeds.lock().remove(&worker);
+        let worker = intake.follower.scout.find("default", "a", 0).unwrap();
+        intake.follower.scout.unregister(worker).unwrap();
+        intake.follower.switchboard.feeds.lock().remove(&worker);
         intake.batch(SourceId(0), b"kv@a@m", 1, &batch(0));
         intake.batch(SourceId(0), b"kv@a@m", 2, &batch(0));
-        assert!(intake.scout.find("default", "a", 0).is_some());
+        assert!(intake.follower.scout.find("default", "a", 0).is_some());
     }
 }

@@ -4,15 +4,18 @@ mod config;
 mod demo;
 mod doctor;
 mod fields;
+mod follow;
 mod hash;
 mod http;
 mod intake;
 mod lines;
 mod logs;
 mod metrics;
+mod pulse;
 mod replay;
 mod serve;
 mod service;
+mod state;
 
 use std::io;
 use std::process::ExitCode;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvscout::index::Stats;
-use kvscout::ingest::zmq::SourceStatus;
-use kvscout::ingest::{Counters, Trust};
+use kvscout::ingest::Trust;
+use kvscout::ingest::sequencer::SequencerCounters;
+use kvscout::ingest::zmq::{ReplayCounters, SourceStatus};
 use kvscout::scout::{EventCounters, Warning, WorkerStatus};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
@@ -22,6 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::intake::TopicCounters;
 use crate::service::Service;
+use crate::state::Report;
 
 /// One HTTP route and the status of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,7 +58,9 @@ impl Default for Metrics {
 pub(crate) struct Totals {
     workers: [u64; 4],
     warned: [u64; Warning::ALL.len()],
-    counters: Counters,
+    counters: SequencerCounters,
+    held_back: u64,
+    held_back_bytes: u64,
     events: EventCounters,
     messages: u64,
     bytes: u64,
@@ -69,6 +73,10 @@ pub(crate) struct Totals {
     malformed_frames: u64,
     malformed_sequence: u64,
     topics: [u64; 4],
+    /// What rounds of replays came to.
+    pub(crate) replays: ReplayCounters,
+    /// Rounds that run, and that wait for their turn.
+    pub(crate) replay_load: (usize, usize),
     /// Sources with a publisher connected.
     pub(crate) sources_up: u64,
     /// Sizes of the index.
@@ -84,10 +92,18 @@ impl Totals {
         let (sum, part) = (&mut self.counters, status.counters);
         sum.batches += part.batches;
         sum.gaps += part.gaps;
-        sum.missing += part.missing;
+        // One gap may be almost as wide as a number can be.
+        sum.missing = sum.missing.saturating_add(part.missing);
         sum.duplicates += part.duplicates;
         sum.late += part.late;
         sum.restarts += part.restarts;
+        sum.repaired += part.repaired;
+        sum.rounds += part.rounds;
+        sum.replayed += part.replayed;
+        sum.stale += part.stale;
+        sum.overflows += part.overflows;
+        sum.given_up += part.given_up;
+        sum.rebuilt += part.rebuilt;
         let (sum, part) = (&mut self.events, status.events);
         sum.stored += part.stored;
         sum.removed += part.removed;
@@ -99,8 +115,10 @@ impl Totals {
         sum.refused += part.refused;
     }
 
-    /// Counts a present worker by its trust and its warnings.
-    pub(crate) fn count_trust(&mut self, status: &WorkerStatus) {
+    /// Counts a present worker by its trust and its warnings, and what it holds back.
+    pub(crate) fn count_present(&mut self, status: &WorkerStatus) {
+        self.held_back += status.held_back as u64;
+        self.held_back_bytes += status.held_back_bytes as u64;
         let at = match status.trust {
             Trust::Exact => 0,
             Trust::Syncing => 1,
@@ -176,12 +194,17 @@ impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let totals = self.0.totals();
         let (lane, events, index) = (totals.counters, totals.events, totals.index);
+        let (replays, (running, waiting)) = (totals.replays, totals.replay_load);
         let by_trust = TRUSTS.into_iter().zip(totals.workers);
         gauges(&mut to, "workers", "Workers by trust", "trust", by_trust)?;
         let by_warning = Warning::ALL.map(Warning::as_str).into_iter().zip(totals.warned);
         gauges(&mut to, "warned_workers", "Workers by warning", "warning", by_warning)?;
         for (name, help, value) in [
             ("sources_up", "Sources whose publisher is connected", totals.sources_up),
+            ("replays_running", "Replays under way", running as u64),
+            ("replays_waiting", "Replays that wait for their turn", waiting as u64),
+            ("held_back_batches", "Batches that wait for earlier ones", totals.held_back),
+            ("held_back_bytes", "Bytes of their payloads", totals.held_back_bytes),
             ("blocks", "Blocks that match by content", index.blocks),
             ("unplaced", "Blocks known by name only", index.unplaced),
             ("entries", "Entries (block, worker, group, tier)", index.entries),
@@ -202,6 +225,17 @@ impl Collector for Snapshot {
             ("duplicates", "Batches dropped as repeated", lane.duplicates),
             ("late", "Batches dropped as late", lane.late),
             ("restarts", "Publishers that started anew", lane.restarts),
+            ("replay_rounds", "Replays asked for", lane.rounds),
+            ("replayed_batches", "Batches applied from replays", lane.replayed),
+            ("stale_batches", "Replayed batches dropped as of an old round", lane.stale),
+            ("repaired", "Times that replays closed all that was open", lane.repaired),
+            ("given_up", "Times that missing batches were given up", lane.given_up),
+            ("rebuilt", "Workers built anew from batch 0", lane.rebuilt),
+            ("held_back_overflows", "Times that too much waited for a replay", lane.overflows),
+            ("replay_overruns", "Replays cut for a message or backlog too large", replays.overruns),
+            ("replay_messages", "Batches received in replays", replays.batches),
+            ("replay_bytes", "Bytes of their payloads", replays.bytes),
+            ("replay_malformed", "Messages of replays that are no answer", replays.malformed),
             ("stored", "Copies added", events.stored),
             ("removed", "Copies taken away one by one", events.removed),
             ("unknown_removals", "Removals of blocks that were not held", events.unknown_removals),
@@ -223,13 +257,49 @@ impl Collector for Snapshot {
             let metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(metric)?;
         }
+        let ended = [("marker", replays.complete), ("cut", replays.cut)];
+        counters(&mut to, "replays_ended", "Replays by how they ended", "how", ended)?;
         let malformed =
             [("frames", totals.malformed_frames), ("sequence", totals.malformed_sequence)];
         counters(&mut to, "malformed", "Messages skipped by reason", "reason", malformed)?;
+        if let Some(report) = self.0.state_report() {
+            snapshots(&mut to, &report)?;
+        }
         let kinds = ["mismatched", "unreadable", "claimed", "excess"].into_iter();
         let topics = kinds.zip(totals.topics);
         counters(&mut to, "topics", "Messages with a wrong topic by kind", "kind", topics)
     }
+}
+
+/// What became of snapshots; sizes and times once there is one.
+fn snapshots(to: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
+    for (name, help, value) in [
+        ("snapshots", "Snapshots written", report.saved),
+        ("snapshot_failures", "Snapshots that could not be written", report.failed),
+    ] {
+        let metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(metric)?;
+    }
+    let mut gauges =
+        vec![("restored_entries", "Entries that this process began with", report.restored_entries)];
+    gauges.extend(
+        report.last.map(|last| ("snapshot_bytes", "Bytes of the last snapshot", last.bytes)),
+    );
+    for (name, help, value) in gauges {
+        let metric = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(gauge(value)).encode(metric)?;
+    }
+    let Some(last) = report.last else { return Ok(()) };
+    for (name, help, time) in [
+        ("snapshot_hold", "How long batches waited for the last snapshot", last.took),
+        ("snapshot_write", "How long it took to bring it to the disk", last.wrote),
+        ("snapshot_age", "Time since the last snapshot was taken", last.at.elapsed()),
+    ] {
+        let unit = Some(&Unit::Seconds);
+        let metric = to.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        ConstGauge::new(time.as_secs_f64()).encode(metric)?;
+    }
+    Ok(())
 }
 
 fn gauge(value: u64) -> i64 {

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Flags};
 use crate::http::{App, router};
 use crate::service::Service;
-use crate::{Failure, logs};
+use crate::{Failure, logs, pulse};
 
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Where such pods connect to, such as tcp://*:5557
     #[arg(long, value_name = "ENDPOINT")]
     topic_bind: Option<String>,
+    /// Directory for snapshots and the digest key: a restart goes on where the last run was
+    #[arg(long, value_name = "DIR")]
+    state: Option<String>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
@@ -71,6 +74,7 @@ impl Args {
         let single = [
             ("listen", &self.listen),
             ("topic_bind", &self.topic_bind),
+            ("state.dir", &self.state),
             ("log.format", &self.log_format),
             ("log.level", &self.log_level),
         ];
@@ -142,7 +146,9 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
         let service = Arc::new(service);
         let app = Arc::new(App::new(Arc::clone(&service), &config));
         let drain = config.limits.drain;
-        let adding = tokio::spawn(add_sources(service, config));
+        pulse::start(&service, &config)?;
+        let keeping = tokio::spawn(keep(Arc::clone(&service), config.state.interval));
+        let adding = tokio::spawn(add_sources(Arc::clone(&service), config));
         let signalled = async move {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -151,6 +157,10 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
         };
         serve(listener, app, drain, signalled).await?;
         adding.abort();
+        keeping.abort();
+        // Behind the one that may be under way.
+        let last = tokio::task::spawn_blocking(move || service.save());
+        last.await.map_err(io::Error::other)?;
         info!("ended");
         Ok(())
     })
@@ -186,6 +196,16 @@ async fn serve(
     }
 }
 
+/// Writes a snapshot in every interval, if there is a place for them.
+async fn keep(service: Arc<Service>, interval: Duration) {
+    while service.state_report().is_some() {
+        tokio::time::sleep(interval).await;
+        let service = Arc::clone(&service);
+        // What went wrong with it is counted there.
+        let _ = tokio::task::spawn_blocking(move || service.save()).await;
+    }
+}
+
 /// Adds the configured sources, again and again until all are there.
 async fn add_sources(service: Arc<Service>, config: Config) {
     let config = Arc::new(config);
@@ -216,8 +236,5 @@ fn warn_of(config: &Config) {
     }
     if config.trust_topics {
         warn!("trust_topics: every sender on topic_bind can speak for every pod there");
-    }
-    if config.sources.iter().any(|source| source.replay.is_some()) {
-        warn!("replay endpoints are recorded and not used yet: gaps are shown, not repaired");
     }
 }

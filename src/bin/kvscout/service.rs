@@ -3,16 +3,23 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+mod readiness;
+mod returning;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use kvscout::block::WorkerId;
-use kvscout::ingest::Trust;
-use kvscout::ingest::zmq::{Endpoint, Mode, Receiver, Source, SourceId, SourceStatus};
+use kvscout::ingest::zmq::{
+    Endpoint, Mode, Receiver, Replays, RoundOptions, Source, SourceId, SourceStatus,
+};
+use kvscout::ingest::{Reason, ReplayOptions, Trust};
+use kvscout::score::Score;
 use kvscout::scout::{
     Adapter, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
 };
@@ -20,9 +27,13 @@ use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
 use tracing::info;
 
-use crate::config::Config;
+use self::readiness::Readiness;
+use self::returning::Attached;
+use crate::config::{Config, OnGap};
+use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
+use crate::state::{Report, State};
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -73,8 +84,19 @@ pub(crate) struct Enrolment {
     pub(crate) endpoint: Endpoint,
     /// Who dials.
     pub(crate) mode: Mode,
-    /// Where its past batches could be asked for.
+    /// Where its past batches are asked for.
     pub(crate) replay: Option<Endpoint>,
+    /// Who wants it.
+    pub(crate) origin: Origin,
+}
+
+/// Who had a worker registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The configuration, for as long as it does.
+    Configured,
+    /// A request, until another one takes it back.
+    Requested,
 }
 
 /// A worker with everything around it.
@@ -92,13 +114,21 @@ pub(crate) struct WorkerView {
 #[derive(Debug)]
 pub(crate) struct Service {
     scout: Arc<Scout>,
+    // Above the replays: what is received may ask for some.
     receiver: Receiver,
+    replays: Replays,
+    replay: ReplayOptions,
+    on_gap: OnGap,
     switchboard: Arc<Switchboard>,
     next_source: AtomicU32,
     /// One registration or removal at a time; never taken by the receiver's thread.
     enrolling: Mutex<()>,
     /// Configured sources that are not added yet, with the reason.
     pending: Mutex<BTreeMap<String, String>>,
+    /// Workers of a snapshot whose configured sources are not added yet.
+    returning: Mutex<BTreeMap<WorkerId, Attached>>,
+    readiness: Readiness,
+    state: Option<State>,
     departed: Mutex<Totals>,
     metrics: Metrics,
 }
@@ -108,31 +138,45 @@ thread_local! {
 }
 
 impl Service {
-    /// A service without workers, whose receiver runs.
+    /// A service with the workers that it had before, if a snapshot says so, whose receiver runs.
     ///
     /// # Errors
     ///
-    /// An option of the configuration is out of range, or the system gives no thread, descriptor or
-    /// randomness.
+    /// An option of the configuration is out of range, the state directory cannot be used, or the
+    /// system gives no thread, descriptor or randomness.
     pub(crate) fn start(config: &Config) -> Result<Service, Error> {
-        let scout = Arc::new(Scout::new(Options {
+        let options = Options {
             seeds: config.seeds.clone(),
             weights: config.weights,
             limits: config.events,
             memory: config.memory,
             digest_key: None,
             chain_memory: config.chain_memory,
-        })?);
+        };
+        let state = State::open(config)?;
+        let (scout, workers) = match &state {
+            Some(state) => state.begin(options)?,
+            None => (Scout::new(options)?, Vec::new()),
+        };
+        let scout = Arc::new(scout);
         for entry in &config.adapters {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
         }
         let switchboard = Arc::new(Switchboard::default());
-        let intake = Intake::new(
-            Arc::clone(&scout),
-            Arc::clone(&switchboard),
-            config.events,
-            config.limits.topic_workers,
-        );
+        let began = Instant::now();
+        let follower = |asker| Follower {
+            scout: Arc::clone(&scout),
+            switchboard: Arc::clone(&switchboard),
+            asker,
+            began,
+        };
+        let max_message_bytes = config.zmq.max_message_bytes;
+        let rounds = RoundOptions { max_message_bytes, ..config.rounds.clone() };
+        let replays = Replays::start(rounds, |asker| {
+            Replayer::new(follower(asker), config.silent_after_down)
+        })?;
+        let follower = follower(replays.asker());
+        let intake = Intake::new(follower, config.events, config.limits.topic_workers);
         let mut pending = BTreeMap::new();
         for entry in &config.sources {
             pending.insert(format!("source {:?}", entry.name), "not added yet".to_owned());
@@ -140,16 +184,24 @@ impl Service {
         if config.trust_topics {
             pending.insert(TOPIC_ENDPOINT.to_owned(), "not bound yet".to_owned());
         }
-        Ok(Service {
+        let service = Service {
             scout,
             receiver: Receiver::start(config.zmq.clone(), intake)?,
+            replays,
+            replay: config.replay,
+            on_gap: config.on_gap,
             switchboard,
             next_source: AtomicU32::new(0),
             enrolling: Mutex::default(),
             pending: Mutex::new(pending),
+            returning: Mutex::default(),
+            readiness: Readiness::new(config.ready),
+            state,
             departed: Mutex::default(),
             metrics: Metrics::default(),
-        })
+        };
+        service.take_back(config, workers);
+        Ok(service)
     }
 
     /// Adds every configured source that is not there yet; whether all are.
@@ -162,6 +214,7 @@ impl Service {
                     endpoint: entry.endpoint.for_rank(rank)?,
                     mode: entry.mode,
                     replay: replay.transpose()?,
+                    origin: Origin::Configured,
                 };
                 self.register(enrolment)
             });
@@ -202,21 +255,22 @@ impl Service {
         SourceId(self.next_source.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// What keeps the daemon from being ready: configured sources that are not added, with the
-    /// reason.
+    /// Configured sources that are not added, with the reason.
     pub(crate) fn pending(&self) -> BTreeMap<String, String> {
         self.pending.lock().clone()
     }
 
     /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
     pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
-        let Enrolment { registration, endpoint, mode, replay } = enrolment;
-        if mode == Mode::Connect && !endpoint.is_connectable() {
+        if enrolment.mode == Mode::Connect && !enrolment.endpoint.is_connectable() {
+            let endpoint = &enrolment.endpoint;
             return Err(Refusal::Invalid(format!(
                 "{endpoint} cannot be dialled; name host and port"
             )));
         }
         let _one_at_a_time = self.enrolling.lock();
+        self.make_way(&enrolment)?;
+        let Enrolment { registration, endpoint, mode, replay, origin } = enrolment;
         let (pod, rank) = (registration.pod.clone(), registration.rank);
         let conflict = |what: &str| {
             Refusal::Conflict(format!(
@@ -238,14 +292,23 @@ impl Service {
                     }
                     return Ok(());
                 }
-                Some(_) => return Err(conflict("by its topic")),
-                None => {}
+                Some((_, Some(Feed::Topic))) => return Err(conflict("by its topic")),
+                // One that returns is itself again.
+                Some((_, None)) | None => {}
             }
             let model = registration.model.as_deref().map(Arc::from);
             let worker = self.scout.register(registration)?;
-            let route = Route::Worker { worker, pod: pod.as_str().into(), model };
+            if replay.is_some() {
+                // Not the same in two daemons, which would else ask together.
+                let seed = RandomState::new().build_hasher().finish();
+                self.scout.follow(worker, self.replay, seed)?;
+            }
+            let past = replay.clone().map(Arc::new);
+            let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
             self.switchboard.routes.write().insert(source, route);
-            feeds.insert(worker, Feed::Source { source, endpoint: endpoint.clone(), replay });
+            self.switchboard.down.lock().insert(source, Instant::now());
+            let endpoint = endpoint.clone();
+            feeds.insert(worker, Feed::Source { source, endpoint, mode, replay, origin });
             worker
         };
         if let Err(error) = self.receiver.add(source, Source::new(endpoint.clone(), mode)) {
@@ -303,12 +366,15 @@ impl Service {
             // From here on no batch of it is applied.
             self.receiver.remove(source);
             self.switchboard.routes.write().remove(&source);
+            self.switchboard.down.lock().remove(&source);
+            self.replays.asker().forget(source);
         }
         if let Some(status) = self.scout.worker(worker) {
             departed.add_worker(&status);
         }
         let gone = self.scout.unregister(worker);
         self.switchboard.feeds.lock().remove(&worker);
+        self.returning.lock().remove(&worker);
         gone
     }
 
@@ -343,6 +409,24 @@ impl Service {
         info!(adapter, "cleared by request");
     }
 
+    /// Forgets what the worker of a sleeping engine held.
+    pub(crate) fn clear_sleeping(&self, worker: WorkerId) {
+        // One that was unregistered meanwhile holds nothing any more either.
+        let _ = self.scout.clear_worker(worker);
+    }
+
+    /// Says that nothing was heard of a worker for too long.
+    pub(crate) fn silence(&self, worker: WorkerId) {
+        // One that was unregistered meanwhile is in no answer.
+        let _ = self.scout.silence(worker);
+    }
+
+    /// How many messages came from a worker's own source.
+    pub(crate) fn messages_of(&self, worker: WorkerId) -> u64 {
+        let feed = self.switchboard.feeds.lock().get(&worker).cloned();
+        self.source_of(feed.as_ref()).map_or(0, |source| source.messages)
+    }
+
     /// Scores, and hands the ranked workers to `read`.
     pub(crate) fn score<T>(
         &self,
@@ -358,7 +442,8 @@ impl Service {
         Ok(answer?)
     }
 
-    /// The answer with the trust of workers that were never heard of.
+    /// The answer with the trust of workers that were never heard of, and without what workers hold that
+    /// may have lost it.
     fn heard<'r>(&self, ranking: Ranking<'r>) -> Vec<Ranked<'r>> {
         let unheard = |ranked: &Ranked<'_>| ranked.trust == Trust::Exact && ranked.as_of.is_none();
         let mut ranked: Vec<Ranked<'r>> = ranking.iter().collect();
@@ -368,6 +453,13 @@ impl Service {
                 let feed = feeds.get(&ranked.worker);
                 ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
             }
+        }
+        if self.on_gap == OnGap::Exclude && ranked.iter().any(|ranked| may_be_gone(ranked.trust)) {
+            for excluded in ranked.iter_mut().filter(|ranked| may_be_gone(ranked.trust)) {
+                excluded.score = Score::NOTHING;
+            }
+            // Stable: among equals the order stays.
+            ranked.sort_by(|a, b| b.score.weighted.total_cmp(&a.score.weighted));
         }
         ranked
     }
@@ -400,6 +492,11 @@ impl Service {
         views.collect()
     }
 
+    /// What became of snapshots, if there is a place for them.
+    pub(crate) fn state_report(&self) -> Option<Report> {
+        self.state.as_ref().map(State::report)
+    }
+
     /// What requests count.
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -412,13 +509,15 @@ impl Service {
         let mut totals = departed.clone();
         for view in self.workers() {
             totals.add_worker(&view.status);
-            totals.count_trust(&view.status);
+            totals.count_present(&view.status);
         }
         for status in self.receiver.status() {
             totals.add_source(&status);
             totals.sources_up += u64::from(status.up);
         }
         totals.add_topics(&self.switchboard.topics);
+        totals.replays = self.replays.counters();
+        totals.replay_load = self.replays.load();
         totals.index = self.scout.stats();
         totals
     }
@@ -443,6 +542,17 @@ fn trust(
     match feed {
         Some(Feed::Source { .. }) if unheard && !reached => Trust::Silent,
         _ => trust,
+    }
+}
+
+/// Whether a worker may hold less than the index shows. One that missed only its beginning holds more.
+fn may_be_gone(trust: Trust) -> bool {
+    match trust {
+        Trust::Silent => true,
+        Trust::Degraded(reason) => {
+            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable)
+        }
+        _ => false,
     }
 }
 

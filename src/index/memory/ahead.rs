@@ -63,7 +63,7 @@ impl<'c> Ahead<'c> {
     pub(super) fn advance(&mut self, names: usize, shared: &Shared, table: &Table) {
         for _ in 0..names {
             let Some(name) = self.next() else { return };
-            table.touch(&shared.arena, shared.hash(name.0));
+            table.touch_home(&shared.arena, shared.hash(name.0));
         }
     }
 }

@@ -71,16 +71,23 @@ impl Answer<'_> {
 
     #[inline]
     fn class(&mut self, page: &Page, mut bits: u64, group: Group, rank: usize, blocks: u32) {
-        let from = self.members.len() as u32;
-        let mut ids = [WorkerId(0); 64];
-        let mut n = 0;
-        while bits != 0 {
-            let id = page.worker(bits.trailing_zeros());
-            bits &= bits - 1;
-            ids[n % 64] = id;
-            n += usize::from(is_candidate(self.candidates, id));
+        let from = self.members.len();
+        // Without a branch for a member, and written where they stay: there are many of them.
+        self.members.resize(from + bits.count_ones() as usize, WorkerId(0));
+        for id in &mut self.members[from..] {
+            *id = page.worker(bits.trailing_zeros());
+            bits &= bits.wrapping_sub(1);
         }
-        self.members.extend_from_slice(&ids[..n.min(64)]);
+        if self.candidates.is_some() {
+            let mut kept = from;
+            for at in from..self.members.len() {
+                let id = self.members[at];
+                self.members[kept] = id;
+                kept += usize::from(is_candidate(self.candidates, id));
+            }
+            self.members.truncate(kept);
+        }
+        let from = from as u32;
         let to = self.members.len() as u32;
         if from < to {
             let leading = [0, 1, 2, 3].map(|r| if r >= rank { blocks } else { 0 });

@@ -148,6 +148,19 @@ impl<'a> Words<'a> {
         self.word(i).load(Ordering::Relaxed)
     }
 
+    /// Four words, which as a rule lie in one line.
+    #[inline(always)]
+    pub(super) fn four(self, i: usize) -> [u64; 4] {
+        let at = self.at + i;
+        match self.lines.get(at / 8) {
+            Some(Line(line)) if at.is_multiple_of(4) => {
+                let half = &line.as_chunks::<4>().0[at / 4 % 2];
+                half.each_ref().map(|word| word.load(Ordering::Relaxed))
+            }
+            _ => std::array::from_fn(|n| self.load(i + n)),
+        }
+    }
+
     #[inline]
     pub(super) fn store(self, i: usize, value: u64) {
         self.word(i).store(value, Ordering::Relaxed);

@@ -35,32 +35,65 @@ impl Cut {
         u64::from(self.end) << 32 | u64::from(self.page)
     }
 
-    /// Takes block `at` from a slot that alone holds `at + 1` blocks, if the run is longer and no
-    /// other slot of its page holds `at`: the common eviction from a run that others hold, too.
-    /// Whether it was that.
-    pub(super) fn shorten(run: Run<'_>, slot: u32, at: u32) -> bool {
+    /// If a slot alone of its page holds the first `end` blocks, and the run is longer or has other
+    /// holders: where that cut is, and to which end it may be shortened without meeting another.
+    #[inline]
+    pub(super) fn alone_at(run: Run<'_>, slot: u32, end: u32) -> Option<(usize, u32)> {
         let (cuts, parts) = (run.get(CUT_COUNT) as usize, run.get(PART_COUNT) as usize);
-        if at == 0 || cuts + parts < 2 {
-            return false;
+        if cuts + parts < 2 {
+            return None;
         }
         let words = run.arena.words(Cell(run.get(CUTS)));
-        let page = u64::from(slot / 64);
-        let (old, new) = (u64::from(at + 1) << 32 | page, u64::from(at) << 32 | page);
-        let mut mine = None;
+        let (page, mut mine, mut floor) = (slot / 64, None, 1);
         for i in 0..cuts {
-            let first = words.load(2 * i);
-            if first == new {
-                return false;
+            let cut = Cut::of(words.load(2 * i), words.load(2 * i + 1));
+            if cut.page != page {
+                continue;
             }
-            if first == old && words.load(2 * i + 1) == 1 << (slot % 64) {
-                mine = Some(2 * i);
+            if cut.end < end {
+                floor = floor.max(cut.end + 1);
+            } else if cut.end == end && cut.bits == 1 << (slot % 64) {
+                mine = Some(i);
             }
         }
-        let Some(i) = mine else { return false };
+        mine.map(|i| (i, floor))
+    }
+
+    /// Where a cut that was found alone ends from now on.
+    pub(super) fn set_end(run: Run<'_>, cut: usize, end: u32) {
+        let words = run.arena.words(Cell(run.get(CUTS)));
+        let cut = (words.load(2 * cut) as u32, 2 * cut);
         guard::open(run.guard());
-        words.store(i, new);
+        words.store(cut.1, u64::from(end) << 32 | u64::from(cut.0));
         guard::close(run.guard());
-        true
+    }
+
+    /// If a slot alone holds a run to its end and nobody has a hole: how long the run has to stay so
+    /// that all others still end before its end.
+    #[inline]
+    pub(super) fn alone_at_end(run: Run<'_>, slot: u32) -> Option<u32> {
+        let mine = Cut { end: ALL, page: slot / 64, bits: 1 << (slot % 64) };
+        let (cuts, parts) = (run.get(CUT_COUNT) as usize, run.get(PART_COUNT));
+        if parts > 0 {
+            return None;
+        }
+        if cuts == 1 {
+            let only = Cut::of(run.raw(INLINE), run.raw(INLINE + 1));
+            return (only == mine).then_some(0);
+        }
+        let words = run.arena.words(Cell(run.get(CUTS)));
+        let (mut is_held, mut floor) = (false, 0);
+        for i in 0..cuts {
+            let cut = Cut::of(words.load(2 * i), words.load(2 * i + 1));
+            if cut == mine {
+                is_held = true;
+            } else if cut.end == ALL {
+                return None;
+            } else {
+                floor = floor.max(cut.end + 1);
+            }
+        }
+        is_held.then_some(floor)
     }
 
     #[inline]

@@ -5,16 +5,18 @@
 //! blocks and children is gone. Entries of dead slots are counted no more, though runs may still
 //! mention them.
 
+use super::ahead::Ahead;
 use super::cut::{ALL, Cut};
 use super::names::VocId;
 use super::run::{
     ALSO, BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, MORE,
-    NEXT, OFFSET, PART_COUNT, POSITION, Run, RunId, USED, VOCABULARY,
+    NEXT, OFFSET, PART_COUNT, POSITION, Run, RunId, SEGMENT, USED, VOCABULARY,
 };
-use super::store::Lane;
+use super::store::{Lane, STRETCH};
 use super::sync::{Ordering, guard};
 use super::table::{Place, Table};
 use super::write::Pen;
+use crate::block::Name;
 
 /// Stretches behind holes that a run may have; few where a test has to make them.
 pub(super) const MOST_PARTS: usize = if cfg!(test) { 64 } else { 1 << 15 };
@@ -110,31 +112,74 @@ impl<'a> Pen<'a> {
         self.w.cuts.holds(slot, place.at)
     }
 
-    /// The common eviction: the last block of a chain that nobody else holds, by the only name that
-    /// it has, which means no other block. Whether it was that.
-    #[inline]
-    pub(super) fn drop_last(&mut self, lane: &Lane, place: Place, hash: u64) -> bool {
-        let (at, slot) = (place.at, lane.slot);
+    /// The common evictions: blocks from a place upwards that are the end of what a slot holds of a
+    /// run, by the names that lie beside them, which mean no other blocks. Either nobody else holds
+    /// them and they are the end of the run, or others hold the run beyond. The run changes once for
+    /// all of them. How many of the names, which come in the order of eviction, were that.
+    pub(super) fn drop_tail(
+        &mut self,
+        lane: &Lane,
+        place: Place,
+        names: &[Name],
+        ahead: &mut Ahead<'_>,
+    ) -> usize {
+        let slot = lane.slot;
         let run = self.run(RunId(place.run));
-        let len = run.len();
-        let mine = Cut { end: ALL, page: slot / 64, bits: 1 << (slot % 64) };
-        if at + 1 != len
-            || Self::only_cut(run) != Some(mine)
-            || run.get(LAST_KID) == len
-            || run.get(EXTRAS) + run.get(MORE) + run.get(ALSO) > 0
-            || run.get(VOCABULARY) != lane.voc.0
-        {
-            return false;
+        let (len, top) = (run.len(), place.at + 1);
+        if run.get(EXTRAS) > 0 || run.get(VOCABULARY) != lane.voc.0 {
+            return 0;
         }
-        self.w.entries -= 1;
-        self.w.slots.count(slot, -1);
-        run.name(at, len).store(0, Ordering::Relaxed);
-        let there = lane.table.remove(&self.shared.arena, hash, place);
-        debug_assert!(there, "every bound name is in its table");
-        if let Some(parent) = self.shorten(run, at) {
+        let is_end = top == len;
+        let floor = if is_end {
+            let further = run.get(MORE) + run.get(ALSO) > 0;
+            Cut::alone_at_end(run, slot).filter(|_| !further).map(|end| (0, end))
+        } else {
+            Cut::alone_at(run, slot, top)
+        };
+        let Some((cut, floor)) = floor else { return 0 };
+        let floor = if is_end { floor.max(run.get(LAST_KID)) } else { floor };
+        let mut words = run.segment(place.at, len);
+        let mut end = top;
+        for name in names.iter().take(STRETCH) {
+            if end == floor {
+                break;
+            }
+            let at = end - 1;
+            let i = at as usize % SEGMENT;
+            if end < top && i + 1 == SEGMENT {
+                words = run.segment(at, len);
+            }
+            let word = words.word(SEGMENT + i);
+            if word.load(Ordering::Relaxed) != name.0 || name.0 == 0 {
+                break;
+            }
+            if end < top {
+                ahead.advance(1, self.shared, &lane.table);
+            }
+            if is_end {
+                word.store(0, Ordering::Relaxed);
+                let (hash, place) = (self.shared.hash(name.0), Place { at, ..place });
+                let there = lane.table.remove(&self.shared.arena, hash, place);
+                debug_assert!(there, "every bound name is in its table");
+            }
+            end = at;
+        }
+        let taken = top - end;
+        if taken == 0 {
+            return 0;
+        }
+        self.w.entries -= u64::from(taken);
+        self.w.slots.count(slot, -i64::from(taken));
+        if !is_end {
+            Cut::set_end(run, cut, end);
+        } else if let Some(parent) = self.shorten(run, end) {
             self.trim(parent, Some((lane.voc, &*lane.table)));
         }
-        true
+        // A stretch was asked for name by name, but for the first one.
+        if taken > 1 {
+            ahead.advance(1, self.shared, &lane.table);
+        }
+        taken as usize
     }
 
     /// One copy of a block less; whether the slot had one.
@@ -143,8 +188,12 @@ impl<'a> Pen<'a> {
         let run = self.run(id);
         let len = run.len();
         let hint = Some((lane.voc, &*lane.table));
-        if run.get(EXTRAS) == 0 && Cut::shorten(run, slot, at) {
+        if run.get(EXTRAS) == 0
+            && let Some((cut, floor)) = Cut::alone_at(run, slot, at + 1)
+            && floor <= at
+        {
             // The run ends where it did: somebody else or a child is behind this holder's end.
+            Cut::set_end(run, cut, at);
             self.w.entries -= 1;
             self.w.slots.count(slot, -1);
             return true;

@@ -144,7 +144,8 @@ impl Pen<'_> {
         loop {
             into.clear();
             let hash = self.shared.hash(name.0);
-            into.extend(table.find(&self.shared.arena, hash, |p| self.is_named(p, voc, name)));
+            let found = table.seek(&self.shared.arena, hash, |p| self.is_named(p, voc, name));
+            into.extend(found);
             if self.w.dups > 0 {
                 let names = self.shared.names.read();
                 into.extend(names.dups.get(&(voc, name)).into_iter().flatten());

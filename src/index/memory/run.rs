@@ -57,6 +57,9 @@ pub(super) const CUTS: Field = Field(4, 0, 32);
 pub(super) const INLINE: usize = 5;
 /// When a query or a store last came by.
 pub(super) const USED: Field = Field(7, 0, 32);
+/// The last segment, for whoever wants it before the list that says so has come: a hint, which a
+/// reader that notes its use may set back to an older one.
+const TAIL: Field = Field(7, 32, 32);
 
 pub(super) const FIRST_KID: Field = Field(8, 0, 32);
 pub(super) const NEXT: Field = Field(9, 32, 32);
@@ -154,10 +157,20 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Asks for the contents of the last segment up to block `at`.
+    #[inline]
+    pub(super) fn ask_tail(self, at: u32) {
+        let contents = self.arena.words(Cell(self.get(TAIL)));
+        cpu::prefetch(contents.word(0));
+        if at as usize % SEGMENT >= 8 {
+            cpu::prefetch(contents.word(8));
+        }
+    }
+
     /// Notes a use; readers may.
     #[inline]
     pub(super) fn touch(self, now: u32) {
-        self.word(7).store(u64::from(now), Ordering::Relaxed);
+        self.set(USED, now);
     }
 
     #[inline]
@@ -285,6 +298,7 @@ impl<'a> Run<'a> {
             } else {
                 self.set(DATA, cell.0);
             }
+            self.set(TAIL, cell.0);
         }
         self.set(LEN, new as u64);
         let mut words = self.segment(old as u32, new as u32);
@@ -329,6 +343,9 @@ impl<'a> Run<'a> {
             self.set(DATA, 0u32);
         }
         self.set(LEN, u64::from(new));
+        if (1..old.div_ceil(SEGMENT)).contains(&segments) {
+            self.set(TAIL, self.segment_cell(segments - 1, new).0);
+        }
     }
 
     /// Makes room for the list of `segments` segments, of which `had` exist.
@@ -364,7 +381,7 @@ impl<'a> Run<'a> {
 }
 
 /// Odd constants of no meaning (SplitMix64 from 0), one for each place in a segment.
-const SALTS: [u64; SEGMENT] = {
+pub(super) const SALTS: [u64; SEGMENT] = {
     let mut salts = [0; SEGMENT];
     let mut i = 0;
     while i < SEGMENT {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::ahead::Ahead;
 use super::cut::{ALL, Cut};
 use super::names::VocId;
 use super::orphan::Link;
@@ -33,9 +34,9 @@ pub(super) struct Lane {
 /// How many blocks ahead the buckets of names are asked for.
 const AHEAD: usize = 8;
 
-/// Blocks pushed at a time: bounds how long a run is being changed, and what the budget has to have
-/// room for.
-const STRETCH: usize = 256;
+/// Blocks pushed or taken at a time: bounds how long a run is being changed, and what the budget has
+/// to have room for.
+pub(super) const STRETCH: usize = 256;
 
 /// What is known of the block before the next one of a store.
 #[derive(Clone, Copy)]
@@ -110,7 +111,7 @@ impl<'a> Pen<'a> {
         if self.w.dups == 0 && !self.w.slots.has_dead() {
             let hash = self.shared.hash(name.0);
             let is = |p| self.is_named(p, lane.voc, name);
-            let place = lane.table.find(&self.shared.arena, hash, is)?;
+            let place = lane.table.seek(&self.shared.arena, hash, is)?;
             return fits(self, place).then_some(place);
         }
         let mut places = std::mem::take(&mut self.w.places);
@@ -194,12 +195,12 @@ impl<'a> Pen<'a> {
     fn name_new(&mut self, lane: &Lane, id: RunId, base: u32, blocks: &[Block]) -> usize {
         let own = self.run(id).get(VOCABULARY) == lane.voc.0;
         let touch = |block: &Block| {
-            lane.table.touch(&self.shared.arena, self.shared.hash(block.name.0));
+            lane.table.touch_home(&self.shared.arena, self.shared.hash(block.name.0));
         };
         blocks.iter().take(AHEAD).for_each(touch);
         for (i, block) in blocks.iter().enumerate() {
             if let Some(ahead) = blocks.get(i + AHEAD) {
-                lane.table.touch(&self.shared.arena, self.shared.hash(ahead.name.0));
+                lane.table.touch_home(&self.shared.arena, self.shared.hash(ahead.name.0));
             }
             let at = base + i as u32;
             if own && block.name.0 != 0 {
@@ -391,7 +392,7 @@ impl<'a> Pen<'a> {
     pub(super) fn kid(&self, parent: RunId, at: u32, head: Digest) -> Option<RunId> {
         let hash = self.shared.kid_hash(parent, at, head.0);
         let is = |p: Place| self.is_kid(RunId(p.run), parent, at, head);
-        self.shared.kids.find(&self.shared.arena, hash, is).map(|p| RunId(p.run))
+        self.shared.kids.seek(&self.shared.arena, hash, is).map(|p| RunId(p.run))
     }
 
     fn is_kid(&self, id: RunId, parent: RunId, at: u32, head: Digest) -> bool {
@@ -402,34 +403,67 @@ impl<'a> Pen<'a> {
             && run.field(HEAD) == head.0
     }
 
-    /// Takes one copy away; whether the worker had one.
-    pub(super) fn remove(&mut self, lane: &Lane, name: Name) -> bool {
-        if self.w.dups == 0 && !self.w.slots.has_dead() {
-            let hash = self.shared.hash(name.0);
-            let likely = self.w.slots.likely[lane.slot as usize];
-            let place = match self.is_likely(lane, likely, name) {
-                true => Some(likely),
-                false => {
-                    let is = |p| self.is_named(p, lane.voc, name);
-                    lane.table.find(&self.shared.arena, hash, is)
-                }
+    /// Takes one copy of each block away.
+    pub(super) fn remove_all(
+        &mut self,
+        lane: &Lane,
+        names: &[Name],
+        ahead: &mut Ahead<'_>,
+        applied: &mut Applied,
+    ) {
+        let mut rest = names;
+        while let [name, ..] = rest {
+            let taken = if self.w.dups == 0 && !self.w.slots.has_dead() {
+                self.remove_plain(lane, rest, ahead)
+            } else {
+                usize::from(self.remove_meant(lane, *name))
             };
-            if let Some(place) = place {
-                self.w.slots.likely[lane.slot as usize] = self.before(place);
-                if self.drop_last(lane, place, hash) || self.drop_copy(lane, place) {
-                    return true;
-                }
+            applied.removed += taken as u64;
+            if taken == 0 {
+                let was_unplaced = self.w.unplaced > 0 && self.drop_orphan(lane, *name);
+                applied.removed += u64::from(was_unplaced);
+                applied.unknown_removals += u64::from(!was_unplaced);
             }
-        } else {
-            let mut places = std::mem::take(&mut self.w.places);
-            self.places(lane.voc, &lane.table, name, &mut places);
-            let dropped = places.iter().any(|&place| self.drop_copy(lane, place));
-            self.w.places = places;
-            if dropped {
-                return true;
-            }
+            let done = taken.max(1);
+            // What was taken of a stretch has moved on already.
+            ahead.advance(usize::from(taken <= 1), self.shared, &lane.table);
+            rest = &rest[done..];
         }
-        self.w.unplaced > 0 && self.drop_orphan(lane, name)
+    }
+
+    /// Takes copies of blocks away that follow each other up a chain, while no name has several
+    /// blocks and nobody is dead; how many of the names are done.
+    #[inline]
+    fn remove_plain(&mut self, lane: &Lane, names: &[Name], ahead: &mut Ahead<'_>) -> usize {
+        let name = names[0];
+        let likely = self.w.slots.likely[lane.slot as usize];
+        let place = match self.is_likely(lane, likely, name) {
+            true => Some(likely),
+            false => {
+                let is = |p| self.is_named(p, lane.voc, name);
+                lane.table.seek(&self.shared.arena, self.shared.hash(name.0), is)
+            }
+        };
+        let Some(place) = place else { return 0 };
+        // The run may be gone afterwards.
+        let above = self.before(Place { at: 0, ..place });
+        let mut taken = self.drop_tail(lane, place, names, ahead);
+        if taken == 0 {
+            taken = usize::from(self.drop_copy(lane, place));
+        }
+        let gone = taken.max(1) as u32;
+        let rest = place.at.checked_sub(gone).map(|at| Place { at, ..place });
+        self.w.slots.likely[lane.slot as usize] = rest.unwrap_or(above);
+        taken
+    }
+
+    /// Takes one copy of the block that a name means to a worker away; whether it had one.
+    fn remove_meant(&mut self, lane: &Lane, name: Name) -> bool {
+        let mut places = std::mem::take(&mut self.w.places);
+        self.places(lane.voc, &lane.table, name, &mut places);
+        let dropped = places.iter().any(|&place| self.drop_copy(lane, place));
+        self.w.places = places;
+        dropped
     }
 
     /// Whether a name means a block that was guessed, of which nothing is known but that it was one
@@ -466,7 +500,7 @@ impl<'a> Pen<'a> {
         let len = run.len();
         if guess.run != 0 && !guard::is_open(run.raw(0)) && guess.at < len {
             let name = run.name(guess.at, len).load(Ordering::Relaxed);
-            lane.table.touch(&self.shared.arena, self.shared.hash(name));
+            lane.table.touch_home(&self.shared.arena, self.shared.hash(name));
         }
     }
 }

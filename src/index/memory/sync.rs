@@ -8,6 +8,21 @@ pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(loom)]
 pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+/// What a writer writes often, on lines that hold nothing else: whoever reads what lay beside it
+/// would have to fetch that from the writer again and again. Two lines, for processors fetch pairs.
+#[repr(align(128))]
+#[derive(Debug, Default)]
+pub(super) struct Apart<T>(pub(super) T);
+
+impl<T> std::ops::Deref for Apart<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
 /// A word that says whether what it guards is being changed: odd while it is.
 ///
 /// The low 32 bits belong to whoever owns the guarded cell and stay as they are. One writer, any

@@ -1,9 +1,11 @@
 //! From a 64-bit hash to a place in a run: extendible hashing over buckets of 63 slots in 8 lines.
 //!
-//! Invariants: a place is in the bucket that the low bits of its hash name, in its home line unless
-//! the bucket's head counts it among those that were spilled from there; a bucket's guard is open
-//! while places move inside of it, which only a split does. A line is searched as a whole, without
-//! a branch for each slot: where in a line a place is cannot be predicted.
+//! Invariants: a place is in the bucket that the low bits of its hash name, in its home line or
+//! behind it, and all lines from its home up to its own are full: a search ends at the first line
+//! with an empty slot, and most touch one line and nothing else of the bucket. A bucket's guard is
+//! open while places move inside of it: in a split, and where a full line that others had to pass
+//! gets an empty slot. A line is searched as a whole, without a branch for each slot: where in a
+//! line a place is cannot be predicted.
 //! A reader that *finds* its place needs no guard, for it checks the place itself; a reader that
 //! finds nothing has to see guard and directory unchanged to believe it.
 
@@ -12,12 +14,12 @@ use std::sync::OnceLock;
 
 use super::arena::{Arena, Book, Cell, Kind, Line};
 use super::cpu;
-use super::sync::{AtomicU32, AtomicU64, Ordering, guard};
+use super::sync::{Apart, AtomicU32, AtomicU64, Ordering, guard};
 
 const SLOTS: usize = 63;
-/// A bucket with more places is split before the next one comes: in fuller ones too many places are
-/// not in their home lines.
-const FULL: u64 = 52;
+/// A bucket is split where a place finds no empty slot in so many lines from its home on. That comes
+/// at some 55 places; three quarters of the searches of a bucket as full as that touch one line.
+const REACH: usize = 3;
 /// Bits of the hash that a slot keeps: the low ones for the directory, six for the home line.
 const TAG: u32 = 25;
 const DIRECTORY_BITS: u32 = 19;
@@ -43,13 +45,6 @@ impl Place {
     }
 }
 
-/// Where the writer found a place, until the table changes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Spot {
-    bucket: Cell,
-    word: usize,
-}
-
 /// What the hash of a place is; asked only where a table outgrows the bits that its slots keep.
 /// The second argument has the low 25 bits.
 pub(super) type Rehash<'a> = &'a dyn Fn(Place, u64) -> u64;
@@ -60,7 +55,8 @@ type Levels = [OnceLock<Box<[AtomicU32]>>; 28];
 pub(super) struct Table {
     depth: AtomicU32,
     levels: Levels,
-    len: AtomicU32,
+    /// Changes with every place, which readers of the directory shall not notice.
+    len: Apart<AtomicU32>,
 }
 
 impl fmt::Debug for Table {
@@ -80,7 +76,7 @@ impl Table {
         let table = Table {
             depth: AtomicU32::new(0),
             levels: std::array::from_fn(|_| OnceLock::new()),
-            len: AtomicU32::new(0),
+            len: Apart(AtomicU32::new(0)),
         };
         let first = new_bucket(arena, book, 0, &Half::default());
         let _ = table.levels[0].set([AtomicU32::new(first.0)].into());
@@ -121,13 +117,19 @@ impl Table {
         Cell(self.entry(at).map_or(0, |e| e.load(Ordering::Acquire)))
     }
 
-    /// Starts to bring into the cache what a search for this hash looks at: where the bucket begins
-    /// and where the hash is at home in it.
+    /// Starts to bring into the cache what a reader's search for this hash looks at: where the bucket
+    /// begins and where the hash is at home in it.
     #[inline]
     pub(super) fn touch(&self, arena: &Arena, hash: u64) {
         let bucket = arena.bucket(self.bucket_of(hash));
         cpu::prefetch(&bucket[0]);
         cpu::prefetch(&bucket[home(hash)]);
+    }
+
+    /// Starts to bring into the cache what the writer looks at for this hash.
+    #[inline]
+    pub(super) fn touch_home(&self, arena: &Arena, hash: u64) {
+        cpu::prefetch(&arena.bucket(self.bucket_of(hash))[home(hash)]);
     }
 
     /// Writer: the bucket of a hash.
@@ -137,18 +139,15 @@ impl Table {
         self.bucket(hash & ((1 << depth) - 1))
     }
 
-    /// Writer: the first place under this hash that `is` confirms, and where it is.
+    /// Writer: the first place under this hash that `is` confirms.
     #[inline]
     pub(super) fn seek(
         &self,
         arena: &Arena,
         hash: u64,
         is: impl FnMut(Place) -> bool,
-    ) -> Option<(Place, Spot)> {
-        let cell = self.bucket_of(hash);
-        let bucket = arena.bucket(cell);
-        let found = search(bucket, load(bucket, 0), hash, is);
-        found.map(|(place, word)| (place, Spot { bucket: cell, word }))
+    ) -> Option<Place> {
+        search(arena.bucket(self.bucket_of(hash)), hash, is)
     }
 
     /// A run that may be under this hash, to be asked for; 0 for none. Without a branch on what a slot
@@ -179,7 +178,7 @@ impl Table {
             let bucket = self.bucket(at);
             let word = &arena.line(bucket)[0];
             let seen = guard::enter(word);
-            if let Some((place, _)) = search(arena.bucket(bucket), seen, hash, &mut is) {
+            if let Some(place) = search(arena.bucket(bucket), hash, &mut is) {
                 return Some(place);
             }
             if !guard::is_open(seen)
@@ -208,21 +207,25 @@ impl Table {
             let at = hash & ((1 << depth) - 1);
             let cell = self.bucket(at);
             let bucket = arena.bucket(cell);
-            let head = load(bucket, 0);
-            if let Some((there, _)) = search(bucket, head, hash, &mut is) {
-                return Some(there);
+            let home = home(hash);
+            // Mostly one line says both that the place is not there yet and where it may go.
+            let mut free = None;
+            for line in (home..home + 8).map(|line| line % 8) {
+                let (mut found, empty) = scan(bucket, line, hash);
+                while found != 0 {
+                    let slot = load(bucket, line * 8 + found.trailing_zeros() as usize);
+                    found &= found - 1;
+                    if slot != 0 && is(Place::of(slot)) {
+                        return Some(Place::of(slot));
+                    }
+                }
+                if empty != 0 {
+                    free = Some((line, empty.trailing_zeros() as usize % 8));
+                    break;
+                }
             }
-            if count_of(head) < FULL {
-                let home = home(hash);
-                let free = (home..home + 8).find_map(|line| {
-                    let free = empty(bucket, line % 8);
-                    (free != 0).then(|| (line % 8, free.trailing_zeros() as usize))
-                });
-                // There is one, for the bucket is not full.
-                let (line, i) = free.unwrap_or((home, 7));
-                let head = if line == home { head } else { spill(head, home) };
+            if let Some((line, i)) = free.filter(|f| (f.0 + 8 - home) % 8 < REACH) {
                 bucket[line].0[i].store(place.slot(hash), Ordering::Release);
-                store(bucket, 0, head + 1);
                 self.len.store(self.len.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
                 return None;
             }
@@ -232,23 +235,26 @@ impl Table {
 
     /// Takes out a place that was added under this hash; whether it was there.
     pub(super) fn remove(&self, arena: &Arena, hash: u64, place: Place) -> bool {
-        let there = self.seek(arena, hash, |p| p == place);
-        if let Some((_, spot)) = there {
-            self.remove_at(arena, spot);
+        let bucket = arena.bucket(self.bucket_of(hash));
+        let (home, slot) = (home(hash), place.slot(hash));
+        for line in (home..home + 8).map(|line| line % 8) {
+            let (mut found, empty) = scan(bucket, line, hash);
+            while found != 0 {
+                let word = line * 8 + found.trailing_zeros() as usize % 8;
+                found &= found - 1;
+                if load(bucket, word) == slot {
+                    if empty != 0 || !close_gap(bucket, word) {
+                        store(bucket, word, 0);
+                    }
+                    self.len.store(self.len.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+                    return true;
+                }
+            }
+            if empty != 0 {
+                break;
+            }
         }
-        there.is_some()
-    }
-
-    /// Takes out the place that was found at a spot since the table last changed.
-    #[inline]
-    pub(super) fn remove_at(&self, arena: &Arena, spot: Spot) {
-        let bucket = arena.bucket(spot.bucket);
-        let home = home(load(bucket, spot.word));
-        let head = load(bucket, 0);
-        let head = if spot.word / 8 == home { head } else { unspill(head, home) };
-        store(bucket, spot.word, 0);
-        store(bucket, 0, head - 1);
-        self.len.store(self.len.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        false
     }
 
     /// Every place, with its slot's part of the hash.
@@ -323,30 +329,23 @@ fn new_bucket(arena: &Arena, book: &mut Book, depth: u32, half: &Half) -> Cell {
 struct Half {
     words: [u64; 64],
     used: [u8; 8],
-    /// As in a head, without the depth.
-    head: u64,
 }
 
 impl Default for Half {
     fn default() -> Half {
         // The head is in the first line.
-        Half { words: [0; 64], used: [1, 0, 0, 0, 0, 0, 0, 0], head: 0 }
+        Half { words: [0; 64], used: [1, 0, 0, 0, 0, 0, 0, 0] }
     }
 }
 
 impl Half {
     fn add(&mut self, slot: u64) {
-        let home = home(slot);
-        let mut line = home;
+        let mut line = home(slot);
         while self.used[line] == 8 {
             line = (line + 1) % 8;
         }
-        if line != home {
-            self.head = spill(self.head, home);
-        }
         self.words[line * 8 + usize::from(self.used[line])] = slot;
         self.used[line] += 1;
-        self.head += 1;
     }
 
     /// Into a bucket whose guard is open.
@@ -354,7 +353,7 @@ impl Half {
         for i in 1..64 {
             store(bucket, i, self.words[i]);
         }
-        store(bucket, 0, load(bucket, 0) & !0xffff_ffff | u64::from(depth) << 8 | self.head);
+        store(bucket, 0, load(bucket, 0) & !0xffff_ffff | u64::from(depth));
     }
 }
 
@@ -374,31 +373,10 @@ fn store(bucket: &[Line; 8], i: usize, value: u64) {
     word(bucket, i).store(value, Ordering::Relaxed);
 }
 
-/// Places in a bucket, how many bits of the hash it stands for, and how many places of a home line
-/// are in others: two bits a line, which stay as they are once they say 3.
-#[inline]
-fn count_of(head: u64) -> u64 {
-    head & 0xff
-}
-
+/// How many bits of the hash a bucket stands for.
 #[inline]
 fn depth_of(head: u64) -> u32 {
-    (head >> 8) as u32 & 0xff
-}
-
-#[inline]
-fn spilled(head: u64, home: usize) -> u64 {
-    head >> (16 + 2 * home) & 3
-}
-
-#[inline]
-fn spill(head: u64, home: usize) -> u64 {
-    if spilled(head, home) == 3 { head } else { head + (1 << (16 + 2 * home)) }
-}
-
-#[inline]
-fn unspill(head: u64, home: usize) -> u64 {
-    if spilled(head, home) == 3 { head } else { head - (1 << (16 + 2 * home)) }
+    head as u32 & 0xff
 }
 
 #[inline]
@@ -406,44 +384,121 @@ fn same_tag(slot: u64, hash: u64) -> bool {
     (slot ^ hash) << (64 - TAG) == 0
 }
 
-/// The words of a line of which `is` is true, as bits; never the head.
+/// The slots of a line under the tag of a hash, and its empty slots, as bits; never the head.
 #[inline]
-fn words(bucket: &[Line; 8], line: usize, is: impl Fn(u64) -> bool) -> u32 {
-    let words = &bucket[line % 8].0;
-    let mut bits = 0;
-    for (i, word) in words.iter().enumerate() {
-        bits |= u32::from(is(word.load(Ordering::Relaxed))) << i;
-    }
-    bits & !u32::from(line == 0)
+fn scan(bucket: &[Line; 8], line: usize, hash: u64) -> (u32, u32) {
+    let slots = u32::from(line != 0) | 0xfe;
+    // The run of a place is in the upper half of its slot and never 0, its tag in the lower half.
+    let (same, empty) = cpu::scan(&bucket[line % 8], hash as u32, TAG);
+    (same & slots, empty & slots)
 }
 
+/// The first place under a hash that `is` confirms.
 #[inline]
-fn empty(bucket: &[Line; 8], line: usize) -> u32 {
-    words(bucket, line, |slot| slot == 0)
-}
-
-/// The first place under a hash that `is` confirms, and its word.
-#[inline]
-fn search(
-    bucket: &[Line; 8],
-    head: u64,
-    hash: u64,
-    mut is: impl FnMut(Place) -> bool,
-) -> Option<(Place, usize)> {
+fn search(bucket: &[Line; 8], hash: u64, mut is: impl FnMut(Place) -> bool) -> Option<Place> {
     let home = home(hash);
-    let lines = if spilled(head, home) == 0 { 1 } else { 8 };
-    for line in home..home + lines {
+    for line in home..home + 8 {
         let line = line % 8;
-        let mut found = words(bucket, line, |slot| same_tag(slot, hash));
+        let (mut found, empty) = scan(bucket, line, hash);
         while found != 0 {
             let i = found.trailing_zeros() as usize;
             found &= found - 1;
             // A tag may be all zeros, as an empty slot is, and a reader may see other words now.
             let slot = bucket[line].0[i].load(Ordering::Acquire);
             if slot != 0 && same_tag(slot, hash) && is(Place::of(slot)) {
-                return Some((Place::of(slot), line * 8 + i));
+                return Some(Place::of(slot));
             }
+        }
+        if empty != 0 {
+            break;
         }
     }
     None
+}
+
+/// Moves a place that had to pass the line of a word, which is full, to that word, and so on with the
+/// place that it leaves; whether there was any. Otherwise the word is as it was.
+#[cold]
+fn close_gap(bucket: &[Line; 8], word: usize) -> bool {
+    let (mut gap, mut line) = (word, word / 8);
+    // Places of a line that are at home in one that is so many lines before it, or more.
+    let passed = |line: usize, lines: usize| {
+        let mut slots = usize::from(line == 0)..8;
+        slots.find(|i| {
+            let slot = load(bucket, line * 8 + i);
+            slot != 0 && (line + 8 - home(slot)) % 8 >= lines
+        })
+    };
+    for lines in 1..8 {
+        let next = (word / 8 + lines) % 8;
+        let full = scan(bucket, next, 0).1 == 0;
+        if let Some(from) = passed(next, (next + 8 - line) % 8) {
+            if gap == word {
+                guard::open(self::word(bucket, 0));
+            }
+            let from = next * 8 + from;
+            self::word(bucket, gap).store(load(bucket, from), Ordering::Release);
+            (gap, line) = (from, next);
+        }
+        if !full {
+            break;
+        }
+    }
+    if gap != word {
+        store(bucket, gap, 0);
+        guard::close(self::word(bucket, 0));
+    }
+    gap != word
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Hashes of which many are at home in few lines, so that places pass full ones.
+    fn hash(n: u64) -> u64 {
+        let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = mixed ^ mixed >> 29;
+        let crowded = if n.is_multiple_of(3) { 0x0030_0000 } else { 0 };
+        mixed & !0x0180_0000 | crowded
+    }
+
+    #[test]
+    fn a_table_is_a_map_whatever_comes_and_goes() {
+        let (arena, mut book) = (Arena::default(), Book::default());
+        let table = Table::new(&arena, &mut book);
+        let place = |n: u64| Place { run: n as u32 + 1, at: n as u32 % 4096 };
+        let rehash = |p: Place, _: u64| hash(u64::from(p.run) - 1);
+        let mut model: HashMap<u64, Place> = HashMap::new();
+        let mut state = 1u64;
+        for step in 0..60_000u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Grows, then is held at a size, then shrinks.
+            let grows = state >> 33 & 7 < if step < 20_000 { 6 } else { 4 };
+            let n = (state >> 40) % 6_000;
+            let (key, there) = (hash(n), place(n));
+            if grows && step < 50_000 {
+                let old = table.insert(&arena, &mut book, key, there, |p| p == there, &rehash);
+                assert_eq!(old, model.insert(n, there), "step {step}");
+            } else {
+                let gone = table.remove(&arena, key, there);
+                assert_eq!(gone, model.remove(&n).is_some(), "step {step}");
+            }
+            assert_eq!(table.len(), model.len());
+            if step.is_multiple_of(500) {
+                for n in 0..6_000 {
+                    let found = table.find(&arena, hash(n), |p| p == place(n));
+                    assert_eq!(found, model.get(&n).copied(), "{n} at step {step}");
+                    assert_eq!(table.seek(&arena, hash(n), |p| p == place(n)), found);
+                }
+            }
+        }
+        let mut all = table.places(&arena);
+        all.sort_by_key(|p| p.run);
+        let mut expected: Vec<Place> = model.into_values().collect();
+        expected.sort_by_key(|p| p.run);
+        assert_eq!(all, expected);
+    }
 }

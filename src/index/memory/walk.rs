@@ -134,6 +134,9 @@ impl Shared {
             // Where most prompts leave the run.
             let leave = if last_kid > 0 { most.min(last_kid as usize) } else { most };
             run.ask(len, leave as u32);
+            if leave == len as usize && leave % SEGMENT > 0 {
+                run.ask_tail(len - 1);
+            }
             let mut kid = None;
             if last_kid > 0 {
                 // Only if it is there already: digests are computed no further than is needed.
@@ -147,8 +150,6 @@ impl Shared {
             meanwhile(cuts);
             if leave < len as usize {
                 run.ask_segment(leave as u32, len);
-            } else if leave % SEGMENT > 0 {
-                run.ask_segment(leave as u32 - 1, len);
             }
             if let Some(hash) = kid {
                 self.run(RunId(self.kids.guess(&self.arena, hash))).ask_record();

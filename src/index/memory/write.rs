@@ -17,11 +17,11 @@ use super::names::{Names, VocId};
 use super::run::{Run, RunId};
 use super::slot::{Owner, Slots};
 use super::slots::SlotBook;
-use super::store::Lane;
+use super::store::{Lane, STRETCH};
 use super::sweep::STEP;
-use super::sync::{AtomicU32, Ordering};
+use super::sync::{Apart, AtomicU32, Ordering};
 use super::table::{Place, Table};
-use crate::block::{Group, SpaceId, Tier, WorkerId};
+use crate::block::{Group, Name, SpaceId, Tier, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::index::{Applied, Change, Home, Stats};
 
@@ -35,12 +35,12 @@ pub(super) struct Shared {
     /// Runs by (parent, offset, content of the first block); roots by (0, look-ahead, space, size).
     pub(super) kids: Table,
     pub(super) slots: Slots,
-    pub(super) names: RwLock<Names>,
-    pub(super) homes: RwLock<HashMap<WorkerId, (Home, VocId)>>,
-    pub(super) losers: Losers,
+    pub(super) names: Apart<RwLock<Names>>,
+    pub(super) homes: Apart<RwLock<HashMap<WorkerId, (Home, VocId)>>>,
+    pub(super) losers: Apart<Losers>,
     /// Unplaced blocks, by space: queries need not look for any where there are none.
     unplaced: [AtomicU32; 64],
-    pub(super) clock: AtomicU32,
+    pub(super) clock: Apart<AtomicU32>,
     keys: [u64; 2],
 }
 
@@ -53,11 +53,11 @@ impl Shared {
             arena,
             kids,
             slots: Slots::default(),
-            names: RwLock::default(),
-            homes: RwLock::default(),
-            losers: Losers::default(),
+            names: Apart::default(),
+            homes: Apart::default(),
+            losers: Apart::default(),
             unplaced: std::array::from_fn(|_| AtomicU32::new(0)),
-            clock: AtomicU32::new(0),
+            clock: Apart::default(),
             keys: [random.hash_one(0), random.hash_one(1) | 1],
         }
     }
@@ -120,6 +120,8 @@ pub(super) struct Writer {
     pub(super) pinned: RunId,
     pub(super) cuts: Cuts,
     pub(super) places: Vec<Place>,
+    /// Names of removals that follow each other.
+    names: Vec<Name>,
     pub(super) changes: u32,
     /// How many runs were looked at to find something to evict.
     pub(super) looks: u64,
@@ -159,6 +161,7 @@ impl Writer {
             pinned: RunId::NONE,
             cuts: Cuts::default(),
             places: Vec::new(),
+            names: Vec::new(),
             changes: 0,
             looks: 0,
             busy: RunId::NONE,
@@ -303,7 +306,9 @@ impl Pen<'_> {
         };
         let mut applied = Applied::default();
         let mut ahead = Ahead::new(changes, self.shared, &lane.table);
-        for change in changes {
+        let mut rest = changes;
+        while let [change, further @ ..] = rest {
+            rest = further;
             self.tick();
             match change {
                 Change::Store(store) => {
@@ -321,13 +326,24 @@ impl Pen<'_> {
                     };
                     lane.slot = slot;
                     last = Some((*group, *tier, slot));
-                    for &name in *names {
-                        ahead.advance(1, self.shared, &lane.table);
-                        match self.remove(&lane, name) {
-                            true => applied.removed += 1,
-                            false => applied.unknown_removals += 1,
-                        }
+                    // vLLM names one block in each removal, and a chain goes from its tail: what
+                    // follows is likely to be of the same run, which changes once for all of it.
+                    let mut all = std::mem::take(&mut self.w.names);
+                    all.clear();
+                    all.extend_from_slice(names);
+                    while !self.w.slots.has_dead()
+                        && let [Change::Remove { group: g, tier: t, names }, further @ ..] = rest
+                        && (g, t) == (group, tier)
+                        && all.len() < STRETCH
+                    {
+                        rest = further;
+                        self.tick();
+                        all.extend_from_slice(names);
                     }
+                    self.remove_all(&lane, &all, &mut ahead, &mut applied);
+                    all.truncate(STRETCH);
+                    all.shrink_to(STRETCH);
+                    self.w.names = all;
                 }
                 Change::Clear { tier } => {
                     self.retire_lanes(id, *tier);

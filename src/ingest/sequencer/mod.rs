@@ -23,6 +23,8 @@
 mod counters;
 mod held;
 mod options;
+mod resume;
+mod stage;
 mod step;
 
 use std::collections::VecDeque;
@@ -38,6 +40,7 @@ use super::{Reason, Trust, Verdict};
 pub use self::counters::SequencerCounters;
 pub use self::held::Held;
 pub use self::options::ReplayOptions;
+pub use self::stage::Stage;
 pub use self::step::{Arrival, Ended, Flow, Step};
 
 /// A batch as it is remembered.
@@ -105,6 +108,9 @@ pub struct Sequencer {
     sync: Sync,
     /// The link is known to be down.
     down: bool,
+    /// What was applied last is from before [`resume`](Sequencer::resume), and nothing has shown yet that
+    /// its publisher still lives.
+    unproven: bool,
     /// The number of the last round that was asked for.
     round: u64,
     rounds: u32,
@@ -140,6 +146,7 @@ impl Sequencer {
             held: HeldBack::default(),
             sync: Sync::InStep,
             down: false,
+            unproven: false,
             round: 0,
             rounds: 0,
             fruitless: 0,
@@ -152,6 +159,13 @@ impl Sequencer {
             steps: VecDeque::new(),
             counters: SequencerCounters::default(),
         }
+    }
+
+    /// Gives a stream a replay source, whatever it has seen so far: the next gap is asked for.
+    pub fn follow(&mut self, options: ReplayOptions, seed: u64) {
+        self.replay = Some(options);
+        self.rebuild_wait = options.rebuild;
+        self.random = seed;
     }
 
     /// A batch came live. Returns what its number said, in the light of what arrived before; the steps
@@ -174,7 +188,10 @@ impl Sequencer {
             Some(timestamp) => self.order.judge(mark.seq, timestamp, mark.digest),
         };
         match verdict {
-            Verdict::Duplicate => self.counters.duplicates += 1,
+            Verdict::Duplicate => {
+                self.counters.duplicates += 1;
+                self.recognise(now, mark);
+            }
             Verdict::Late => {
                 self.counters.late += 1;
                 match self.replay {
@@ -252,7 +269,7 @@ impl Sequencer {
         if met {
             self.release();
             if self.is_complete() {
-                self.finish();
+                self.finish(now);
                 return Flow::Stop;
             }
         }
@@ -289,7 +306,7 @@ impl Sequencer {
             }
         };
         if how == Ended::Marker && current.proven && self.is_complete() {
-            self.finish();
+            self.finish(now);
         } else {
             self.round_over(now, head);
         }
@@ -377,9 +394,22 @@ impl Sequencer {
     pub fn trust(&self) -> Trust {
         match (self.unsound, self.sync) {
             (Some(reason), _) => Trust::Degraded(reason),
-            (None, Sync::InStep) if !self.down => Trust::Exact,
+            (None, Sync::InStep) if !self.down && !self.unproven => Trust::Exact,
             (None, _) => Trust::Syncing,
         }
+    }
+
+    /// What is under way with the replay source; `None` without one.
+    pub fn stage(&self) -> Option<Stage> {
+        self.replay?;
+        Some(match self.sync {
+            _ if self.down => Stage::Down,
+            Sync::InStep if self.unproven => Stage::Waiting,
+            Sync::InStep => Stage::InStep,
+            Sync::Waiting { .. } => Stage::Waiting,
+            Sync::Asked(_) => Stage::Asked,
+            Sync::Rebuilding => Stage::Rebuilding,
+        })
     }
 
     /// The number of the last batch that was applied.
@@ -415,18 +445,22 @@ impl Sequencer {
         if in_step && !is_next && self.applied.is_some() {
             self.counters.gaps += 1;
         }
+        // A clock that runs backwards is no verdict, but a reason to ask: the batch may be one that an
+        // earlier incarnation left behind.
+        let is_plausible = !self.applied.is_some_and(|applied| mark.is_before(&applied));
         let Some(options) = self.replay else {
             if !is_next {
                 self.miss(mark.seq);
+            } else if self.unproven && !is_plausible {
+                // The number fits, but by its clock it is of another life.
+                self.degrade(Reason::Gap);
             }
+            self.unproven = false;
             self.steps.push_back(Step::Apply { seq: mark.seq });
             self.advance(mark);
             return;
         };
-        // A clock that runs backwards is no verdict, but a reason to ask: the batch may be one that an
-        // earlier incarnation left behind.
-        let is_plausible = !self.applied.is_some_and(|applied| mark.is_before(&applied));
-        if in_step && is_next && is_plausible {
+        if in_step && is_next && is_plausible && !self.unproven {
             self.steps.push_back(Step::Apply { seq: mark.seq });
             self.advance(mark);
             return;
@@ -483,6 +517,7 @@ impl Sequencer {
         self.applied = None;
         self.held.clear();
         self.unsound = None;
+        self.unproven = false;
         self.rebuild_at = None;
         self.rebuild_wait = self.replay.map_or(Duration::ZERO, |options| options.rebuild);
         self.sync = Sync::InStep;
@@ -590,14 +625,20 @@ impl Sequencer {
         Flow::Stop
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self, now: Duration) {
         self.sync = Sync::InStep;
+        self.unproven = false;
         self.counters.repaired += 1;
         self.reset_rounds();
+        if self.may_rebuild() && self.rebuild_at.is_none() {
+            // It was resumed as it was, with what it had missed before.
+            self.plan_rebuild(now);
+        }
     }
 
     fn give_up(&mut self, now: Duration) {
         self.sync = Sync::InStep;
+        self.unproven = false;
         self.counters.given_up += 1;
         self.giving_up = true;
         // Even where no number is known to be missing, nothing shows that none is.

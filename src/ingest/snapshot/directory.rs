@@ -16,6 +16,8 @@ use crate::hash::content::DigestKey;
 const SNAPSHOT: &str = "snapshot";
 const KEY: &str = "key";
 const LOCK: &str = "lock";
+/// What a snapshot is called that was refused; a number follows if there are several.
+const REFUSED: &str = "snapshot.refused";
 /// What a file is called until it is whole.
 const UNFINISHED: &str = ".unfinished";
 
@@ -99,6 +101,24 @@ impl StateDirectory {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Refused::Unreadable(e)),
         }
+    }
+
+    /// Gives a snapshot that was refused another name, which nothing else has, so that the next one
+    /// does not take its place. Returns the file.
+    ///
+    /// # Errors
+    ///
+    /// It could not be renamed.
+    pub fn set_aside(&self) -> Result<PathBuf, Error> {
+        let at = self.path.join(SNAPSHOT);
+        let mut aside = self.path.join(REFUSED);
+        let mut n = 1;
+        while fs::symlink_metadata(&aside).is_ok() {
+            n += 1;
+            aside = self.path.join(format!("{REFUSED}.{n}"));
+        }
+        fs::rename(&at, &aside).map_err(|e| failed("set aside", &at, e))?;
+        Ok(aside)
     }
 
     /// Keeps a snapshot in the place of the last one.

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use xxhash_rust::xxh3::Xxh3;
 
 pub use directory::{Kept, StateDirectory};
-pub use registrations::{AdapterState, Given, Registrations, VocabularyState};
+pub use registrations::{AdapterState, EditionState, Given, Registrations, VocabularyState};
 pub use worker::{GroupState, KeptContract, Watermark, WorkerState};
 
 use crate::error::{Error, ErrorKind};

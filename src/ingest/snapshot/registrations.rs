@@ -18,6 +18,8 @@ pub struct Registrations {
     pub vocabularies: Vec<VocabularyState>,
     /// LoRA adapters.
     pub adapters: Vec<AdapterState>,
+    /// Adapters that became something else under their old name.
+    pub editions: Vec<EditionState>,
     /// Workers.
     pub workers: Vec<WorkerState>,
 }
@@ -58,6 +60,17 @@ pub struct AdapterState {
     pub path: Option<String>,
 }
 
+/// How often an adapter's name came to mean other weights: part of the content of its blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EditionState {
+    /// Whose it is.
+    pub tenant: String,
+    /// Its name.
+    pub adapter: String,
+    /// How often.
+    pub number: u32,
+}
+
 impl Registrations {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -74,6 +87,11 @@ impl Registrations {
             [tenant, name, model].into_iter().for_each(|part| text(&mut out, part));
             option(&mut out, *id, |out, id| word(out, id as u64));
             option(&mut out, path.as_ref(), |out, path| text(out, path));
+        }
+        number(&mut out, self.editions.len() as u32);
+        for EditionState { tenant, adapter, number: n } in &self.editions {
+            [tenant, adapter].into_iter().for_each(|part| text(&mut out, part));
+            number(&mut out, *n);
         }
         number(&mut out, self.workers.len() as u32);
         self.workers.iter().for_each(|worker| worker.encode(&mut out));
@@ -99,6 +117,10 @@ impl Registrations {
                 id: read_option(from, |from| Ok(from.u64()? as i64))?,
                 path: read_option(from, read_text)?,
             });
+        }
+        for _ in 0..from.count(12)? {
+            let (tenant, adapter) = (read_text(from)?, read_text(from)?);
+            registrations.editions.push(EditionState { tenant, adapter, number: from.u32()? });
         }
         for _ in 0..from.count(WorkerState::LEAST)? {
             registrations.workers.push(WorkerState::decode(from)?);

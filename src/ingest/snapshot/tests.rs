@@ -25,6 +25,8 @@ fn worker(n: u32) -> WorkerState {
         model: (n > 0).then(|| "model".to_owned()),
         vllm: Some(Version::NEWEST),
         block_size: BlockSize::new(n),
+        clears_gpu_only: n > 0,
+        reports_presence: n == 0,
         attached: "tcp://10.0.0.1:5557".to_owned(),
         incarnation: 3,
         watermark: Some(Watermark { seq: 9, digest: 10, timestamp: 1.5_f64.to_bits() }),
@@ -52,6 +54,7 @@ fn registrations(workers: Vec<WorkerState>) -> Registrations {
         given: Given { workers: 2, spaces: 1, vocabularies: 2 },
         vocabularies: vec![VocabularyState { home, contract: KeptContract::Sglang }],
         adapters: vec![adapter],
+        editions: vec![EditionState { tenant: "t".into(), adapter: "a".into(), number: 2 }],
         workers,
     }
 }
@@ -123,7 +126,7 @@ fn the_format_is_the_documented_one() {
     assert!(rest.starts_with(&head));
     let summed = xxhash_rust::xxh3::xxh3_128(&[tag, &head].concat());
     assert_eq!(sum, summed.to_le_bytes());
-    assert!(rest[21..].starts_with(b"regs\x18\0\0\0\0\0\0\0"));
+    assert!(rest[21..].starts_with(b"regs\x1c\0\0\0\0\0\0\0"));
     assert_eq!(rest[rest.len() - 28..][..12], *b"end.\0\0\0\0\0\0\0\0");
 }
 
@@ -283,6 +286,20 @@ mod directories {
         files.sort();
         assert_eq!(files, ["key", "lock", "snapshot"]);
         files.iter().for_each(|file| assert_eq!(mode(at.0.join(file)), 0o600));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_set_aside_replaces_nothing() {
+        let at = Temporary::new("aside");
+        let directory = StateDirectory::open(&at.0).unwrap();
+        for (text, name) in [("1", "snapshot.refused"), ("2", "snapshot.refused.2")] {
+            fs::write(at.0.join("snapshot"), text).unwrap();
+            let aside = directory.set_aside().unwrap();
+            assert_eq!(aside, at.0.join(name));
+            assert_eq!(fs::read_to_string(aside).unwrap(), text);
+        }
+        assert_eq!(fs::read_to_string(at.0.join("snapshot.refused")).unwrap(), "1");
+        assert!(directory.set_aside().is_err(), "there is none");
     }
 
     #[test]

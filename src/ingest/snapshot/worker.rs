@@ -33,6 +33,10 @@ pub struct WorkerState {
     pub vllm: Option<Version>,
     /// The block size that the operator expects.
     pub block_size: Option<BlockSize>,
+    /// Whether, by the registration, a clear that names no tier is about the GPU alone.
+    pub clears_gpu_only: bool,
+    /// Whether, by the registration, a block that is stored again is the same copy.
+    pub reports_presence: bool,
     /// What whoever registered it wants to have back, untouched: where its events come from, say.
     pub attached: String,
     /// Which life of its publisher the rest is about.
@@ -170,7 +174,7 @@ impl KeptContract {
 
 impl WorkerState {
     /// No worker takes fewer bytes.
-    pub(super) const LEAST: usize = 12 + 4 + 4 + 4 + 1 + 1 + 4 + 4 + 8 + 1 + 1 + 1 + 1 + 4;
+    pub(super) const LEAST: usize = 12 + 4 + 4 + 4 + 1 + 1 + 4 + 2 + 4 + 8 + 1 + 1 + 1 + 1 + 4;
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for n in [self.worker.0, self.space.0, self.vocabulary.0] {
@@ -182,6 +186,8 @@ impl WorkerState {
         option(out, self.model.as_ref(), |out, model| text(out, model));
         option(out, self.vllm, |out, version| text(out, &version.to_string()));
         number(out, self.block_size.map_or(0, BlockSize::get));
+        out.push(u8::from(self.clears_gpu_only));
+        out.push(u8::from(self.reports_presence));
         text(out, &self.attached);
         word(out, self.incarnation);
         option(out, self.watermark, |out, mark| {
@@ -218,6 +224,8 @@ impl WorkerState {
             model: read_option(from, read_text)?,
             vllm: read_option(from, |from| read_text(from)?.parse())?,
             block_size: BlockSize::new(from.u32()?),
+            clears_gpu_only: read_flag(from)?,
+            reports_presence: read_flag(from)?,
             attached: read_text(from)?,
             incarnation: from.u64()?,
             watermark: read_option(from, |from| {

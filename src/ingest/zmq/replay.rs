@@ -92,7 +92,7 @@ pub trait ReplaySink: Send {
     /// took its place, or it was stopped or forgotten.
     fn ended(&mut self, source: SourceId, round: u64, how: Ended);
 
-    /// Called after each of the above and when the time is over that it asked for last: the place to let
+    /// Called at the start, after each of the above and when the time is over that it asked for last: the place to let
     /// [`Sequencer`](crate::ingest::Sequencer)s wake up. Returns how long it may be left alone.
     fn tick(&mut self) -> Option<Duration> {
         None
@@ -304,7 +304,7 @@ enum Outcome {
 
 impl Client {
     fn run(mut self) {
-        let mut alone: Option<Instant> = None;
+        let mut alone = self.sink.tick().map(|time| Instant::now() + time);
         loop {
             if !self.wait(alone) {
                 return;

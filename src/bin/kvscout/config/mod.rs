@@ -5,6 +5,7 @@
 //! `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
+mod on_gap;
 mod setting;
 pub(crate) mod source;
 
@@ -15,12 +16,14 @@ use std::time::Duration;
 
 use kvscout::event;
 use kvscout::index::MemoryOptions;
-use kvscout::ingest::zmq::{self, Endpoint};
+use kvscout::ingest::ReplayOptions;
+use kvscout::ingest::zmq::{self, Endpoint, RoundOptions};
 use kvscout::score::Weights;
 use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
+pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
@@ -56,12 +59,50 @@ pub(crate) struct Config {
     pub(crate) memory: MemoryOptions,
     /// Bytes for names of prompts that were asked about before.
     pub(crate) chain_memory: usize,
+    /// What is kept over a restart.
+    pub(crate) state: State,
+    /// When the daemon says that it is ready.
+    pub(crate) ready: Ready,
     /// The transport.
     pub(crate) zmq: zmq::Options,
+    /// What repairing a stream may cost.
+    pub(crate) replay: ReplayOptions,
+    /// What a replay may cost; its largest message is that of `zmq`.
+    pub(crate) rounds: RoundOptions,
+    /// What becomes of workers that lost something.
+    pub(crate) on_gap: OnGap,
+    /// How often engines' own metrics are asked for.
+    pub(crate) metrics_interval: Duration,
+    /// How long an engine may work without a message until its worker is silent.
+    pub(crate) silent_after: Duration,
+    /// How long a link may be down until its worker is silent.
+    pub(crate) silent_after_down: Duration,
     /// The engines to receive from.
     pub(crate) sources: Vec<SourceEntry>,
     /// LoRA adapters that requests may name.
     pub(crate) adapters: Vec<AdapterEntry>,
+}
+
+/// What is kept over a restart.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    /// The directory of snapshots and the digest key.
+    pub(crate) dir: Option<String>,
+    /// From one snapshot to the next.
+    pub(crate) interval: Duration,
+    /// Another replica to begin with, where the directory has no snapshot.
+    pub(crate) from: Option<String>,
+    /// Whether others may begin with a snapshot of this one.
+    pub(crate) share: bool,
+}
+
+/// When the daemon says that it is ready.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    /// The share of workers that are exact.
+    pub(crate) workers: f64,
+    /// After which it does not matter any more.
+    pub(crate) deadline: Option<Duration>,
 }
 
 /// Limits of the daemon itself.
@@ -100,7 +141,17 @@ impl Default for Config {
             events: event::Limits::default(),
             memory: MemoryOptions::default(),
             chain_memory: scout::Options::default().chain_memory,
+            state: State { dir: None, interval: Duration::from_secs(60), from: None, share: false },
+            // Some engines may never come back, and must not keep a router from being served.
+            ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
+            replay: ReplayOptions::default(),
+            rounds: RoundOptions::default(),
+            on_gap: OnGap::Flag,
+            metrics_interval: Duration::from_secs(30),
+            silent_after: Duration::from_secs(300),
+            // A restart in place takes longer; a dropped connection is dialled again much sooner.
+            silent_after_down: Duration::from_secs(10),
             sources: Vec::new(),
             adapters: Vec::new(),
         }
@@ -131,6 +182,29 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "memory.budget" => memory.budget;
     "limits.unplaced_per_worker" => memory.unplaced_per_worker;
     "limits.chain_memory_bytes" => chain_memory;
+    "on_gap" => on_gap;
+    "silent_after" => silent_after;
+    "metrics_interval" => metrics_interval;
+    "silent_after_down" => silent_after_down;
+    "replay.at_a_time" => rounds.at_a_time;
+    "replay.idle" => rounds.idle;
+    "replay.overall" => rounds.overall;
+    "replay.max_backlog_bytes" => rounds.max_backlog_bytes;
+    "replay.max_malformed" => rounds.max_malformed;
+    "replay.max_held_bytes" => replay.max_held_bytes;
+    "replay.max_held_batches" => replay.max_held_batches;
+    "replay.max_fruitless" => replay.max_fruitless;
+    "replay.max_rounds" => replay.max_rounds;
+    "replay.backoff" => replay.backoff;
+    "replay.backoff_max" => replay.backoff_max;
+    "replay.rebuild" => replay.rebuild;
+    "replay.rebuild_max" => replay.rebuild_max;
+    "state.dir" => state.dir;
+    "state.interval" => state.interval;
+    "state.from" => state.from;
+    "state.share" => state.share;
+    "ready.workers" => ready.workers;
+    "ready.deadline" => ready.deadline;
     "zmq.max_message_bytes" => zmq.max_message_bytes;
     "zmq.receive_hwm" => zmq.receive_hwm;
     "zmq.heartbeat_interval" => zmq.heartbeat_interval;
@@ -257,6 +331,21 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        self.check_state()?;
+        if self.metrics_interval.is_zero() {
+            return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
+        }
+        if self.replay.rebuild.is_zero() {
+            return Err(ConfigError::new(
+                "replay.rebuild \"0s\" asks without end for what an engine no longer has; at least 1ms",
+            ));
+        }
+        if self.ready.workers > 1.0 {
+            let share = self.ready.workers;
+            return Err(ConfigError(format!(
+                "ready.workers {share}: expected a share from 0 to 1"
+            )));
+        }
         match (self.trust_topics, &self.topic_bind) {
             (true, None) => Err(ConfigError::new(
                 "trust_topics is true without an endpoint: set topic_bind, such as tcp://*:5557",
@@ -267,6 +356,26 @@ impl Config {
             ))),
             _ => Ok(()),
         }
+    }
+
+    fn check_state(&self) -> Result<(), ConfigError> {
+        let State { dir, interval, from, share } = &self.state;
+        if interval.is_zero() {
+            return Err(ConfigError::new("state.interval 0s: expected a duration above 0"));
+        }
+        if let Some(from) = from
+            && !from.starts_with("http://")
+        {
+            return Err(ConfigError(format!("state.from {from:?}: expected http://host:port")));
+        }
+        for (key, is_set) in [("state.from", from.is_some()), ("state.share", *share)] {
+            if is_set && dir.is_none() {
+                return Err(ConfigError(format!(
+                    "{key} is set without state.dir, where the digest key is that both replicas need"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The configuration as TOML that reads back as itself.

@@ -11,6 +11,7 @@ use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::{Copies, OnClear};
 use toml::Value;
 
+use super::OnGap;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 
@@ -93,6 +94,7 @@ settings! {
     Format: "text or json", |value| text(value);
     Level: "off, error, warn, info, debug or trace", |value| text(value);
     MooncakeAnswer: "doc or branch", |value| text(value);
+    OnGap: "flag or exclude", |value| text(value);
     OnClear: "all or gpu", |value| text(value);
     Copies: "count or presence", |value| text(value);
     Version: "a vLLM version such as 0.33.0", |value| text(value);

@@ -20,6 +20,8 @@ pub(crate) struct SourceEntry {
     pub(crate) endpoint: Endpoint,
     /// Where rank 0 answers questions for past batches.
     pub(crate) replay: Option<Endpoint>,
+    /// Where its own metrics are.
+    pub(crate) metrics: Option<String>,
     /// The model it serves; absent answers for any model.
     pub(crate) model: Option<String>,
     /// The tenant.
@@ -43,6 +45,7 @@ pub(crate) const KEYS: &[Key<SourceEntry>] = keys! { SourceEntry {
     "name" => name;
     "endpoint" => endpoint;
     "replay" => replay;
+    "metrics" => metrics;
     "model" => model;
     "tenant" => tenant;
     "ranks" => ranks;
@@ -59,6 +62,7 @@ impl SourceEntry {
             name,
             endpoint,
             replay: None,
+            metrics: None,
             model: None,
             tenant: Registration::DEFAULT_TENANT.to_owned(),
             ranks: NonZeroU32::MIN,
@@ -90,6 +94,11 @@ impl SourceEntry {
             return Err(ConfigError(format!(
                 "source {name:?}: {} cannot be dialled; name host and port, or set mode = \"bind\"",
                 self.endpoint
+            )));
+        }
+        if let Some(url) = self.metrics.as_deref().filter(|url| !url.starts_with("http://")) {
+            return Err(ConfigError(format!(
+                "source {name:?}, metrics {url:?}: expected http://host:port/metrics"
             )));
         }
         for endpoint in [Some(&self.endpoint), self.replay.as_ref()].into_iter().flatten() {

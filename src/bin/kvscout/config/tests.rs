@@ -84,6 +84,11 @@ fn a_wrong_value_is_named_with_what_would_be_right() {
     assert_eq!(error_of("[weights]\ngpu = -1"), "weights.gpu \"-1\": expected a number from 0");
     assert!(error_of("listen = ").starts_with("configuration file, line 1: "));
     assert_eq!(error_of("[[source]]\nname = \"a\""), "source 1: no endpoint");
+    assert!(error_of("[ready]\nworkers = 1.5").contains("from 0 to 1"));
+    assert!(error_of("[state]\ninterval = \"0s\"").contains("above 0"));
+    assert!(error_of("[state]\nshare = true").contains("state.dir"));
+    assert!(error_of("[state]\nfrom = \"http://a:1\"").contains("state.dir"));
+    assert!(error_of("[state]\ndir = \"d\"\nfrom = \"a:1\"").contains("http://"));
     assert!(error_of("trust_topics = true").contains("topic_bind"));
     assert!(error_of("topic_bind = \"tcp://*:5557\"").contains("trust_topics"));
     let wildcard = error_of("[[source]]\nname = \"a\"\nendpoint = \"tcp://*:5557\"");

@@ -154,7 +154,8 @@ fn read_metrics(text: &str) -> Metrics {
     metrics
 }
 
-fn label<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+/// The value of a label in a line of metrics.
+pub(crate) fn label<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let at = line.match_indices(name).find(|(at, _)| {
         line[..*at].ends_with(['{', ',']) && line[at + name.len()..].starts_with("=\"")
     });

@@ -25,6 +25,7 @@ use serde_json::json;
 
 use self::diagnosis::{Facts, Finding, Level, Link, Replayed, Twice, diagnose};
 use self::engine::Engine;
+pub(crate) use self::engine::label;
 use self::heard::Heard;
 use crate::Failure;
 

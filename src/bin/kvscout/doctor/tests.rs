@@ -1,6 +1,6 @@
 //! Each cause of a wrong or missing score has its line.
 
-use kvscout::ingest::Counters;
+use kvscout::ingest::sequencer::SequencerCounters;
 use kvscout::scout::{Options, Registration, Scout};
 
 use super::diagnosis::*;
@@ -77,7 +77,7 @@ fn each_cause_of_a_silent_zero_is_a_problem_that_says_what_to_do() {
         Heard { undecodable: 1, first_error: Some("not a batch".to_owned()), ..self::heard() };
     let mut lossy = healthy(&heard);
     lossy.workers[0].counters = {
-        let mut c = Counters::default();
+        let mut c = SequencerCounters::default();
         (c.gaps, c.missing) = (1, 7);
         c
     };

@@ -10,7 +10,7 @@ use super::Answer;
 use super::body::Fields;
 use super::mooncake::{Instance, by_instance};
 use super::refusal::HttpError;
-use crate::service::{Enrolment, Service};
+use crate::service::{Enrolment, Origin, Service};
 
 /// Registers a worker; the pod is the decimal text of `instance_id`, the tenant the routing group.
 pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
@@ -24,7 +24,8 @@ pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer,
     };
     let endpoint = fields.required_endpoint("endpoint")?;
     let replay = fields.endpoint("replay_endpoint")?;
-    service.register(Enrolment { registration, endpoint, mode: Mode::Connect, replay })?;
+    let (mode, origin) = (Mode::Connect, Origin::Requested);
+    service.register(Enrolment { registration, endpoint, mode, replay, origin })?;
     Ok(Answer::with(StatusCode::CREATED, &json!({ "status": "ok" })))
 }
 

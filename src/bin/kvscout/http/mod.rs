@@ -22,14 +22,16 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use kvscout::ingest::snapshot::Snapshot;
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use self::body::Fields;
 use self::refusal::HttpError;
 use crate::config::Config;
 use crate::metrics::{Answered, Exposition};
-use crate::service::Service;
+use crate::service::{Refusal, Service};
 
 /// Bodies above this are parsed and answered on a blocking thread: 256 KiB, some 40,000 tokens,
 /// take about a millisecond, more than which no other request should wait. Below, handing a request
@@ -81,6 +83,9 @@ pub(crate) struct App {
     mooncake: MooncakeAnswer,
     max_body: usize,
     read_timeout: Duration,
+    share: bool,
+    /// One snapshot at a time is under way: each takes half as much memory as the index.
+    snapshots: Arc<Semaphore>,
 }
 
 impl App {
@@ -92,6 +97,8 @@ impl App {
             mooncake: config.mooncake_answer,
             max_body: config.limits.max_body.get(),
             read_timeout: config.limits.read_timeout,
+            share: config.state.share,
+            snapshots: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -149,6 +156,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/workers", get(workers))
         .route("/health", get(health))
         .route("/ready", get(ready))
+        .route("/snapshot", get(snapshot))
         .route("/metrics", get(metrics))
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
@@ -324,8 +332,49 @@ async fn health() -> Answer {
     Answer::ok(&serde_json::json!({ "status": "alive" }))
 }
 
-async fn ready(State(app): State<Arc<App>>) -> Answer {
-    own::ready(&app.service)
+async fn ready(State(app): State<Arc<App>>) -> Response {
+    // As for the list of workers, where their trust is asked for.
+    match tokio::task::spawn_blocking(move || own::ready(&app.service)).await {
+        Ok(answer) => answer.into_response(),
+        Err(_) => HttpError::internal("the workers could not be looked at").into_response(),
+    }
+}
+
+/// A snapshot's bytes; its turn is over when they are sent, or nobody wants them any more.
+struct Sent {
+    bytes: Vec<u8>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+async fn snapshot(State(app): State<Arc<App>>) -> Response {
+    if !app.share {
+        return HttpError::not_shared().into_response();
+    }
+    let Ok(turn) = Arc::clone(&app.snapshots).try_acquire_owned() else {
+        let busy = "another snapshot is being sent; try again later".to_owned();
+        return HttpError::from(Refusal::Unavailable(busy)).into_response();
+    };
+    let run = move || written(&app.service.snapshot());
+    match tokio::task::spawn_blocking(run).await {
+        Ok(bytes) => {
+            let body = Bytes::from_owner(Sent { bytes, _turn: turn });
+            ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
+        }
+        Err(_) => HttpError::internal("the snapshot could not be taken").into_response(),
+    }
+}
+
+fn written(snapshot: &Snapshot) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(snapshot.image.as_bytes().len() + (64 << 10));
+    // Memory does not refuse to be written to.
+    let _ = snapshot.write(&mut bytes);
+    bytes
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::body::Fields;
 use super::refusal::HttpError;
 use super::{Answer, MooncakeAnswer};
-use crate::service::{Enrolment, Refusal, Service};
+use crate::service::{Enrolment, Origin, Refusal, Service};
 
 /// The publishers that may register.
 const TYPES: [&str; 3] = ["vLLM", "SGLang", "Mooncake"];
@@ -35,7 +35,8 @@ pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer,
     };
     let replay = fields.endpoint("replay_endpoint")?;
     let lora = fields.text("lora_name")?;
-    service.register(Enrolment { registration, endpoint, mode: Mode::Connect, replay })?;
+    let (mode, origin) = (Mode::Connect, Origin::Requested);
+    service.register(Enrolment { registration, endpoint, mode, replay, origin })?;
     if let Some(lora) = lora {
         service.register_adapter(&tenant, &lora, &model);
     }

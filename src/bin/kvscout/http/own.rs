@@ -192,15 +192,15 @@ impl<'a> Scored<'a> {
     }
 }
 
-/// Whether every configured source has been added; otherwise, which has not, and why.
+/// Whether the daemon is ready; otherwise, what is missing.
 pub(super) fn ready(service: &Service) -> Answer {
-    let pending = service.pending();
-    if pending.is_empty() {
-        return Answer::ok(&json!({ "ready": true }));
+    match service.readiness() {
+        Ok(()) => Answer::ok(&json!({ "ready": true })),
+        Err(reason) => {
+            let answer = json!({ "ready": false, "reason": reason });
+            Answer::with(StatusCode::SERVICE_UNAVAILABLE, &answer)
+        }
     }
-    let why: Vec<_> = pending.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-    let answer = json!({ "ready": false, "reason": why.join("; ") });
-    Answer::with(StatusCode::SERVICE_UNAVAILABLE, &answer)
 }
 
 /// Every worker as an operator needs it.
@@ -241,6 +241,7 @@ fn worker(view: &WorkerView) -> Value {
         "duplicates": lane.duplicates,
         "late": lane.late,
         "restarts": lane.restarts,
+        "replay": replay_state(status),
         "events": {
             "stored": events.stored,
             "removed": events.removed,
@@ -254,6 +255,24 @@ fn worker(view: &WorkerView) -> Value {
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "contract": contract(status),
         "warnings": status.warnings().map(|warning| warning.as_str()).collect::<Vec<_>>(),
+    })
+}
+
+/// What is under way with a worker's replay source; null without one.
+fn replay_state(status: &WorkerStatus) -> Value {
+    let Some(stage) = status.stage else { return Value::Null };
+    let lane = status.counters;
+    json!({
+        "state": stage.as_str(),
+        "held_back": status.held_back,
+        "held_back_bytes": status.held_back_bytes,
+        "rounds": lane.rounds,
+        "replayed": lane.replayed,
+        "stale": lane.stale,
+        "repaired": lane.repaired,
+        "given_up": lane.given_up,
+        "rebuilt": lane.rebuilt,
+        "overflows": lane.overflows,
     })
 }
 

@@ -83,7 +83,8 @@ impl HttpError {
     pub(super) fn unknown_path(path: &str) -> HttpError {
         let error = format!(
             "no route '{path}'; there are /v1/score, /v1/admin/clear, /query, /query_by_hash, /register, \
-             /unregister, /workers, /health, /ready and /metrics"
+             /unregister, /workers, /health, /ready, /snapshot \
+             and /metrics"
         );
         HttpError::new(StatusCode::NOT_FOUND, "unknown_path", error)
     }
@@ -92,6 +93,12 @@ impl HttpError {
         let right = if *method == Method::POST { "GET" } else { "POST" };
         let error = format!("{method} does not go with '{path}'; use {right}");
         HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", error)
+    }
+
+    pub(super) fn not_shared() -> HttpError {
+        let error = "snapshots are not given away: set state.share = true here if whoever reaches this \
+                     port may have one";
+        HttpError::new(StatusCode::FORBIDDEN, "not_shared", error)
     }
 
     pub(super) fn not_implemented(error: &str) -> HttpError {

@@ -1,0 +1,147 @@
+//! Workers over a restart: how each was fed goes into the snapshot, and tells who comes back.
+
+use kvscout::ingest::snapshot::{Snapshot, WorkerState};
+use kvscout::ingest::zmq::{Endpoint, Mode};
+use kvscout::scout::Registration;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::{Enrolment, Origin, Refusal, Service};
+use crate::config::Config;
+use crate::intake::Feed;
+use crate::state;
+
+/// How a worker was fed, as the snapshot keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "fed", rename_all = "snake_case")]
+pub(super) enum Attached {
+    /// By a source of its own.
+    Source { endpoint: String, replay: Option<String>, bound: bool, configured: bool },
+    /// By messages on the shared endpoint.
+    Topic,
+}
+
+impl Attached {
+    fn of(feed: &Feed) -> Attached {
+        match feed {
+            Feed::Source { endpoint, replay, mode, origin, .. } => Attached::Source {
+                endpoint: endpoint.to_string(),
+                replay: replay.as_ref().map(ToString::to_string),
+                bound: *mode != Mode::Connect,
+                configured: *origin == Origin::Configured,
+            },
+            Feed::Topic => Attached::Topic,
+        }
+    }
+
+    /// Whether an enrolment would feed the worker from the same place.
+    pub(super) fn is_as(&self, enrolment: &Enrolment) -> bool {
+        let Attached::Source { endpoint, replay, bound, .. } = self else { return false };
+        let asked = enrolment.replay.as_ref().map(ToString::to_string);
+        *endpoint == enrolment.endpoint.to_string()
+            && *replay == asked
+            && *bound == (enrolment.mode != Mode::Connect)
+    }
+}
+
+impl Service {
+    /// Everything that another daemon needs to go on here.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut snapshot = self.scout.snapshot(state::now());
+        // Afterwards: whoever was in the scout is known here by now, or gone for good.
+        let feeds = self.switchboard.feeds.lock();
+        let returning = self.returning.lock();
+        for worker in &mut snapshot.registrations.workers {
+            let attached = match feeds.get(&worker.worker) {
+                Some(feed) => Some(Attached::of(feed)),
+                None => returning.get(&worker.worker).cloned(),
+            };
+            // Names and numbers in plain structs, which always serialize.
+            let text = attached.and_then(|attached| serde_json::to_string(&attached).ok());
+            worker.attached = text.unwrap_or_default();
+        }
+        snapshot
+    }
+
+    /// Writes a snapshot, if there is a place for it.
+    pub(crate) fn save(&self) {
+        if let Some(state) = &self.state {
+            state.save(|| self.snapshot());
+        }
+    }
+
+    /// Decides who of a snapshot's workers is still there: those of the configuration wait for their
+    /// sources to be added, those that registered over HTTP are dialled again, those of topics are
+    /// known as before. Everyone else is forgotten.
+    pub(super) fn take_back(&self, config: &Config, workers: Vec<WorkerState>) {
+        for state in workers {
+            let attached: Option<Attached> = serde_json::from_str(&state.attached).ok();
+            let of_source = config.sources.iter().any(|source| {
+                (&source.tenant, &source.name) == (&state.tenant, &state.pod)
+                    && state.rank < source.ranks.get()
+            });
+            let (pod, rank) = (&state.pod, state.rank);
+            let kept = match attached {
+                Some(attached) if of_source => {
+                    self.returning.lock().insert(state.worker, attached);
+                    continue;
+                }
+                Some(Attached::Topic) => {
+                    let kept = config.trust_topics && config.topic_tenant == state.tenant;
+                    if kept {
+                        self.switchboard.feeds.lock().insert(state.worker, Feed::Topic);
+                    }
+                    kept
+                }
+                Some(Attached::Source { configured: true, .. }) | None => false,
+                Some(attached) => match self.dial_again(&state, attached) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        warn!(pod, rank, %error, "could not be registered again");
+                        false
+                    }
+                },
+            };
+            if !kept {
+                info!(pod, rank, "not there any more: forgotten");
+                // It may be gone already.
+                let _ = self.scout.unregister(state.worker);
+            }
+        }
+    }
+
+    /// A worker of the snapshot that comes back as another one, or from elsewhere, does not come back.
+    pub(super) fn make_way(&self, enrolment: &Enrolment) -> Result<(), Refusal> {
+        let Registration { tenant, pod, rank, .. } = &enrolment.registration;
+        let Some(worker) = self.scout.find(tenant, pod, *rank) else { return Ok(()) };
+        let Some(attached) = self.returning.lock().remove(&worker) else { return Ok(()) };
+        let status = self.scout.worker(worker);
+        let is_same = status.is_some_and(|status| status.registration == enrolment.registration);
+        if !is_same || !attached.is_as(enrolment) {
+            info!(pod, rank, "configured otherwise than in the snapshot: begins anew");
+            self.scout.unregister(worker)?;
+        }
+        Ok(())
+    }
+
+    fn dial_again(&self, state: &WorkerState, attached: Attached) -> Result<(), String> {
+        let Attached::Source { endpoint, replay, .. } = &attached else { return Ok(()) };
+        let enrolment = Enrolment {
+            registration: state.into(),
+            endpoint: over_tcp(endpoint)?,
+            mode: Mode::Connect,
+            replay: replay.as_deref().map(over_tcp).transpose()?,
+            origin: Origin::Requested,
+        };
+        self.returning.lock().insert(state.worker, attached);
+        self.register(enrolment).map_err(Refusal::into_message)
+    }
+}
+
+/// An endpoint as HTTP takes it: what a snapshot says is no more trusted than a request.
+fn over_tcp(text: &str) -> Result<Endpoint, String> {
+    if !text.starts_with("tcp://") {
+        return Err(format!("endpoint {text:?}: expected tcp://host:port"));
+    }
+    text.parse().map_err(|error: kvscout::Error| error.to_string())
+}

@@ -1,0 +1,190 @@
+//! `--state`: what is kept over a restart, and what a new replica begins with.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kvscout::Error;
+use kvscout::hash::content::DigestKey;
+use kvscout::ingest::snapshot::{Snapshot, StateDirectory, WorkerState};
+use kvscout::scout::{Options, Scout};
+use parking_lot::Mutex;
+use tracing::{info, warn};
+
+use crate::config::Config;
+
+/// How long another replica may take to accept a connection, and to hand over its snapshot: a
+/// gigabyte at 10 MB/s takes less than two minutes.
+const CONNECT: Duration = Duration::from_secs(10);
+const FETCH: Duration = Duration::from_secs(180);
+/// What a snapshot may take beyond the memory that its index may: registrations.
+const BESIDE_INDEX: u64 = 256 << 20;
+/// How much of an error answer is read.
+const ERROR_ANSWER: u64 = 4096;
+
+/// The state directory of this process.
+#[derive(Debug)]
+pub(crate) struct State {
+    directory: StateDirectory,
+    key: DigestKey,
+    from: Option<String>,
+    most_fetched: u64,
+    /// One snapshot is written at a time.
+    saving: Mutex<()>,
+    report: Mutex<Report>,
+}
+
+/// What became of snapshots.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Report {
+    /// Written.
+    pub(crate) saved: u64,
+    /// Not written.
+    pub(crate) failed: u64,
+    /// Index entries that this process began with.
+    pub(crate) restored_entries: u64,
+    /// The last one that was written.
+    pub(crate) last: Option<Saved>,
+}
+
+/// A snapshot that was written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Saved {
+    /// Bytes of the file.
+    pub(crate) bytes: u64,
+    /// How long batches waited for it.
+    pub(crate) took: Duration,
+    /// How long it took to bring it to the disk.
+    pub(crate) wrote: Duration,
+    /// When it was taken.
+    pub(crate) at: Instant,
+}
+
+impl State {
+    /// Takes the configured directory for this process.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be used, another process uses it, or its key is not for its owner alone.
+    pub(crate) fn open(config: &Config) -> Result<Option<State>, Error> {
+        let Some(path) = &config.state.dir else { return Ok(None) };
+        let directory = StateDirectory::open(Path::new(path))?;
+        let key = directory.key()?;
+        Ok(Some(State {
+            directory,
+            key,
+            from: config.state.from.clone(),
+            most_fetched: (config.memory.budget as u64).saturating_add(BESIDE_INDEX),
+            saving: Mutex::default(),
+            report: Mutex::default(),
+        }))
+    }
+
+    /// The scout to begin with, and its workers: from the directory's snapshot, else from another
+    /// replica's, else a cold one.
+    ///
+    /// # Errors
+    ///
+    /// A snapshot that is refused cannot be set aside, or there is no memory or randomness.
+    pub(crate) fn begin(&self, options: Options) -> Result<(Scout, Vec<WorkerState>), Error> {
+        let options = Options { digest_key: Some(self.key.clone()), ..options };
+        if let Some(begun) = self.own(&options)? {
+            return Ok(begun);
+        }
+        if let Some(from) = &self.from {
+            match self.fetch(from).and_then(|snapshot| {
+                self.restore(&options, snapshot).map_err(|error| error.to_string())
+            }) {
+                Ok(begun) => return Ok(begun),
+                Err(reason) => warn!(from, reason, "no snapshot from there"),
+            }
+        }
+        info!("starting cold: workers are scored as they publish");
+        Ok((Scout::new(options)?, Vec::new()))
+    }
+
+    /// From the directory, unless there is nothing that can be used.
+    fn own(&self, options: &Options) -> Result<Option<(Scout, Vec<WorkerState>)>, Error> {
+        let refused = match self.directory.load(&self.key).map_err(Error::from) {
+            Ok(None) => return Ok(None),
+            Ok(Some(snapshot)) => match self.restore(options, snapshot) {
+                Ok(begun) => return Ok(Some(begun)),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let kept = self.directory.set_aside()?;
+        warn!(reason = %refused, kept = %kept.display(), "the snapshot is refused and set aside");
+        Ok(None)
+    }
+
+    fn restore(
+        &self,
+        options: &Options,
+        snapshot: Snapshot,
+    ) -> Result<(Scout, Vec<WorkerState>), Error> {
+        let start = Instant::now();
+        let scout = Scout::restore(options.clone(), &snapshot)?;
+        let Snapshot { version, created, registrations, .. } = snapshot;
+        let (entries, workers) = (scout.stats().entries, registrations.workers.len());
+        let age = now().saturating_sub(created) / 1000;
+        info!(workers, entries, age_seconds = age, by = version, took = ?start.elapsed(), "restored");
+        self.report.lock().restored_entries = entries;
+        Ok((scout, registrations.workers))
+    }
+
+    /// Another replica's snapshot. No more is read than an index of our size can need.
+    fn fetch(&self, from: &str) -> Result<Snapshot, String> {
+        let config = ureq::Agent::config_builder()
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(Some(FETCH))
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .build();
+        let url = format!("{}/snapshot", from.trim_end_matches('/'));
+        let agent = ureq::Agent::from(config);
+        let mut answer = agent.get(&url).call().map_err(|error| error.to_string())?;
+        let status = answer.status();
+        if !status.is_success() {
+            let mut said = String::new();
+            let body = answer.body_mut().with_config().limit(ERROR_ANSWER).reader();
+            // The status says enough where nothing readable comes.
+            let _ = body.take(ERROR_ANSWER).read_to_string(&mut said);
+            let said: String = said.chars().filter(|c| !c.is_control()).collect();
+            return Err(format!("status {} {said}", status.as_u16()));
+        }
+        let mut body = answer.body_mut().with_config().limit(self.most_fetched).reader();
+        Snapshot::read(&mut body, &self.key).map_err(|refused| refused.to_string())
+    }
+
+    /// Takes a snapshot and writes it; what goes wrong is counted and logged.
+    pub(crate) fn save(&self, take: impl FnOnce() -> Snapshot) {
+        let _one_at_a_time = self.saving.lock();
+        let at = Instant::now();
+        let snapshot = take();
+        let took = at.elapsed();
+        let kept = self.directory.save(&snapshot);
+        let mut report = self.report.lock();
+        match kept {
+            Ok(kept) => {
+                report.saved += 1;
+                report.last = Some(Saved { bytes: kept.bytes, took, wrote: kept.took, at });
+            }
+            Err(error) => {
+                report.failed += 1;
+                warn!(%error, "the snapshot could not be written; the last one is still there");
+            }
+        }
+    }
+
+    /// What became of snapshots so far.
+    pub(crate) fn report(&self) -> Report {
+        *self.report.lock()
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
