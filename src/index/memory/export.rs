@@ -86,10 +86,13 @@ impl Pen<'_> {
         }
     }
 
-    /// Workers that lost copies.
+    /// Workers that lost copies, if there are any.
     fn losers(&self, out: &mut Vec<u8>) {
         let mut all = Vec::new();
         self.shared.losers.read(&mut all);
+        if all.is_empty() {
+            return;
+        }
         number(out, all.len() as u32);
         all.into_iter().for_each(|WorkerId(id)| number(out, id));
     }
