@@ -158,3 +158,27 @@ proptest! {
         }
     }
 }
+
+/// In vocabulary 1 the block `[0]` has the name that `[1]` has in vocabulary 2.
+#[test]
+fn names_that_move_mean_what_is_there_before_anything_is_placed_below_it() {
+    let home = |v| Home { space: SpaceId(0), vocabulary: VocabularyId(v) };
+    let (tier, group) = (Tier::Gpu, Group(0));
+    let store = |w, path: &[u8], from| {
+        let (worker, path) = (WorkerId(w), path.to_vec());
+        Step::Store { worker, path, from, tier, group, content: true }
+    };
+    let steps = vec![
+        store(3, &[0, 4], 0),
+        store(4, &[1], 0),
+        store(0, &[1], 0),
+        Step::Assign(WorkerId(3), home(2)),
+        Step::Clear(WorkerId(4), None),
+        Step::Assign(WorkerId(4), home(1)),
+        store(4, &[0, 4], 1),
+        Step::Assign(WorkerId(3), home(1)),
+    ];
+    let steps = history([0, 0, 0, 1, 2].map(home).to_vec(), steps);
+    let options = MemoryOptions::default();
+    conformance::run(&MemoryIndex::new(options), options, &steps).unwrap();
+}

@@ -248,7 +248,7 @@ impl Pen<'_> {
     }
 
     /// Moves the copies that were counted by a name only to the block that it now means.
-    fn merge(&mut self, lane: &Lane, name: Name, place: Place) {
+    pub(super) fn merge(&mut self, lane: &Lane, name: Name, place: Place) {
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&lane.voc) else { return };
         let Some(block) = voc.orphans.blocks.get(&name) else { return };

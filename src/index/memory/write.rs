@@ -280,12 +280,15 @@ impl Pen<'_> {
         let (voc, table) = new;
         // No lane is needed to bind and to settle; adopted orphans bring their own slots.
         let lane = Lane { worker, space: home.space, voc, table, slot: u32::MAX, adopts: true };
-        for (name, place) in self.bindings(old.0, old.1) {
+        let bindings = self.bindings(old.0, old.1);
+        for &(name, place) in &bindings {
             self.unname(old.0, old.1, name, place);
             self.bind(voc, &lane.table, RunId(place.run), place.at, name);
-            if self.w.unplaced > 0 {
-                self.settle_below(&lane, name, place);
-            }
+        }
+        if self.w.unplaced > 0 {
+            // A block that is there is what a name means rather than a new one below its parent.
+            bindings.iter().for_each(|&(name, place)| self.merge(&lane, name, place));
+            bindings.iter().for_each(|&(name, place)| self.settle_below(&lane, name, place));
         }
         self.move_orphans(old.0, &lane);
     }
