@@ -54,6 +54,29 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn crowding() -> impl Strategy<Value = Step> {
+    let path = || {
+        let below = prop::collection::vec(0u8..5, 0..4);
+        (prop::bool::weighted(0.9), below)
+            .prop_map(|(crowded, below)| [&[u8::from(!crowded)], &below[..]].concat())
+    };
+    let (group, gpu) = (Group(0), Tier::Gpu);
+    let home = (1u32..3).prop_map(|v| Home { space: SpaceId(0), vocabulary: VocabularyId(v) });
+    prop_oneof![
+        20 => (worker(), path(), any::<prop::sample::Index>(), prop::bool::weighted(0.9)).prop_map(
+            move |(worker, path, from, content)| {
+                let from = from.index(path.len());
+                Step::Store { worker, path, from, tier: gpu, group, content }
+            }
+        ),
+        5 => (worker(), path())
+            .prop_map(move |(worker, path)| Step::Remove { worker, path, tier: gpu, group }),
+        1 => worker().prop_map(|w| Step::Clear(w, None)),
+        1 => (3u32..5, home).prop_map(|(w, home)| Step::Assign(WorkerId(w), home)),
+        4 => path().prop_map(|path| Step::Lookup { space: SpaceId(0), path }),
+    ]
+}
+
 fn history(first: Vec<Home>, steps: Vec<Step>) -> Vec<Step> {
     let assigns = first.into_iter().enumerate();
     let assigns = assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home));
@@ -101,6 +124,23 @@ proptest! {
         }
     }
 
+    /// Paths that begin with content 0 have one name, which soon means more blocks than it may.
+    #[test]
+    fn any_history_of_crowded_names_gives_what_the_reference_gives(
+        steps in prop::collection::vec(crowding(), 60..200),
+        every in 20usize..200,
+    ) {
+        let homes = [0, 0, 0, 1, 2].map(|v| Home { space: SpaceId(0), vocabulary: VocabularyId(v) });
+        let steps = history(homes.to_vec(), steps);
+        let options = MemoryOptions::default();
+        let rebuild = |index| through_image(index, options);
+        let index = MemoryIndex::new(options);
+        let run = conformance::run_rebuilding(index, every, rebuild, options, &steps);
+        if let Err(difference) = run {
+            prop_assert!(false, "{}", difference);
+        }
+    }
+
     #[test]
     fn any_history_goes_on_after_an_image_as_if_nothing_had_happened(
         first in prop::collection::vec(home(), 5),
@@ -117,4 +157,28 @@ proptest! {
             prop_assert!(false, "{}", difference);
         }
     }
+}
+
+/// In vocabulary 1 the block `[0]` has the name that `[1]` has in vocabulary 2.
+#[test]
+fn names_that_move_mean_what_is_there_before_anything_is_placed_below_it() {
+    let home = |v| Home { space: SpaceId(0), vocabulary: VocabularyId(v) };
+    let (tier, group) = (Tier::Gpu, Group(0));
+    let store = |w, path: &[u8], from| {
+        let (worker, path) = (WorkerId(w), path.to_vec());
+        Step::Store { worker, path, from, tier, group, content: true }
+    };
+    let steps = vec![
+        store(3, &[0, 4], 0),
+        store(4, &[1], 0),
+        store(0, &[1], 0),
+        Step::Assign(WorkerId(3), home(2)),
+        Step::Clear(WorkerId(4), None),
+        Step::Assign(WorkerId(4), home(1)),
+        store(4, &[0, 4], 1),
+        Step::Assign(WorkerId(3), home(1)),
+    ];
+    let steps = history([0, 0, 0, 1, 2].map(home).to_vec(), steps);
+    let options = MemoryOptions::default();
+    conformance::run(&MemoryIndex::new(options), options, &steps).unwrap();
 }

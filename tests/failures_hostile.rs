@@ -4,13 +4,16 @@
 mod failures_support;
 mod wire_support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use failures_support::*;
 use kvscout::block::{Prompt, WorkerId};
 use kvscout::event::{DecodeErrorKind, Limits};
 use kvscout::hash::vllm::Algorithm;
-use kvscout::index::MemoryOptions;
+use kvscout::index::{MOST_MEANINGS, MemoryOptions};
 use kvscout::ingest::{Reason, Trust, Verdict};
-use kvscout::scout::{Options, Registration};
+use kvscout::scout::{Options, Registration, Request, Scout, Scratch};
 use serde_json::{Value, json};
 
 const TOKENS: [u32; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
@@ -207,6 +210,38 @@ fn x4_a_flood_of_unique_blocks_costs_the_flooder_and_not_the_others() {
 }
 
 #[test]
+fn x4_of_two_workers_the_one_that_floods_pays() {
+    let memory = MemoryOptions { budget: 4 << 20, ..MemoryOptions::default() };
+    let scout = Scout::new(Options { memory, ..Options::default() }).unwrap();
+    let [quiet, flooder] =
+        ["quiet", "flooder"].map(|pod| scout.register(Registration::new(pod, "m")).unwrap());
+    let chain = |seed: u32| -> Vec<u32> { (0..400).map(|at| seed << 9 | at).collect() };
+    let store = |worker, seq: u32, seed: u32| {
+        let names: Vec<u64> = (0..100).map(|at| u64::from(seed) << 8 | at | 1 << 63).collect();
+        let payload = batch(&[stored(&names, None, &chain(seed))]);
+        scout.apply(worker, u64::from(seq), &payload).unwrap()
+    };
+    // A third of what there is room for, and then nothing any more.
+    const KEPT: u32 = 300;
+    (0..KEPT).for_each(|seq| drop(store(quiet, seq, seq)));
+    (0..4000).for_each(|seq| drop(store(flooder, seq, KEPT + seq)));
+    let stats = scout.stats();
+    assert!(stats.evicted > 100_000, "the budget was never reached: {stats:?}");
+    let held = |worker, seed| {
+        let tokens = [chain(seed), vec![0]].concat();
+        let mut scratch = Scratch::default();
+        let ranking = scout.score(&Request::new("m", Prompt::new(&tokens)), &mut scratch).unwrap();
+        ranking.find(worker).unwrap().score.matched_blocks
+    };
+    assert!((0..KEPT).all(|seed| held(quiet, seed) == 100));
+    assert_eq!(held(flooder, KEPT + 3999), 100, "the newest");
+    // The quiet one comes back: it gets its half, and the flooder loses what is above.
+    (0..1000).for_each(|seq| drop(store(quiet, KEPT + seq, 1 << 16 | seq)));
+    let whole = (0..1000).filter(|seed| held(quiet, 1 << 16 | seed) == 100).count();
+    assert!(whole >= 50, "{whole}");
+}
+
+#[test]
 fn x5_names_chosen_to_collide_in_a_table_cost_no_more_than_others() {
     let memory = MemoryOptions { unplaced_per_worker: 1 << 20, ..MemoryOptions::default() };
     let site = Site::with(Options { memory, ..Options::default() });
@@ -234,6 +269,121 @@ fn x5_names_chosen_to_collide_in_a_table_cost_no_more_than_others() {
         assert_eq!(ingested.applied.removed, 60_000);
         assert_eq!(site.matched(&pod, &tokens), 10_000);
     }
+}
+
+/// So many that what costs each of them a look at all others does not end within minutes.
+const CROWD: u64 = 40_000;
+
+#[test]
+fn x5_orphans_of_one_parent_attach_in_the_time_of_as_many_parents() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    // Each another block below block 1, which nobody has told of.
+    let below = |n: u64| stored(&[1 + n], Some(1), &[n as u32, 0, 0, 0]);
+    let events: Vec<Value> = (1..=CROWD).map(below).collect();
+    for chunk in events.chunks(10_000) {
+        let ingested = site.apply(worker, chunk);
+        assert_eq!(ingested.applied.unplaced, chunk.len() as u64);
+    }
+    site.apply(worker, &[stored(&[1], None, &TOKENS[..4])]);
+    assert_eq!(site.scout.stats().unplaced, 0);
+    for n in [1, CROWD / 2, CROWD] {
+        let prompt = [0, 1, 2, 3, n as u32, 0, 0, 0, 9];
+        assert_eq!(site.matched("a", &prompt), 2, "orphan {n}");
+    }
+}
+
+#[test]
+fn x5_a_name_that_means_more_blocks_than_collide_by_chance_is_refused() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    let first = |n: u64| vec![n as u32, 0, 0, 0];
+    let events: Vec<Value> = (1..=CROWD).map(|n| stored(&[7], None, &first(n))).collect();
+    let (mut stored, mut removed) = (0, 0);
+    for chunk in events.chunks(10_000) {
+        let applied = site.apply(worker, chunk).applied;
+        assert_eq!(applied.stored + applied.refused, chunk.len() as u64);
+        stored += applied.stored;
+    }
+    assert_eq!(stored, MOST_MEANINGS as u64);
+    assert_eq!(site.trust(worker), Trust::Degraded(Reason::Overflow));
+    // Removals of a copy that is not there have to look at all of them.
+    let names = vec![7; 10_000];
+    for tier in ["CPU", "GPU"].repeat(3) {
+        removed += site.apply(worker, &[self::removed(&names, tier)]).applied.removed;
+    }
+    assert_eq!(removed, MOST_MEANINGS as u64);
+    assert_eq!(site.scout.stats().blocks, 3, "the bystander's own");
+}
+
+/// A chain of 100 blocks that no other seed begins, and one token more.
+fn chain_of(seed: u32) -> (Vec<u64>, Vec<u32>) {
+    let names = (0..100).map(|at| u64::from(seed) << 8 | at | 1 << 63).collect();
+    (names, (0..401).map(|at| seed << 9 | at).collect())
+}
+
+#[test]
+fn r10_whoever_lost_copies_to_the_budget_says_so_before_the_first_is_gone() {
+    let memory = MemoryOptions { budget: 4 << 20, ..MemoryOptions::default() };
+    let site = Site::with(Options { memory, ..Options::default() });
+    let evicted = Trust::Degraded(Reason::Evicted);
+    let (idle, busy) = (site.worker("idle"), site.worker("busy"));
+    let store = |worker, seed: u32| {
+        let (names, tokens) = chain_of(seed);
+        site.apply(worker, &[stored(&names, None, &tokens[..400])])
+    };
+    const OLD: u32 = 700;
+    (0..OLD).for_each(|seed| drop(store(idle, seed)));
+    assert_eq!(site.scout.stats().evicted, 0);
+    assert_eq!((site.trust(idle), site.trust(busy)), (Trust::Exact, Trust::Exact));
+    // What the busy one stores costs the idle one its oldest, while somebody asks for those.
+    let done = AtomicBool::new(false);
+    let scout = &site.scout;
+    let (whole, short) = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut whole, mut short, mut seed) = (0_u32, 0_u32, 0);
+            let mut scratch = Scratch::default();
+            while !done.load(Ordering::Relaxed) {
+                seed = (seed + 1) % OLD;
+                let (_, tokens) = chain_of(seed);
+                let request = Request::new("m", Prompt::new(&tokens));
+                let row = scout.score(&request, &mut scratch).unwrap().find(idle).unwrap();
+                match row.trust {
+                    Trust::Exact => {
+                        assert_eq!(row.score.matched_blocks, 100, "chain {seed}");
+                        whole += 1;
+                    }
+                    trust => {
+                        assert_eq!(trust, evicted);
+                        short += 1;
+                    }
+                }
+            }
+            (whole, short)
+        });
+        (OLD..OLD + 600).for_each(|seed| drop(store(busy, seed)));
+        done.store(true, Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    assert!(whole > 0 && short > 0, "{whole} {short}");
+    let (_, tokens) = chain_of(OLD + 599);
+    let line = |pod| site.line(pod, 0, Prompt::new(&tokens)).trust;
+    assert_eq!((line("idle"), site.trust(idle)), (evicted, evicted));
+    // Until it is known again what the worker holds: nothing, as a new one or by its own word.
+    site.restart(idle);
+    store(idle, 9000);
+    assert_eq!((line("idle"), site.trust(idle)), (Trust::Exact, Trust::Exact));
+    assert_eq!(site.matched("idle", &chain_of(9000).1), 100);
+    (0..2000).for_each(|seed| drop(store(busy, OLD + 600 + seed)));
+    assert_eq!((line("busy"), line("idle")), (evicted, Trust::Exact), "only who floods pays");
+    site.apply(busy, &[cleared()]);
+    assert_eq!((line("busy"), site.trust(busy)), (Trust::Exact, Trust::Exact));
+    (0..2000).for_each(|seed| drop(store(busy, OLD + 600 + seed)));
+    assert_eq!(line("busy"), evicted);
+    site.scout.unregister(busy).unwrap();
+    let busy = site.worker("busy");
+    store(busy, 1);
+    assert_eq!((line("busy"), site.trust(busy)), (Trust::Exact, Trust::Exact));
 }
 
 #[test]

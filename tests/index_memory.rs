@@ -3,9 +3,9 @@
 
 mod index_support;
 
-use index_support::{Chain, Ready, SHAPE, alone, budget, home, lookup, remove, rss, store};
-use kvscout::block::{SpaceId, WorkerId};
-use kvscout::index::{Change, Matches, MemoryIndex, Query};
+use index_support::{Chain, Ready, SHAPE, alone, budget, home, lookup, mix, remove, rss, store};
+use kvscout::block::{SpaceId, Tier, WorkerId};
+use kvscout::index::{Change, Matches, MemoryIndex, MemoryOptions, Query};
 
 #[test]
 fn r10_ten_times_the_budget_stays_within_it_and_scores_stay_whole() {
@@ -65,6 +65,53 @@ fn r10_the_worker_that_floods_pays() {
     for (i, chain) in quiet.iter().enumerate() {
         assert_eq!(lookup(&index, chain, &mut matches), [(WorkerId(i as u32 % 3), 100)]);
     }
+}
+
+#[test]
+fn r10_whoever_is_not_said_to_have_lost_copies_has_them_all() {
+    let _alone = alone();
+    let index = budget(4 << 20);
+    let workers: Vec<WorkerId> = (0..6).map(WorkerId).collect();
+    workers.iter().for_each(|&w| index.assign(w, home(w.0 % 2)).unwrap());
+    let clear = |worker, tier| index.apply(worker, &[Change::Clear { tier }]).unwrap();
+    let trunk = Chain::new(9, 100);
+    let mut held: Vec<Vec<Chain>> = vec![Vec::new(); 6];
+    let mut matches = Matches::default();
+    let (mut kept, mut lost) = (0, 0);
+    for turn in 0..6_000_u64 {
+        // Worker 5 stores half of all, worker 0 little.
+        let n = (mix(turn) % 36).isqrt() as usize;
+        let worker = workers[n];
+        let chain = trunk.branch(1 + mix(turn ^ 1) as usize % 99, turn, 200).of(worker.0 % 2);
+        store(&index, worker, &chain, 0..200);
+        held[n].push(chain);
+        if mix(turn ^ 2).is_multiple_of(500) {
+            clear(worker, None);
+            assert!(!index.evicted(worker));
+            held[n].clear();
+        }
+        if turn % 300 == 299 {
+            let again = MemoryIndex::import(MemoryOptions::default(), &index.export()).unwrap();
+            for (n, &worker) in workers.iter().enumerate() {
+                let evicted = index.evicted(worker);
+                assert_eq!(again.evicted(worker), evicted);
+                *(if evicted { &mut lost } else { &mut kept }) += 1;
+                let is_whole = |chain: &Chain| {
+                    let found = lookup(&index, chain, &mut Matches::default());
+                    found.contains(&(worker, 200))
+                };
+                assert!(evicted || held[n].iter().all(is_whole), "{worker:?} at {turn}");
+            }
+        }
+    }
+    assert!(kept > 10 && lost > 10, "{kept} {lost}");
+    let loser = workers.into_iter().find(|&w| index.evicted(w)).unwrap();
+    clear(loser, Some(Tier::Gpu));
+    assert!(index.evicted(loser), "in other tiers it may miss some");
+    clear(loser, None);
+    assert!(!index.evicted(loser) && lookup(&index, &trunk, &mut matches).len() <= 5);
+    index.remove(WorkerId(5));
+    assert!(!index.evicted(WorkerId(5)) && !index.evicted(WorkerId(77)));
 }
 
 #[test]

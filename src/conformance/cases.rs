@@ -139,6 +139,17 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
             ],
         ),
         (
+            "a name that means sixteen blocks means no seventeenth until one of them goes",
+            (1..20)
+                .map(|content| store(A, &[0, content], 0))
+                .chain([lookup(&[0, 15]), lookup(&[0, 16]), store(B, &[0, 16, 1], 0)])
+                .chain([store(A, &[0, 2, 3, 4], 3), lookup(&[0, 2, 3, 4])])
+                .chain((0..20).map(|_| remove(A, &[0, 1])))
+                .chain([lookup(&[0, 15]), store(A, &[0, 16, 1], 0), lookup(&[0, 16, 1])])
+                .chain([Step::Forget(B), store(A, &[0, 17, 1], 0), lookup(&[0, 17, 1])])
+                .collect(),
+        ),
+        (
             "names move with a worker that joins another vocabulary",
             vec![
                 assign(WorkerId(4), 5),

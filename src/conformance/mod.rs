@@ -243,6 +243,10 @@ impl<'a, I: Index> Pair<'a, I> {
     }
 
     fn same_stats(&self) -> Result<(), String> {
+        for worker in (0..8).map(WorkerId) {
+            let ours = block_on(self.index.evicted(worker)).map_err(|e| e.to_string())?;
+            same("evicted", ours, self.reference.evicted(worker))?;
+        }
         let ours = block_on(self.index.stats()).map_err(|e| e.to_string())?;
         same("stats", counts(ours), self.reference.stats())
     }

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::index::{
-    Applied, BlockSource, Change, Home, Match, Matches, MemoryOptions, Parent, Query, Span, Stats,
-    Store,
+    Applied, BlockSource, Change, Home, MOST_MEANINGS, Match, Matches, MemoryOptions, Parent,
+    Query, Span, Stats, Store,
 };
 
 /// The literal reference index.
@@ -133,7 +133,7 @@ impl Reference {
             }
             Parent::Unknown => (None, None),
         };
-        for block in store.blocks {
+        for (at, block) in store.blocks.iter().enumerate() {
             let meaning = (space, vocabulary, block.name);
             let mut link = None;
             let path = match (block.digest, &above) {
@@ -148,10 +148,19 @@ impl Reference {
                 }
                 (None, _) => self.meaning(worker, meaning, |_| true),
             };
+            let crowded = |path: &Path| {
+                let meant = self.meanings.get(&meaning);
+                meant.is_some_and(|m| m.len() >= MOST_MEANINGS && !m.contains(path))
+            };
+            let binds = block.digest.is_some() && above.is_some();
+            if binds && path.as_ref().is_some_and(crowded) {
+                applied.refused += (store.blocks.len() - at) as u64;
+                return;
+            }
             match &path {
                 Some(path) => {
                     self.add(Spot::Placed(path.clone()), key, 1);
-                    if block.digest.is_some() && above.is_some() {
+                    if binds {
                         self.bind(meaning, path.clone());
                     }
                     applied.stored += 1;
@@ -162,7 +171,9 @@ impl Reference {
                     let is_unplaced = |s: &Spot| matches!(s, Spot::Unplaced(_));
                     let mine = self.copies.iter().filter(|(s, c)| is_unplaced(s) && held(c));
                     let full = mine.count() >= self.options.unplaced_per_worker;
-                    if full && !self.copies.get(&spot).is_some_and(held) {
+                    let meant = self.meanings.get(&meaning).map_or(0, Vec::len);
+                    let crowded = meant >= MOST_MEANINGS && !self.copies.contains_key(&spot);
+                    if crowded || full && !self.copies.get(&spot).is_some_and(held) {
                         applied.refused += 1;
                     } else {
                         self.add(spot, key, 1);
@@ -348,6 +359,11 @@ impl Reference {
             }
         }
         matches
+    }
+
+    /// See [`crate::index::Index::evicted`]: nobody's copies go, for this has all the memory it wants.
+    pub fn evicted(&self, _worker: WorkerId) -> bool {
+        false
     }
 
     /// See [`crate::index::Index::stats`].

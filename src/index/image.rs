@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 ///
 /// An index made of it answers every query as the old one did, and does the same with every change.
 /// Left out are what only says how an index came about: when a block was used last, how many
-/// entries were evicted. Spaces, vocabularies and workers keep their numbers.
+/// entries were evicted (of whom some were is there). Spaces, vocabularies and workers keep their numbers.
 ///
 /// An image is more than the changes that would lead to the same state: no changes of today's
 /// workers make names mean blocks in the same order as before, or bring back the names of workers

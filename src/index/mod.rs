@@ -10,7 +10,8 @@
 //! Every (space, [`Shape`]) is a tree: a child is found by the digest of its content, so a path
 //! from the root is a prompt prefix. A block is **placed** when its path is known. A name means a
 //! block within one (space, vocabulary); several placed blocks may carry the same 64-bit name, and
-//! a removal then hits the one that the worker holds.
+//! a removal then hits the one that the worker holds. At most [`MOST_MEANINGS`] may: a store that
+//! would make a name mean one more is refused from that block on.
 //!
 //! - A *placed* block stays in the tree as long as some worker holds it or something below it.
 //! - A block whose parent is not placed (an orphan), or that is known by name only, is
@@ -31,6 +32,12 @@ pub use memory::{MemoryIndex, MemoryOptions};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::Error;
+
+/// How many placed blocks of one (space, vocabulary) a [`Store`] may make a name mean. Honest names
+/// collide once in 2^32 blocks or so; who makes many collide must not make others look through all
+/// of them. Names that move with their worker ([`Index::assign`]) are not refused, nor is the one
+/// unplaced block of a name when it is placed.
+pub const MOST_MEANINGS: usize = 16;
 
 /// One block of a [`Store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +106,8 @@ pub struct Applied {
     pub unknown_removals: u64,
     /// Copies added to unplaced blocks.
     pub unplaced: u64,
-    /// Copies not added because the worker's share of unplaced blocks was full, or because no memory
-    /// was left and nothing could be evicted.
+    /// Copies not added because the worker's share of unplaced blocks was full, because a name meant
+    /// [`MOST_MEANINGS`] other blocks, or because no memory was left and nothing could be evicted.
     pub refused: u64,
 }
 
@@ -277,6 +284,7 @@ pub struct Stats {
     /// (block, worker, group, tier) entries.
     pub entries: u64,
     /// Entries given up so far because the memory was full; they are not in `entries` any more.
+    /// [`Index::evicted`] says whose.
     pub evicted: u64,
     /// Bytes in use for all of this; 0 where a backend cannot say.
     pub bytes: u64,
@@ -324,6 +332,14 @@ pub trait Index: Send + Sync {
 
     /// Forgets a worker: its copies and its home. Forgetting an unknown worker does nothing.
     fn remove(&self, worker: WorkerId) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Whether the index gave up copies of a worker that the worker did not remove, since it has a
+    /// home or was last cleared in all tiers, whichever is later: what lookups say of it is less than
+    /// its changes amount to. `false` for an unknown worker.
+    ///
+    /// True before the first of them is missing: an answer was whole if this is false after the
+    /// lookup, and the worker was not cleared in between.
+    fn evicted(&self, worker: WorkerId) -> impl Future<Output = Result<bool, Error>> + Send;
 
     /// Sizes, for metrics.
     fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send;

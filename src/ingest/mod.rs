@@ -73,16 +73,19 @@ pub enum Reason {
     /// The engine's events leave extra keys out (vLLM before 0.17) and its hash contract is not
     /// known, so that salted and multimodal blocks look like plain text.
     ExtrasHidden,
+    /// Copies of it were given up because `memory.budget` was reached; it really holds more.
+    Evicted,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 6] = [
+    pub(crate) const ALL: [Reason; 7] = [
         Reason::MissedStart,
         Reason::Gap,
         Reason::OutOfOrder,
         Reason::Undecodable,
         Reason::Overflow,
         Reason::ExtrasHidden,
+        Reason::Evicted,
     ];
 
     /// The reason with this label.
@@ -99,6 +102,7 @@ impl Reason {
             Reason::Undecodable => "undecodable",
             Reason::Overflow => "overflow",
             Reason::ExtrasHidden => "extras_hidden",
+            Reason::Evicted => "evicted",
         }
     }
 }

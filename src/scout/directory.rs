@@ -10,6 +10,7 @@ use super::standing::{Post, SLAB, Slab};
 use super::stream::{Seat, Stream};
 use super::{Adapter, Registration, WorkerStatus};
 use crate::block::{SpaceId, WorkerId};
+use crate::index::MemoryIndex;
 use crate::ingest::snapshot::{AdapterState, Given};
 use crate::score::GroupFacts;
 
@@ -57,10 +58,14 @@ impl Worker {
     }
 
     /// Where the worker stands, its tenant's adapters being these.
-    pub(super) fn status(&self, adapters: &HashMap<String, Adapter>) -> WorkerStatus {
+    pub(super) fn status(
+        &self,
+        index: &MemoryIndex,
+        adapters: &HashMap<String, Adapter>,
+    ) -> WorkerStatus {
         let has_path = |name: &str| adapters.get(name).is_some_and(|known| known.path.is_some());
         let stream = self.stream.lock();
-        let standing = self.post.cell().read();
+        let standing = self.post.cell().read().with_loss(index.evicted(self.id));
         let (held_back, held_back_bytes) = stream.held_back();
         WorkerStatus {
             worker: self.id,

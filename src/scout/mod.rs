@@ -410,7 +410,7 @@ impl Scout {
 
     fn status(&self, worker: &Worker) -> WorkerStatus {
         let adapters = self.directory.read().adapters(&worker.registration.tenant);
-        worker.status(&adapters)
+        worker.status(&self.shared.index, &adapters)
     }
 
     /// Sizes of the index.

@@ -42,6 +42,8 @@ struct Work {
     /// What was found of groups and their shapes, by worker and group.
     found: Vec<Match>,
     spans: Vec<Span>,
+    /// Workers of which the index gave up copies.
+    losers: Vec<WorkerId>,
 }
 
 impl Scout {
@@ -175,6 +177,7 @@ impl Lookup<'_, '_> {
             Some(plain) => self.plain(plain),
             None => self.general(),
         }
+        self.look_for_losses();
         let readings = &self.answer.readings;
         let held = match self.answer.asked() {
             None => self.roster.are(readings),
@@ -184,6 +187,19 @@ impl Lookup<'_, '_> {
         };
         if !held || !self.roster.is_of(self.scout.shared.generation.now()) {
             self.mend();
+        }
+    }
+
+    /// Copies that the index gave up are missing from what was found. Before the standings are compared:
+    /// a worker that is not listed any more was cleared meanwhile, which moved it.
+    #[inline]
+    fn look_for_losses(&mut self) {
+        self.scout.shared.index.losers(&mut self.work.losers);
+        for &worker in &self.work.losers {
+            if let Some(row) = self.roster.row(worker) {
+                let reading = &mut self.answer.readings[row];
+                *reading = reading.with_loss(true);
+            }
         }
     }
 
@@ -283,6 +299,7 @@ impl Lookup<'_, '_> {
     fn ask_again(&mut self, row: usize) {
         let roster = self.roster;
         let (cell, groups) = (roster.cell(row), &roster.rows()[row].groups.facts);
+        let index = &self.scout.shared.index;
         for _ in 0..TRIES {
             let mut reading = cell.read();
             for _ in 0..SPINS {
@@ -296,8 +313,9 @@ impl Lookup<'_, '_> {
                 break;
             }
             let score = self.score_of(row, groups);
+            let lost = index.evicted(roster.ids()[row]);
             if cell.is(reading) {
-                self.answer.readings[row] = reading;
+                self.answer.readings[row] = reading.with_loss(lost);
                 self.answer.give([row], score);
                 return;
             }
@@ -307,7 +325,8 @@ impl Lookup<'_, '_> {
         let (reading, score) = match &worker {
             Some(worker) => {
                 let stream = worker.stream.lock();
-                (cell.read(), self.score_of(row, stream.groups()))
+                let score = self.score_of(row, stream.groups());
+                (cell.read().with_loss(index.evicted(worker.id)), score)
             }
             // It was unregistered.
             None => (Reading::UNHEARD, self.score_of(row, &[])),

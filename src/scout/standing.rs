@@ -15,6 +15,10 @@
 //! worker has to be asked again, alone; the others' answers stay good. A query waits for nobody that
 //! does not move.
 //!
+//! Copies that the index gives up because it is full go without the worker's stream. The index lists
+//! the worker before, and takes it from the list only amid a batch; the query looks at the list between
+//! the lookup and [`Cell::is`], and marks its readings ([`Reading::with_loss`]).
+//!
 //! The groups that a query takes a worker to have are those of its roster; the cell has their number,
 //! so that newer ones are noticed.
 
@@ -48,6 +52,9 @@ impl Standing {
 const OPEN: u64 = 1;
 /// The second word is the number of a batch.
 const HEARD: u64 = 1 << 1;
+/// Only in a reading: the index gave up copies of the worker. That is no step of its stream, so the
+/// query finds it out behind the lookup.
+const LOST: u64 = 1 << 2;
 /// From here on: 8 bits of trust.
 const TRUST: u32 = 8;
 /// From here on: 16 bits, the number of the groups.
@@ -85,6 +92,7 @@ impl Reading {
     #[inline]
     pub(super) fn trust(self) -> Trust {
         match (self.word >> TRUST) as u8 {
+            0 | 1 if self.word & LOST != 0 => Trust::Degraded(Reason::Evicted),
             0 => Trust::Exact,
             1 => Trust::Syncing,
             2 => Trust::Silent,
@@ -93,8 +101,15 @@ impl Reading {
             5 => Trust::Degraded(Reason::OutOfOrder),
             6 => Trust::Degraded(Reason::Undecodable),
             7 => Trust::Degraded(Reason::Overflow),
-            _ => Trust::Degraded(Reason::ExtrasHidden),
+            8 => Trust::Degraded(Reason::ExtrasHidden),
+            _ => Trust::Degraded(Reason::Evicted),
         }
+    }
+
+    /// The same of a worker of which the index gave up copies, if that is so.
+    #[inline]
+    pub(super) fn with_loss(self, lost: bool) -> Reading {
+        Reading { word: if lost { self.word | LOST } else { self.word & !LOST }, ..self }
     }
 }
 
@@ -109,6 +124,7 @@ fn trust_bits(trust: Trust) -> u64 {
         Trust::Degraded(Reason::Undecodable) => 6,
         Trust::Degraded(Reason::Overflow) => 7,
         Trust::Degraded(Reason::ExtrasHidden) => 8,
+        Trust::Degraded(Reason::Evicted) => 9,
     };
     code << TRUST
 }
@@ -139,7 +155,7 @@ impl Cell {
     /// [`fence`](fence_before_is) comes before the first of these calls.
     #[inline]
     fn moved(&self, reading: Reading) -> u64 {
-        self.word.load(Ordering::Relaxed) ^ reading.word | reading.word & OPEN
+        self.word.load(Ordering::Relaxed) ^ reading.word & !LOST | reading.word & OPEN
     }
 
     /// Query: after the index was asked, whether its answer is that of the reading.
@@ -238,24 +254,29 @@ mod tests {
 
     #[test]
     fn a_standing_reads_as_it_was_said() {
-        let reasons = [
-            Reason::MissedStart,
-            Reason::Gap,
-            Reason::OutOfOrder,
-            Reason::Undecodable,
-            Reason::Overflow,
-            Reason::ExtrasHidden,
-        ];
         let trusts = [Trust::Exact, Trust::Syncing, Trust::Silent].into_iter();
         let cell = Cell::default();
         assert_eq!(cell.read(), Reading::UNHEARD);
-        for trust in trusts.chain(reasons.map(Trust::Degraded)) {
+        for trust in trusts.chain(Reason::ALL.map(Trust::Degraded)) {
             for as_of in [None, Some(0), Some(u64::MAX)] {
                 cell.close(Standing { trust, as_of, groups: 0xabcd });
                 let read = cell.read();
                 assert_eq!((read.trust(), read.as_of(), read.groups()), (trust, as_of, 0xabcd));
                 assert!(!read.is_open());
             }
+        }
+    }
+
+    #[test]
+    fn a_loss_shows_where_the_worker_would_be_believed_and_is_no_step_of_its_stream() {
+        let evicted = Trust::Degraded(Reason::Evicted);
+        let gap = Trust::Degraded(Reason::Gap);
+        let cell = Cell::default();
+        for (said, shown) in [(Trust::Exact, evicted), (Trust::Syncing, evicted), (gap, gap)] {
+            cell.close(Standing { trust: said, ..Standing::UNHEARD });
+            let read = cell.read().with_loss(true);
+            assert_eq!((read.trust(), read.with_loss(false).trust()), (shown, said));
+            assert!(cell.is(read));
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants: before blocks are pushed, what is in use leaves room for them or everything that may
 //! go is gone; only the end of a run without children goes, so chains stay closed; a worker that
-//! holds more than twice its share goes first, and alone: blocks that it shares stay with the others.
+//! holds far more than its share (`is_flooder`) goes first, and alone: blocks that it shares stay with
+//! the others. Whose copies go is listed first (`Losers`).
 
 use super::arena::CHUNK_BYTES;
 use super::run::{EXTRAS, KIDS, Run, RunId, USED};
@@ -16,8 +17,10 @@ const RESERVE: usize = 64 << 10;
 const UNPLACED: usize = 288;
 /// Runs looked at to find the one that was not used for longest.
 const SAMPLE: usize = 48;
-/// How many runs are looked at for one that a flooding worker holds.
+/// How many runs are looked at to find some that a flooding worker holds, and how many of those are
+/// enough to find one that was not used for long.
 const SEARCH: usize = 1024;
+const FOUND: usize = 16;
 /// Blocks given up at a time: a few segments.
 const BITE: u32 = 64;
 /// Changes between two ticks of the clock of recency, as a power of two.
@@ -92,7 +95,12 @@ impl Pen<'_> {
             .budget
             .saturating_sub(RESERVE + CHUNK_BYTES.min(self.w.options.budget / 64));
         let mut idle = 0;
+        let mut flooder = self.flooder();
         while self.in_use() > goal && idle < 64 {
+            // All workers are looked at once for many bites: as long as it is one, it stays the one.
+            if flooder.is_some_and(|worker| !self.is_flooder(self.w.size(worker))) {
+                flooder = self.flooder();
+            }
             let before = (self.w.book.live(), self.w.entries);
             if self.w.slots.has_dead() {
                 // The dead first.
@@ -100,17 +108,17 @@ impl Pen<'_> {
             } else if self.w.runs.is_empty() {
                 return;
             } else {
-                self.evict_one();
+                self.evict_one(flooder);
             }
             idle = if before == (self.w.book.live(), self.w.entries) { idle + 1 } else { 0 };
         }
     }
 
-    fn evict_one(&mut self) {
-        let flooder = self.flooder();
+    fn evict_one(&mut self, flooder: Option<WorkerId>) {
         let search = if flooder.is_some() { SEARCH } else { SAMPLE };
         let mut oldest: Option<(bool, u32, RunId)> = None;
         let now = self.shared.now();
+        let mut found = 0;
         for seen in 0..search.min(self.w.runs.len().max(SAMPLE)) {
             // At random places: neighbours in the list were often made one after the other.
             self.w.looks = self.w.looks.wrapping_add(1);
@@ -125,7 +133,8 @@ impl Pen<'_> {
             if oldest.is_none_or(|(f, a, _)| (floods, age) > (f, a)) {
                 oldest = Some((floods, age, id));
             }
-            if seen >= SAMPLE && oldest.is_some_and(|o| o.0) {
+            found += usize::from(floods);
+            if seen >= SAMPLE && found >= FOUND {
                 break;
             }
         }
@@ -134,11 +143,20 @@ impl Pen<'_> {
         self.cut_holders(id, worker);
     }
 
-    /// The worker with the most entries, if it has more than twice its share.
+    /// The worker with the most entries, if it has too many.
     fn flooder(&self) -> Option<WorkerId> {
         let (worker, entries) = self.w.largest()?;
+        self.is_flooder(entries).then_some(worker)
+    }
+
+    /// Whether so many entries are too many for one of several workers while somebody needs room: more
+    /// than half of all where there are two, towards twice the share where there are many.
+    ///
+    /// The memory is full, so what others do not use of their shares may be used until then. Among
+    /// many, whoever is a little above the mean at the moment is no flooder, and the oldest goes.
+    fn is_flooder(&self, entries: u64) -> bool {
         let workers = self.w.worker_count() as u64;
-        (workers > 1 && entries * workers > 2 * self.w.entries).then_some(worker)
+        workers > 1 && entries * (workers + 2) > 2 * self.w.entries
     }
 
     fn is_held_by(&mut self, run: Run<'_>, worker: WorkerId) -> bool {
@@ -160,6 +178,9 @@ impl Pen<'_> {
         let from = ends.max().unwrap_or(0).saturating_sub(BITE);
         for &slot in &holders {
             let gone: Vec<(u32, u32)> = self.w.cuts.held(slot, from, len).collect();
+            if !gone.is_empty() {
+                self.shared.losers.add(self.w.slots.worker(slot));
+            }
             for (lo, hi) in gone {
                 if run.get(EXTRAS) > 0 {
                     for at in lo..hi {

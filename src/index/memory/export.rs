@@ -46,6 +46,7 @@ impl Pen<'_> {
         self.copies(&cast, &mut out);
         self.further_names(&names, &cast, &mut out);
         unplaced(&names, &cast, &mut out);
+        self.losers(&mut out);
         Image::from_bytes(out)
     }
 
@@ -83,6 +84,17 @@ impl Pen<'_> {
             }
             cast.lanes[slot] = n as u32;
         }
+    }
+
+    /// Workers that lost copies, if there are any.
+    fn losers(&self, out: &mut Vec<u8>) {
+        let mut all = Vec::new();
+        self.shared.losers.read(&mut all);
+        if all.is_empty() {
+            return;
+        }
+        number(out, all.len() as u32);
+        all.into_iter().for_each(|WorkerId(id)| number(out, id));
     }
 
     fn trees(&mut self, names: &Names, cast: &mut Cast, out: &mut Vec<u8>) {

@@ -73,6 +73,7 @@ impl<'a> Pen<'a> {
         if self.w.cuts.parts.len() <= MOST_PARTS {
             return;
         }
+        self.shared.losers.add(self.w.slots.worker(slot));
         let Pen { w, .. } = self;
         let mine = w.cuts.parts.extract_if(.., |p| p.slot == slot);
         for part in mine.collect::<Vec<_>>() {

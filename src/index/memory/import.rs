@@ -74,6 +74,15 @@ impl<'a> Pen<'a> {
         for _ in 0..from.count(17)? {
             self.read_unplaced(from, &cast)?;
         }
+        // Left out where there are none, as before there was such a list.
+        let losers = if from.is_empty() { 0 } else { from.count(4)? };
+        for _ in 0..losers {
+            let worker = WorkerId(from.u32()?);
+            if !self.w.workers.contains_key(&worker) || self.shared.losers.has(worker) {
+                return Err(from.wrong("a worker that lost copies is not there, or there twice"));
+            }
+            self.shared.losers.add(worker);
+        }
         if !from.is_empty() {
             return Err(from.wrong("there is more after its end"));
         }

@@ -14,6 +14,7 @@ mod detail;
 mod export;
 mod hold;
 mod import;
+mod losers;
 mod names;
 mod orphan;
 
@@ -50,8 +51,9 @@ pub struct MemoryOptions {
     /// How many unplaced blocks one worker may hold; further ones are refused and counted.
     pub unplaced_per_worker: usize,
     /// Bytes that blocks, names and holders may take together, at most 15 GiB. When they are full,
-    /// ends of chains that were not used for longest go, those of a worker with more than twice its
-    /// share first ([`Stats::evicted`]); a chain that alone is more is refused beyond
+    /// ends of chains that were not used for longest go ([`Stats::evicted`]): first those of a worker
+    /// with more than `2 / (workers + 2)` of all entries, which is half where there are two and nearly
+    /// twice its share where there are many. A chain that alone is more is refused beyond
     /// ([`Applied::refused`]).
     pub budget: usize,
 }
@@ -140,6 +142,17 @@ impl MemoryIndex {
         self.write(|pen| pen.remove_worker(worker));
     }
 
+    /// See [`Index::evicted`]. Known before the first copy goes, to whoever looks behind a lookup.
+    pub fn evicted(&self, worker: WorkerId) -> bool {
+        self.shared.losers.has(worker)
+    }
+
+    /// All workers of which [`evicted`](MemoryIndex::evicted) is true, ascending.
+    #[inline]
+    pub(crate) fn losers(&self, into: &mut Vec<WorkerId>) {
+        self.shared.losers.read(into);
+    }
+
     /// See [`Index::stats`]. Sweeps what is still to be swept, so that it is exact.
     pub fn stats(&self) -> Stats {
         self.write(|pen| pen.stats())
@@ -176,6 +189,10 @@ impl Index for MemoryIndex {
     fn remove(&self, worker: WorkerId) -> impl Future<Output = Result<(), Error>> + Send {
         MemoryIndex::remove(self, worker);
         ready(Ok(()))
+    }
+
+    fn evicted(&self, worker: WorkerId) -> impl Future<Output = Result<bool, Error>> + Send {
+        ready(Ok(MemoryIndex::evicted(self, worker)))
     }
 
     fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send {

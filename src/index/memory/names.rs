@@ -3,7 +3,8 @@
 //! Invariants: a name is bound to a block exactly as long as the block is placed. The way back: the
 //! names of a run's own vocabulary lie beside its contents, those of others in `more`, and what
 //! fits neither (a second name of a block in one vocabulary, the name 0) in `also`. The way there:
-//! the first block bound to a name is in the vocabulary's table, later ones in `dups`, in order.
+//! the first block bound to a name is in the vocabulary's table, later ones in `dups`, in order. What
+//! a store binds is not crowded, so that lists in `dups` stay short and may be walked.
 //!
 //! Everything but the tables is behind one lock that is held for one block at a time.
 
@@ -17,6 +18,10 @@ use super::sync::Ordering;
 use super::table::{Place, Table};
 use super::write::{Pen, Shared};
 use crate::block::{Name, SpaceId, VocabularyId};
+use crate::index::MOST_MEANINGS;
+
+/// How many blocks a name may mean beside the first one bound, which is in the table.
+const LATER: usize = MOST_MEANINGS - 1;
 
 /// Number of a (space, vocabulary) in use; 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -156,6 +161,26 @@ impl Pen<'_> {
                 return;
             }
         }
+    }
+
+    /// Whether a name means as many blocks as one may.
+    #[inline]
+    pub(super) fn is_crowded(&mut self, voc: VocId, table: &Table, name: Name) -> bool {
+        self.w.dups >= LATER as u64 && self.means_most(voc, table, name)
+    }
+
+    #[cold]
+    fn means_most(&mut self, voc: VocId, table: &Table, name: Name) -> bool {
+        let later = self.shared.names.read().dups.get(&(voc, name)).map_or(0, Vec::len);
+        if later < LATER || !self.w.slots.has_dead() {
+            return later >= LATER;
+        }
+        // Some may be held by the dead only.
+        let mut places = std::mem::take(&mut self.w.places);
+        self.places(voc, table, name, &mut places);
+        let most = places.len() >= MOST_MEANINGS;
+        self.w.places = places;
+        most
     }
 
     /// Makes a name mean a block; `false` if it does already.

@@ -4,7 +4,7 @@
 //! parent; a worker's count says in how many unplaced blocks it has copies; retired slots have none.
 //! At most `unplaced_per_worker` a worker, so clearing one is bounded and done at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::names::VocId;
 use super::run::{HEAD, OFFSET, ROOT, RunId, UP};
@@ -15,10 +15,14 @@ use super::write::Pen;
 use crate::block::{BlockSize, Digest, Name, Shape, SpaceId};
 use crate::index::Applied;
 
+/// What a name in a set takes, about: nodes of a B-tree are between half and quite full.
+const SET_ENTRY: usize = 16;
+
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
     pub(super) blocks: HashMap<Name, Orphan>,
-    waiting: HashMap<(Shape, Name), Vec<Name>>,
+    /// Ordered, so that one of many goes in few steps.
+    waiting: HashMap<(Shape, Name), BTreeSet<Name>>,
 }
 
 /// A block that is held but not placed.
@@ -52,7 +56,7 @@ impl Orphans {
 
     pub(super) fn bytes(&self) -> usize {
         let holders: usize = self.blocks.values().map(|o| o.holders.capacity() * 8).sum();
-        let waiting: usize = self.waiting.values().map(|w| 64 + w.capacity() * 8).sum();
+        let waiting: usize = self.waiting.values().map(|w| 64 + w.len() * SET_ENTRY).sum();
         holders + waiting + self.blocks.capacity() * 80
     }
 
@@ -60,7 +64,7 @@ impl Orphans {
         let block = self.blocks.entry(name).or_default();
         if let (None, Some(link)) = (block.link, link) {
             block.link = Some(link);
-            self.waiting.entry((link.shape, link.parent)).or_default().push(name);
+            self.waiting.entry((link.shape, link.parent)).or_default().insert(name);
         }
         match block.holders.iter_mut().find(|h| h.0 == slot) {
             Some(holder) => holder.1 = holder.1.saturating_add(copies),
@@ -73,7 +77,7 @@ impl Orphans {
         if let Some(link) = block.link {
             let key = (link.shape, link.parent);
             if let Some(names) = self.waiting.get_mut(&key) {
-                names.retain(|&n| n != name);
+                names.remove(&name);
                 if names.is_empty() {
                     self.waiting.remove(&key);
                 }
@@ -99,7 +103,8 @@ impl Pen<'_> {
         }
         let share = self.w.options.unplaced_per_worker;
         let full = self.w.unplaced_of(lane.worker) >= share || !self.has_room();
-        if full && !self.holds_orphan(lane, name) {
+        let crowded = self.is_crowded(lane.voc, &lane.table, name) && !self.is_unplaced(lane, name);
+        if crowded || full && !self.holds_orphan(lane, name) {
             applied.refused += 1;
             return None;
         }
@@ -107,6 +112,12 @@ impl Pen<'_> {
         applied.stored += 1;
         applied.unplaced += 1;
         None
+    }
+
+    fn is_unplaced(&self, lane: &Lane, name: Name) -> bool {
+        let names = self.shared.names.read();
+        let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
+        voc.orphans.blocks.contains_key(&name)
     }
 
     fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {
@@ -237,7 +248,7 @@ impl Pen<'_> {
     }
 
     /// Moves the copies that were counted by a name only to the block that it now means.
-    fn merge(&mut self, lane: &Lane, name: Name, place: Place) {
+    pub(super) fn merge(&mut self, lane: &Lane, name: Name, place: Place) {
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&lane.voc) else { return };
         let Some(block) = voc.orphans.blocks.get(&name) else { return };

@@ -27,6 +27,8 @@ pub(super) struct Lane {
     pub(super) voc: VocId,
     pub(super) table: Arc<Table>,
     pub(super) slot: u32,
+    /// Blocks that have their names already are placed, which is not refused.
+    pub(super) adopts: bool,
 }
 
 /// How many blocks ahead the buckets of names are asked for.
@@ -138,7 +140,13 @@ impl<'a> Pen<'a> {
                     self.hold(id, lane.slot, at, at + same as u32);
                     let known = named && run.get(VOCABULARY) == lane.voc.0 && self.w.unplaced == 0;
                     for (i, block) in rest[..same].iter().enumerate().filter(|_| !known) {
-                        self.bind_and_settle(lane, id, at + i as u32, block.name);
+                        if !self.bind_and_settle(lane, id, at + i as u32, block.name) {
+                            let refused = at + i as u32..at + same as u32;
+                            for at in refused.rev() {
+                                self.drop_copy(lane, Place { run: id.0, at });
+                            }
+                            return (id, at, blocks.len() - rest.len() + i);
+                        }
                     }
                     rest = &rest[same..];
                     at += same as u32;
@@ -172,15 +180,19 @@ impl<'a> Pen<'a> {
                 at = most as u32;
             }
             let new = (at - base) as usize;
-            self.name_new(lane, id, base, &rest[..new]);
-            rest = &rest[new..];
+            let named = self.name_new(lane, id, base, &rest[..new]);
+            rest = &rest[named..];
+            if named < new {
+                self.take_back(lane, id, base + named as u32);
+                break;
+            }
         }
         (id, at, blocks.len() - rest.len())
     }
 
     /// Binds the names of blocks that were just pushed, which bear them already if the run's own
-    /// vocabulary is the worker's.
-    fn name_new(&mut self, lane: &Lane, id: RunId, base: u32, blocks: &[Block]) {
+    /// vocabulary is the worker's; how many blocks come before one with a crowded name.
+    fn name_new(&mut self, lane: &Lane, id: RunId, base: u32, blocks: &[Block]) -> usize {
         let own = self.run(id).get(VOCABULARY) == lane.voc.0;
         let touch = |block: &Block| {
             lane.table.touch_home(&self.shared.arena, self.shared.hash(block.name.0));
@@ -192,21 +204,51 @@ impl<'a> Pen<'a> {
             }
             let at = base + i as u32;
             if own && block.name.0 != 0 {
+                if !lane.adopts && self.is_crowded(lane.voc, &lane.table, block.name) {
+                    return i;
+                }
                 self.link(lane.voc, &lane.table, block.name, id, at);
                 if self.w.unplaced > 0 {
                     self.settle_below(lane, block.name, Place { run: id.0, at });
                 }
-            } else {
-                self.bind_and_settle(lane, id, at, block.name);
+            } else if !self.bind_and_settle(lane, id, at, block.name) {
+                return i;
             }
         }
+        blocks.len()
     }
 
-    fn bind_and_settle(&mut self, lane: &Lane, id: RunId, at: u32, name: Name) {
+    /// Binds a name and places what waited for it; does nothing and says `false` if it is crowded.
+    fn bind_and_settle(&mut self, lane: &Lane, id: RunId, at: u32, name: Name) -> bool {
+        let place = Place { run: id.0, at };
+        let crowded = !lane.adopts && self.is_crowded(lane.voc, &lane.table, name);
+        if crowded && !self.is_named(place, lane.voc, name) {
+            return false;
+        }
         self.bind(lane.voc, &lane.table, id, at, name);
         if self.w.unplaced > 0 {
-            self.settle_below(lane, name, Place { run: id.0, at });
+            self.settle_below(lane, name, place);
         }
+        true
+    }
+
+    /// Undoes the push of blocks from `from` on, whose names are not bound.
+    #[cold]
+    fn take_back(&mut self, lane: &Lane, id: RunId, from: u32) {
+        let run = self.run(id);
+        let len = run.len();
+        if run.get(VOCABULARY) == lane.voc.0 {
+            (from..len).for_each(|at| run.name(at, len).store(0, Ordering::Relaxed));
+        }
+        let Pen { w, .. } = self;
+        w.entries -= u64::from(len - from);
+        w.slots.count(lane.slot, -i64::from(len - from));
+        w.cuts.load(run);
+        w.cuts.keep_first(lane.slot, from);
+        guard::open(run.guard());
+        w.cuts.save(run, &mut w.book);
+        guard::close(run.guard());
+        self.trim(id, None);
     }
 
     /// Places one block with the copies that were counted while it was unplaced, and binds its name.
@@ -221,7 +263,7 @@ impl<'a> Pen<'a> {
         let mut place = None;
         for &(slot, copies) in holders {
             // The block bears the name, so that binding it again below changes nothing.
-            let mine = Lane { slot, ..lane.clone() };
+            let mine = Lane { slot, adopts: true, ..lane.clone() };
             let block = [Block { name, digest: Some(digest) }];
             let (run, at) = match place {
                 None => self.place_unsettled(&mine, above, &block)?,

@@ -12,6 +12,7 @@ use super::MemoryOptions;
 use super::ahead::Ahead;
 use super::arena::{Arena, Book};
 use super::cut::Cuts;
+use super::losers::Losers;
 use super::names::{Names, VocId};
 use super::run::{Run, RunId};
 use super::slot::{Owner, Slots};
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) slots: Slots,
     pub(super) names: Apart<RwLock<Names>>,
     pub(super) homes: Apart<RwLock<HashMap<WorkerId, (Home, VocId)>>>,
+    pub(super) losers: Apart<Losers>,
     /// Unplaced blocks, by space: queries need not look for any where there are none.
     unplaced: [AtomicU32; 64],
     pub(super) clock: Apart<AtomicU32>,
@@ -53,6 +55,7 @@ impl Shared {
             slots: Slots::default(),
             names: Apart::default(),
             homes: Apart::default(),
+            losers: Apart::default(),
             unplaced: std::array::from_fn(|_| AtomicU32::new(0)),
             clock: Apart::default(),
             keys: [random.hash_one(0), random.hash_one(1) | 1],
@@ -182,10 +185,14 @@ impl Writer {
 
     /// The worker with the most entries in runs.
     pub(super) fn largest(&self) -> Option<(WorkerId, u64)> {
-        let sizes = self.workers.iter().map(|(&id, worker)| {
-            (id, worker.lanes.iter().map(|l| self.slots.entries(l.2)).sum::<u64>())
-        });
+        let sizes = self.workers.keys().map(|&id| (id, self.size(id)));
         sizes.max_by_key(|&(id, entries)| (entries, id))
+    }
+
+    /// A worker's entries in runs.
+    pub(super) fn size(&self, worker: WorkerId) -> u64 {
+        let lanes = self.workers.get(&worker).into_iter().flat_map(|w| &w.lanes);
+        lanes.map(|l| self.slots.entries(l.2)).sum()
     }
 
     pub(super) fn slots_of(&self, worker: WorkerId) -> Vec<u32> {
@@ -272,13 +279,16 @@ impl Pen<'_> {
         while self.sweep(usize::MAX) {}
         let (voc, table) = new;
         // No lane is needed to bind and to settle; adopted orphans bring their own slots.
-        let lane = Lane { worker, space: home.space, voc, table, slot: u32::MAX };
-        for (name, place) in self.bindings(old.0, old.1) {
+        let lane = Lane { worker, space: home.space, voc, table, slot: u32::MAX, adopts: true };
+        let bindings = self.bindings(old.0, old.1);
+        for &(name, place) in &bindings {
             self.unname(old.0, old.1, name, place);
             self.bind(voc, &lane.table, RunId(place.run), place.at, name);
-            if self.w.unplaced > 0 {
-                self.settle_below(&lane, name, place);
-            }
+        }
+        if self.w.unplaced > 0 {
+            // A block that is there is what a name means rather than a new one below its parent.
+            bindings.iter().for_each(|&(name, place)| self.merge(&lane, name, place));
+            bindings.iter().for_each(|&(name, place)| self.settle_below(&lane, name, place));
         }
         self.move_orphans(old.0, &lane);
     }
@@ -291,7 +301,7 @@ impl Pen<'_> {
             ));
         };
         let (space, voc, table) = (worker.home.space, worker.voc, worker.table.clone());
-        let mut lane = Lane { worker: id, space, voc, table, slot: 0 };
+        let mut lane = Lane { worker: id, space, voc, table, slot: 0, adopts: false };
         // The slot of the change before: most changes of a batch are of one group and tier.
         let mut last: Option<(Group, Tier, u32)> = worker.lanes.first().copied();
         let same = |last: Option<(Group, Tier, u32)>, group, tier| {
@@ -340,6 +350,9 @@ impl Pen<'_> {
                 }
                 Change::Clear { tier } => {
                     self.retire_lanes(id, *tier);
+                    if tier.is_none() {
+                        self.shared.losers.forget(id);
+                    }
                     last = None;
                 }
             }
@@ -397,6 +410,7 @@ impl Pen<'_> {
 
     pub(super) fn remove_worker(&mut self, id: WorkerId) {
         self.retire_lanes(id, None);
+        self.shared.losers.forget(id);
         self.shared.homes.write().remove(&id);
         if let Some(worker) = self.w.workers.remove(&id) {
             self.move_out(worker.voc);
