@@ -219,12 +219,12 @@ fn x4_of_two_workers_the_one_that_floods_pays() {
     let store = |worker, seq: u32, seed: u32| {
         let names: Vec<u64> = (0..100).map(|at| u64::from(seed) << 8 | at | 1 << 63).collect();
         let payload = batch(&[stored(&names, None, &chain(seed))]);
-        scout.apply(worker, u64::from(seq), &payload).unwrap()
+        scout.apply(worker, u64::from(seq), &payload).unwrap();
     };
     // A third of what there is room for, and then nothing any more.
     const KEPT: u32 = 300;
-    (0..KEPT).for_each(|seq| drop(store(quiet, seq, seq)));
-    (0..4000).for_each(|seq| drop(store(flooder, seq, KEPT + seq)));
+    (0..KEPT).for_each(|seq| store(quiet, seq, seq));
+    (0..4000).for_each(|seq| store(flooder, seq, KEPT + seq));
     let stats = scout.stats();
     assert!(stats.evicted > 100_000, "the budget was never reached: {stats:?}");
     let held = |worker, seed| {
@@ -236,7 +236,7 @@ fn x4_of_two_workers_the_one_that_floods_pays() {
     assert!((0..KEPT).all(|seed| held(quiet, seed) == 100));
     assert_eq!(held(flooder, KEPT + 3999), 100, "the newest");
     // The quiet one comes back: it gets its half, and the flooder loses what is above.
-    (0..1000).for_each(|seq| drop(store(quiet, KEPT + seq, 1 << 16 | seq)));
+    (0..1000).for_each(|seq| store(quiet, KEPT + seq, 1 << 16 | seq));
     let whole = (0..1000).filter(|seed| held(quiet, 1 << 16 | seed) == 100).count();
     assert!(whole >= 50, "{whole}");
 }
