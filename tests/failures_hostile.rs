@@ -330,10 +330,10 @@ fn r10_whoever_lost_copies_to_the_budget_says_so_before_the_first_is_gone() {
     let (idle, busy) = (site.worker("idle"), site.worker("busy"));
     let store = |worker, seed: u32| {
         let (names, tokens) = chain_of(seed);
-        site.apply(worker, &[stored(&names, None, &tokens[..400])])
+        site.apply(worker, &[stored(&names, None, &tokens[..400])]);
     };
     const OLD: u32 = 700;
-    (0..OLD).for_each(|seed| drop(store(idle, seed)));
+    (0..OLD).for_each(|seed| store(idle, seed));
     assert_eq!(site.scout.stats().evicted, 0);
     assert_eq!((site.trust(idle), site.trust(busy)), (Trust::Exact, Trust::Exact));
     // What the busy one stores costs the idle one its oldest, while somebody asks for those.
@@ -361,7 +361,7 @@ fn r10_whoever_lost_copies_to_the_budget_says_so_before_the_first_is_gone() {
             }
             (whole, short)
         });
-        (OLD..OLD + 600).for_each(|seed| drop(store(busy, seed)));
+        (OLD..OLD + 600).for_each(|seed| store(busy, seed));
         done.store(true, Ordering::Relaxed);
         reader.join().unwrap()
     });
@@ -374,11 +374,11 @@ fn r10_whoever_lost_copies_to_the_budget_says_so_before_the_first_is_gone() {
     store(idle, 9000);
     assert_eq!((line("idle"), site.trust(idle)), (Trust::Exact, Trust::Exact));
     assert_eq!(site.matched("idle", &chain_of(9000).1), 100);
-    (0..2000).for_each(|seed| drop(store(busy, OLD + 600 + seed)));
+    (0..2000).for_each(|seed| store(busy, OLD + 600 + seed));
     assert_eq!((line("busy"), line("idle")), (evicted, Trust::Exact), "only who floods pays");
     site.apply(busy, &[cleared()]);
     assert_eq!((line("busy"), site.trust(busy)), (Trust::Exact, Trust::Exact));
-    (0..2000).for_each(|seed| drop(store(busy, OLD + 600 + seed)));
+    (0..2000).for_each(|seed| store(busy, OLD + 600 + seed));
     assert_eq!(line("busy"), evicted);
     site.scout.unregister(busy).unwrap();
     let busy = site.worker("busy");
