@@ -98,9 +98,21 @@ impl Turn<'_> {
     }
 }
 
-/// The digest of a block's tokens under a fixed key.
-pub fn digest(tokens: &[TokenId]) -> u64 {
-    DigestKey::from_bytes([7; 16]).digest(tokens, &[], []).0
+/// Digests of whole prompts under one key.
+#[derive(Debug)]
+pub struct Content(DigestKey, Vec<Digest>);
+
+impl Content {
+    /// Room for prompts of so many blocks.
+    pub fn new(blocks: usize) -> Content {
+        Content(DigestKey::from_bytes([7; 16]), vec![Digest(0); blocks])
+    }
+
+    /// The digests of a prompt's blocks.
+    pub fn digests(&mut self, tokens: &[TokenId]) -> &[Digest] {
+        self.0.plain(tokens, SHAPE.size.tokens(), &mut self.1);
+        &self.1
+    }
 }
 
 /// The index alone.
