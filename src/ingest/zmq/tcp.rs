@@ -1,6 +1,6 @@
 //! How many bytes a TCP connection of libzmq has taken in, and a way to cut it.
 //!
-//! The only module with `unsafe`: libzmq reports its connections as bare descriptor numbers, and
+//! The one module of the transport with `unsafe`: libzmq reports its connections as bare descriptor numbers, and
 //! `TCP_INFO` has no safe interface.
 #![allow(unsafe_code)]
 
