@@ -10,12 +10,9 @@ mod daemon_support;
 mod zmq_support;
 
 use std::fs;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chaos_support::engine::{Engine, Fleet, Make};
-use chaos_support::oracle::Oracle;
-use chaos_support::prompts::Prompts;
+use chaos_support::engine::{Fleet, Make};
 use chaos_support::random::Random;
 use chaos_support::router::Router;
 use chaos_support::schedule::{Act, schedule};
@@ -34,7 +31,7 @@ fn whoever_says_exact_is_exact_whatever_fails() {
     let seed = from_environment("KVSCOUT_CHAOS_SEED", 1);
     let time = Duration::from_secs(from_environment("KVSCOUT_CHAOS_SECONDS", 60));
     let mut random = Random::new(seed);
-    let (fleet, engines) = start(&mut random);
+    let (fleet, engines) = Fleet::start(ENGINES, QUESTIONS, &mut random, make);
     let state = state_directory("chaos");
     // So often that a kill finds a snapshot half written now and then.
     let mut router = Router::new(&fleet, &engines, &state, "state.interval = \"1s\"");
@@ -81,20 +78,10 @@ fn whoever_says_exact_is_exact_whatever_fails() {
 }
 
 /// Engines with pools of different sizes, small enough that they evict all the time.
-fn start(random: &mut Random) -> (Arc<Fleet>, Vec<Engine>) {
-    let prompts = Prompts::new(random.next(), ENGINES);
-    let questions = prompts.questions(QUESTIONS, random);
-    let oracle = Oracle::new(questions.len(), ENGINES);
-    let fleet = Arc::new(Fleet { prompts, questions, oracle });
-    let context = zmq::Context::new();
-    let engine = |number| {
-        let make = Make {
-            blocks: random.within(120, 300),
-            step: Duration::from_millis(random.within(25, 60) as u64),
-            buffer_steps: 10_000,
-        };
-        Engine::start(&context, number, make, &fleet, random.next())
-    };
-    let engines = (0..ENGINES).map(engine).collect();
-    (fleet, engines)
+fn make(random: &mut Random) -> Make {
+    Make {
+        blocks: random.within(120, 300),
+        step: Duration::from_millis(random.within(25, 60) as u64),
+        buffer_steps: 10_000,
+    }
 }

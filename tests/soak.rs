@@ -14,14 +14,11 @@ mod daemon_support;
 mod zmq_support;
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use chaos_support::engine::{Engine, Fleet, Make};
-use chaos_support::oracle::Oracle;
-use chaos_support::prompts::Prompts;
 use chaos_support::random::Random;
 use chaos_support::router::Router;
 use chaos_support::schedule::Fault;
@@ -50,7 +47,7 @@ fn a_long_life_costs_no_memory_and_no_worker() {
     let minutes = from_environment("KVSCOUT_SOAK_MINUTES", 30);
     let time = Duration::from_secs(60 * minutes);
     let mut random = Random::new(seed);
-    let (fleet, engines) = start(&mut random);
+    let (fleet, engines) = Fleet::start(ENGINES, QUESTIONS, &mut random, make);
     let state = state_directory("soak");
     let mut router = Router::new(&fleet, &engines, &state, "");
     let mut watch = Watch::default();
@@ -89,23 +86,13 @@ fn a_long_life_costs_no_memory_and_no_worker() {
     let _ = fs::remove_dir_all(&state);
 }
 
-fn start(random: &mut Random) -> (Arc<Fleet>, Vec<Engine>) {
-    let prompts = Prompts::new(random.next(), ENGINES);
-    let questions = prompts.questions(QUESTIONS, random);
-    let oracle = Oracle::new(questions.len(), ENGINES);
-    let fleet = Arc::new(Fleet { prompts, questions, oracle });
-    let context = zmq::Context::new();
-    let engine = |number| {
-        let make = Make {
-            blocks: random.within(500, 1500),
-            step: Duration::from_millis(random.within(100, 300) as u64),
-            // A few minutes; with vLLM's 10,000 the engines would be what fills the memory.
-            buffer_steps: 1000,
-        };
-        Engine::start(&context, number, make, &fleet, random.next())
-    };
-    let engines = (0..ENGINES).map(engine).collect();
-    (fleet, engines)
+fn make(random: &mut Random) -> Make {
+    Make {
+        blocks: random.within(500, 1500),
+        step: Duration::from_millis(random.within(100, 300) as u64),
+        // A few minutes; with vLLM's 10,000 the engines would be what fills the memory.
+        buffer_steps: 1000,
+    }
 }
 
 /// The faults of an ordinary day, a few each second, so that what repairs them runs all the time, too.

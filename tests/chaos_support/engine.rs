@@ -24,6 +24,28 @@ pub(crate) struct Fleet {
     pub(crate) oracle: Oracle,
 }
 
+impl Fleet {
+    /// So many engines of these makes, and what they will be asked about.
+    pub(crate) fn start(
+        engines: usize,
+        questions: usize,
+        random: &mut Random,
+        make: impl Fn(&mut Random) -> Make,
+    ) -> (Arc<Fleet>, Vec<Engine>) {
+        let prompts = Prompts::new(random.next(), engines);
+        let questions = prompts.questions(questions, random);
+        let oracle = Oracle::new(questions.len(), engines);
+        let fleet = Arc::new(Fleet { prompts, questions, oracle });
+        let context = zmq::Context::new();
+        let engine = |number| {
+            let make = make(random);
+            Engine::start(&context, number, make, &fleet, random.next())
+        };
+        let engines = (0..engines).map(engine).collect();
+        (fleet, engines)
+    }
+}
+
 /// What an engine is like.
 #[derive(Clone, Copy)]
 pub(crate) struct Make {
