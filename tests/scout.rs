@@ -1,5 +1,8 @@
 //! The facade, fed with payloads as engines write them.
 
+mod event_support;
+
+use event_support::{SIZE, batch, removed, stored, with};
 use kvscout::ErrorKind;
 use kvscout::block::{BlockSize, Lora, Name, Prompt, Shape, WorkerId};
 use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
@@ -8,35 +11,8 @@ use kvscout::ingest::{Reason, Trust, Verdict};
 use kvscout::scout::{Adapter, Blocks, Options, Ranking, Registration, Request, Scout, Scratch};
 use serde_json::{Value, json};
 
-const SIZE: u32 = 4;
-
 fn scout() -> Scout {
     Scout::new(Options::default()).unwrap()
-}
-
-fn batch(timestamp: f64, events: &[Value]) -> Vec<u8> {
-    rmp_serde::to_vec(&json!([timestamp, events, 0])).unwrap()
-}
-
-/// `BlockStored` as vLLM 0.33 writes it, of plain blocks.
-fn stored(hashes: &[u64], parent: Option<u64>, tokens: &[u32]) -> Value {
-    json!({
-        "type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent,
-        "token_ids": tokens, "block_size": SIZE, "lora_id": null, "medium": "GPU",
-        "lora_name": null, "extra_keys": vec![Value::Null; hashes.len()], "group_idx": 0,
-        "kv_cache_spec_kind": "full_attention",
-    })
-}
-
-fn removed(hashes: &[u64], medium: &str) -> Value {
-    json!({ "type": "BlockRemoved", "block_hashes": hashes, "medium": medium, "group_idx": 0 })
-}
-
-fn with(mut event: Value, fields: &[(&str, Value)]) -> Value {
-    for (name, value) in fields {
-        event[*name] = value.clone();
-    }
-    event
 }
 
 fn ask<'s>(scout: &Scout, scratch: &'s mut Scratch, tokens: &[u32]) -> Ranking<'s> {

@@ -1,6 +1,9 @@
 //! A scout that goes on from a snapshot answers as the one that it was taken of, also after further
 //! batches.
 
+mod event_support;
+
+use event_support::{SIZE, batch, removed, stored};
 use kvscout::block::{BlockSize, Prompt, Shape, WorkerId};
 use kvscout::hash::content::DigestKey;
 use kvscout::hash::vllm::{self, Algorithm, ChainMemory, Root, Version};
@@ -10,9 +13,7 @@ use kvscout::ingest::verify::{Contract, Status};
 use kvscout::ingest::{Reason, Trust, Verdict};
 use kvscout::scout::{Adapter, Copies, OnClear, Options, Registration, Request, Scout, Scratch};
 use proptest::prelude::*;
-use serde_json::{Value, json};
-
-const SIZE: u32 = 4;
+use serde_json::json;
 
 fn options() -> Options {
     Options { digest_key: Some(DigestKey::from_bytes([7; 16])), ..Options::default() }
@@ -30,23 +31,6 @@ fn restored(scout: &Scout) -> Scout {
     let snapshot = Snapshot::read(&mut &file[..], &key).unwrap();
     assert_eq!(snapshot.created, 5);
     Scout::restore(options(), &snapshot).unwrap()
-}
-
-fn batch(timestamp: f64, events: &[Value]) -> Vec<u8> {
-    rmp_serde::to_vec(&json!([timestamp, events, 0])).unwrap()
-}
-
-fn stored(hashes: &[u64], parent: Option<u64>, tokens: &[u32]) -> Value {
-    json!({
-        "type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent,
-        "token_ids": tokens, "block_size": SIZE, "lora_id": null, "medium": "GPU",
-        "lora_name": null, "extra_keys": vec![Value::Null; hashes.len()], "group_idx": 0,
-        "kv_cache_spec_kind": "full_attention",
-    })
-}
-
-fn removed(hashes: &[u64]) -> Value {
-    json!({ "type": "BlockRemoved", "block_hashes": hashes, "medium": "GPU", "group_idx": 0 })
 }
 
 /// The names that an engine with this seed gives the blocks of a prompt.
@@ -100,7 +84,7 @@ fn a_restored_worker_is_syncing_until_the_next_batch() {
     let copy = restored(&scout);
     assert_eq!(answer(&copy, "m", &TWO), [(a, 2, Some(1))]);
     assert_eq!(trust(&copy, a), Trust::Syncing);
-    copy.apply(a, 2, &batch(3.0, &[removed(&[2])])).unwrap();
+    copy.apply(a, 2, &batch(3.0, &[removed(&[2], "GPU")])).unwrap();
     assert_eq!(answer(&copy, "m", &TWO), [(a, 1, Some(2))]);
     assert_eq!(trust(&copy, a), Trust::Exact);
     assert_eq!(copy.worker(a).unwrap().counters.batches, 1, "counters begin anew");
@@ -308,7 +292,7 @@ fn a_snapshot_is_consistent_beside_batches_and_registrations() {
     let done = AtomicBool::new(false);
     let payload = |seq: u64| match seq % 2 {
         0 => batch(seq as f64, &[stored(&[1, 2], None, &TWO[..8])]),
-        _ => batch(seq as f64, &[removed(&[1, 2])]),
+        _ => batch(seq as f64, &[removed(&[1, 2], "GPU")]),
     };
     std::thread::scope(|scope| {
         for worker in [a, b] {
@@ -399,7 +383,7 @@ impl Publisher {
                 let end = blocks as usize;
                 vec![stored(&name(prompt)[..end], None, &tokens(prompt)[..end * SIZE as usize])]
             }
-            Op::Remove { prompt, block } => vec![removed(&[name(prompt)[block as usize]])],
+            Op::Remove { prompt, block } => vec![removed(&[name(prompt)[block as usize]], "GPU")],
             Op::Clear => vec![json!({ "type": "AllBlocksCleared" })],
             Op::Skip => {
                 self.seq += 1;

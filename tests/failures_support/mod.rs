@@ -1,10 +1,14 @@
 //! What the catalogue's tests share: a scout with a bystander, and events written by hand in every
 //! form that engines have used.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
+
+#[path = "../event_support/mod.rs"]
+mod event_support;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+pub(crate) use event_support::{SIZE, removed, stored, with};
 use kvscout::block::{BlockSize, Lora, Prompt, Shape, Tier, WorkerId};
 use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
 use kvscout::ingest::Trust;
@@ -12,9 +16,6 @@ use kvscout::scout::{
     Ingested, Options, Ranked, Registration, Request, Scout, Scratch, WorkerStatus,
 };
 use serde_json::{Value, json};
-
-/// Tokens in a block, unless a test is about that.
-pub(crate) const SIZE: u32 = 4;
 
 /// One worker's line of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,35 +160,14 @@ pub(crate) fn batch(events: &[Value]) -> Vec<u8> {
     encode(&json!([1.5, events, 0]))
 }
 
-/// `BlockStored` as vLLM 0.33 writes it, of plain blocks.
-pub(crate) fn stored(hashes: &[u64], parent: Option<u64>, tokens: &[u32]) -> Value {
-    json!({
-        "type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent,
-        "token_ids": tokens, "block_size": SIZE, "lora_id": null, "medium": "GPU",
-        "lora_name": null, "extra_keys": vec![Value::Null; hashes.len()], "group_idx": 0,
-        "kv_cache_spec_kind": "full_attention",
-    })
-}
-
 /// A placeholder as offloading connectors write it: names, no tokens.
 pub(crate) fn stored_by_name(hashes: &[u64], medium: &str) -> Value {
     let fields = [("medium", json!(medium)), ("block_size", json!(0)), ("extra_keys", Value::Null)];
     with(stored(hashes, None, &[]), &fields)
 }
 
-pub(crate) fn removed(hashes: &[u64], medium: &str) -> Value {
-    json!({ "type": "BlockRemoved", "block_hashes": hashes, "medium": medium, "group_idx": 0 })
-}
-
 pub(crate) fn cleared() -> Value {
     json!({ "type": "AllBlocksCleared" })
-}
-
-pub(crate) fn with(mut event: Value, fields: &[(&str, Value)]) -> Value {
-    for (name, value) in fields {
-        event[*name] = value.clone();
-    }
-    event
 }
 
 /// A store of an adapter's blocks.
