@@ -162,6 +162,22 @@ pub enum SpecKind {
 }
 
 impl SpecKind {
+    /// As the engine writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            SpecKind::FullAttention => "full_attention",
+            SpecKind::MlaAttention => "mla_attention",
+            SpecKind::SlidingWindow => "sliding_window",
+            SpecKind::SlidingWindowMla => "sliding_window_mla",
+            SpecKind::Mamba => "mamba",
+            SpecKind::ChunkedLocalAttention => "chunked_local_attention",
+            SpecKind::SinkFullAttention => "sink_full_attention",
+            SpecKind::EncoderOnlyAttention => "encoder_only_attention",
+            SpecKind::CrossAttention => "cross_attention",
+            SpecKind::Unknown => "unknown",
+        }
+    }
+
     fn of(kind: &[u8]) -> SpecKind {
         match kind {
             b"full_attention" => SpecKind::FullAttention,

@@ -84,7 +84,7 @@ impl Heard {
     fn store(&mut self, stored: &Stored<'_>) {
         self.stored += 1;
         *self.tiers.entry(stored.tier.as_str()).or_default() += 1;
-        self.kinds.extend(stored.kind.map(kind));
+        self.kinds.extend(stored.kind.map(SpecKind::as_str));
         if !self.forms.contains(&stored.form) {
             self.forms.push(stored.form);
         }
@@ -157,20 +157,5 @@ impl Heard {
             Form::Array(_) => "0.22 or 0.23",
             Form::Map => "0.24 or newer (or SGLang 0.5.20 and newer)",
         }
-    }
-}
-
-fn kind(kind: SpecKind) -> &'static str {
-    match kind {
-        SpecKind::FullAttention => "full_attention",
-        SpecKind::MlaAttention => "mla_attention",
-        SpecKind::SlidingWindow => "sliding_window",
-        SpecKind::SlidingWindowMla => "sliding_window_mla",
-        SpecKind::Mamba => "mamba",
-        SpecKind::ChunkedLocalAttention => "chunked_local_attention",
-        SpecKind::SinkFullAttention => "sink_full_attention",
-        SpecKind::EncoderOnlyAttention => "encoder_only_attention",
-        SpecKind::CrossAttention => "cross_attention",
-        _ => "unknown",
     }
 }
