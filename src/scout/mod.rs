@@ -239,6 +239,8 @@ pub struct EventCounters {
     pub other_unit: u64,
     /// Copies refused because the share of blocks known by name only was full.
     pub refused: u64,
+    /// Events of a pool about blocks of another tenant or model, passed over.
+    pub foreign: u64,
 }
 
 /// The KV-cache block index of a set of workers, with everything that feeds and reads it.
