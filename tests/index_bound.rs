@@ -236,25 +236,25 @@ fn r10_what_is_counted_is_what_the_allocator_gave() {
     assert_counted("nothing", |_| ());
     assert_counted("many chains", |index| {
         index.assign(GOOD, home(0)).unwrap();
-        (0..3_000).for_each(|seed| {
+        (0..1_000).for_each(|seed| {
             store(index, GOOD, &Chain::new(seed, 100), 0..100);
         });
     });
     assert_counted("many workers", |index| {
-        for w in 0..5_000 {
+        for w in 0..1_000 {
             index.assign(WorkerId(w), home(w % 7)).unwrap();
             store(index, WorkerId(w), &trunk.clone().of(w % 7), 0..10);
         }
     });
     assert_counted("many vocabularies", |index| {
-        for w in 0..500 {
+        for w in 0..100 {
             index.assign(WorkerId(w), home(w)).unwrap();
             store(index, WorkerId(w), &trunk.clone().of(w), 0..1_000);
         }
     });
     assert_counted("second copies", |index| {
         index.assign(GOOD, home(0)).unwrap();
-        for seed in 0..50 {
+        for seed in 0..20 {
             let chain = Chain::new(seed, 1_000);
             (0..3).for_each(|_| {
                 store(index, GOOD, &chain, 0..1_000);
@@ -296,13 +296,13 @@ fn r10_what_is_counted_is_what_the_allocator_gave() {
         for w in 0..40 {
             index.assign(WorkerId(w), home(0)).unwrap();
             store(index, WorkerId(w), &trunk, 0..1_000);
-            (0..500).for_each(|n| {
+            (0..200).for_each(|n| {
                 remove(index, WorkerId(w), &trunk, 2 * n..2 * n + 1);
             });
         }
     });
     assert_counted("many that went", |index| {
-        for w in 0..300 {
+        for w in 0..40 {
             index.assign(WorkerId(w), home(w)).unwrap();
             for n in 0..5 {
                 store(index, WorkerId(w), &trunk.clone().of(w % 5 + n), 0..1_000);
