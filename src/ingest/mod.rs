@@ -75,10 +75,12 @@ pub enum Reason {
     ExtrasHidden,
     /// Copies of it were given up because `memory.budget` was reached; it really holds more.
     Evicted,
+    /// An audit found that what is held is not what the engine's past batches amount to.
+    Audit,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 7] = [
+    pub(crate) const ALL: [Reason; 8] = [
         Reason::MissedStart,
         Reason::Gap,
         Reason::OutOfOrder,
@@ -86,6 +88,7 @@ impl Reason {
         Reason::Overflow,
         Reason::ExtrasHidden,
         Reason::Evicted,
+        Reason::Audit,
     ];
 
     /// The reason with this label.
@@ -103,6 +106,7 @@ impl Reason {
             Reason::Overflow => "overflow",
             Reason::ExtrasHidden => "extras_hidden",
             Reason::Evicted => "evicted",
+            Reason::Audit => "audit",
         }
     }
 }

@@ -31,6 +31,7 @@ fn worker(n: u32) -> WorkerState {
         incarnation: 3,
         watermark: Some(Watermark { seq: 9, digest: 10, timestamp: 1.5_f64.to_bits() }),
         unsound: (n > 0).then_some(Reason::Gap),
+        cleared_by_hand: n > 0,
         hides_extras: n > 0,
         contract: KeptContract::Vllm {
             version: Version::NEWEST,
