@@ -38,7 +38,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::audit::Audits;
 use self::held::HeldBack;
-use super::lane::Order;
+use super::order::Order;
 use super::{Reason, Trust, Verdict};
 
 pub use self::audit::{AuditState, Comparison};
@@ -103,7 +103,7 @@ enum Head {
 ///
 /// After each input, [`next_step`](Sequencer::next_step) is to be called until it gives `None`.
 ///
-/// Without a replay source it judges as [`Lane`](super::Lane) does: a gap degrades at once.
+/// Without a replay source a gap degrades at once.
 #[derive(Clone, Debug)]
 pub struct Sequencer {
     /// `None` without a replay source.
