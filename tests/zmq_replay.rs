@@ -275,9 +275,12 @@ fn s10_a_silent_source_does_not_hold_up_the_others() {
     assert_eq!(setup.fleet.trust(1), Trust::Syncing);
 }
 
+/// Source, round, and how it ended if it did.
+type Entry = (u32, u64, Option<Ended>);
+
 /// Writes down what rounds bring.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(u32, u64, Option<Ended>)>>>);
+struct Log(Arc<Mutex<Vec<Entry>>>);
 
 impl Log {
     fn has(&self, source: u32, round: u64, ended: Option<Ended>) -> bool {

@@ -85,6 +85,18 @@ fn what_is_written_is_read() {
     assert_eq!(read(&written(&empty)).unwrap(), empty);
 }
 
+#[test]
+fn the_same_bytes_come_in_the_memory_of_the_image() {
+    let mut image = Vec::with_capacity(1 << 16);
+    image.extend((0..200).cycle().take(30_000));
+    let snapshot = Snapshot { image: Image::from_bytes(image), ..snapshot() };
+    let expected = written(&snapshot);
+    let at = snapshot.image.as_bytes().as_ptr();
+    let bytes = snapshot.into_bytes();
+    assert!(bytes == expected);
+    assert_eq!(bytes.as_ptr(), at, "there was room for the rest");
+}
+
 /// Format 1 as `docs/state.md` has it: a change of these bytes needs a new number.
 #[test]
 fn the_format_is_the_documented_one() {
