@@ -216,7 +216,7 @@ fn s7_batches_that_come_during_an_audit_count_on_both_sides() {
     // After the request was answered, as far as the engine is concerned.
     let kept = pair.buffer.clone();
     pair.store(&[3], Some(2), &TOKENS[8..12]);
-    pair.same(removed(&[3], "GPU"));
+    pair.same(removed(&[2], "GPU"));
     let all = std::mem::replace(&mut pair.buffer, kept);
     let progress = pair.serve(ask);
     assert_eq!(found(&progress), (Comparison::Equal, 0, 0));
@@ -382,6 +382,24 @@ fn s7_an_audit_shows_a_publisher_that_was_taken_for_another_one() {
     pair.repair(progress.ask);
     let status = pair.status();
     assert_eq!((status.trust, status.counters.restarts, pair.matched()), (Trust::Exact, 1, 0));
+}
+
+#[test]
+fn s7_an_audit_shows_a_publisher_that_has_not_come_so_far() {
+    let mut pair = Pair::new();
+    for n in 0..4 {
+        pair.store(&[n + 1], None, &TOKENS[n as usize..n as usize + 4]);
+    }
+    let anew = batch(&[stored(&[9], None, &TOKENS[8..12])]);
+    pair.buffer = vec![(0, anew)];
+    let ask = pair.due().expect("an audit");
+    let next = pair.serve(ask).audit.expect("the rest");
+    let progress = pair.serve(next);
+    assert_eq!((progress.audited, progress.ask.map(|ask| ask.from)), (None, Some(3)));
+    pair.repair(progress.ask);
+    let status = pair.status();
+    assert_eq!((status.trust, status.as_of), (Trust::Exact, Some(0)));
+    assert_eq!((status.counters.restarts, pair.matched()), (1, 0));
 }
 
 #[test]
