@@ -7,7 +7,7 @@ mod wire_support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use failures_support::{SIZE, Site, batch, cleared, names, removed, stored};
+use failures_support::{SIZE, Site, batch, cleared, names, removed, stored, stored_as};
 use kvscout::block::{Prompt, WorkerId};
 use kvscout::hash::content::DigestKey;
 use kvscout::hash::vllm::Algorithm;
@@ -482,6 +482,23 @@ fn s7_a_worker_that_shares_its_blocks_and_names_is_compared_by_what_it_holds_its
     assert!(matches!(status.contract, Status::Verified(_)));
     assert_eq!(found(&pair.audit()), (Comparison::Equal, 0, 0));
     pair.publish(&[], &[removed(&names[..1], "GPU")]);
+    pair.go_on();
+    assert_eq!(found(&pair.audit()), (Comparison::Different, 0, 1));
+}
+
+#[test]
+fn s7_what_a_prompt_proved_is_known_to_an_audit() {
+    let mut pair = Pair::new();
+    let salted = Prompt { cache_salt: Some("salt"), ..Prompt::new(&TOKENS) };
+    let names = names("0.13.0", Algorithm::Sha256, "0", SIZE, &salted);
+    let hashes: Vec<Value> = names.into_iter().map(Value::from).collect();
+    // Events that hide the salt wait until a prompt proves the contract.
+    pair.same(stored_as("0.13.0", &hashes, Value::Null, &TOKENS[..16], SIZE));
+    assert_eq!((pair.status().trust, pair.due()), (Trust::Syncing, None));
+    assert_eq!(pair.status().audit.state, AuditState::Unavailable);
+    assert_eq!(pair.site.line("a", 0, salted).matched, 4);
+    assert_eq!(found(&pair.audit()), (Comparison::Equal, 0, 0));
+    pair.publish(&[], &[removed(&[hashes[3].as_u64().unwrap()], "GPU")]);
     pair.go_on();
     assert_eq!(found(&pair.audit()), (Comparison::Different, 0, 1));
 }
