@@ -550,7 +550,7 @@ fn may_be_gone(trust: Trust) -> bool {
     match trust {
         Trust::Silent => true,
         Trust::Degraded(reason) => {
-            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable)
+            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable | Reason::Audit)
         }
         _ => false,
     }

@@ -191,7 +191,7 @@ impl Pen<'_> {
         voc.orphans.blocks.contains_key(&name)
     }
 
-    fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {
+    pub(super) fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
         voc.orphans.holders(name).any(|slot| self.w.slots.worker(slot) == lane.worker)

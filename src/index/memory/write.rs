@@ -152,7 +152,7 @@ pub(super) struct Writer {
 pub(super) struct Worker {
     pub(super) home: Home,
     pub(super) voc: VocId,
-    table: Arc<Table>,
+    pub(super) table: Arc<Table>,
     pub(super) lanes: Vec<(Group, Tier, u32)>,
     unplaced: usize,
 }

@@ -31,6 +31,7 @@ fn worker(n: u32) -> WorkerState {
         incarnation: 3,
         watermark: Some(Watermark { seq: 9, digest: 10, timestamp: 1.5_f64.to_bits() }),
         unsound: (n > 0).then_some(Reason::Gap),
+        cleared_by_hand: n > 0,
         hides_extras: n > 0,
         contract: KeptContract::Vllm {
             version: Version::NEWEST,
@@ -82,6 +83,18 @@ fn what_is_written_is_read() {
     let empty =
         Snapshot { registrations: Registrations::default(), image: Image::default(), ..snapshot };
     assert_eq!(read(&written(&empty)).unwrap(), empty);
+}
+
+#[test]
+fn the_same_bytes_come_in_the_memory_of_the_image() {
+    let mut image = Vec::with_capacity(1 << 16);
+    image.extend((0..200).cycle().take(30_000));
+    let snapshot = Snapshot { image: Image::from_bytes(image), ..snapshot() };
+    let expected = written(&snapshot);
+    let at = snapshot.image.as_bytes().as_ptr();
+    let bytes = snapshot.into_bytes();
+    assert!(bytes == expected);
+    assert_eq!(bytes.as_ptr(), at, "there was room for the rest");
 }
 
 /// Format 1 as `docs/state.md` has it: a change of these bytes needs a new number.
