@@ -15,6 +15,8 @@ mod export;
 mod hold;
 mod import;
 mod losers;
+#[cfg(all(test, loom))]
+mod model;
 mod names;
 mod orphan;
 

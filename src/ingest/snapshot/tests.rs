@@ -174,6 +174,9 @@ fn each_refusal_says_what_is_wrong_and_what_to_do() {
     assert!(message.contains(&format!("{:016x}", other.id())), "{message}");
     let error = Error::from(read(b"hello").unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Decode);
+    // The bytes may be sound: whoever asks again may have them.
+    let error = Error::from(Refused::Unreadable(io::Error::from(io::ErrorKind::PermissionDenied)));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
 #[test]
