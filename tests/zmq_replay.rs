@@ -224,11 +224,13 @@ fn s9_garbage_is_counted_and_passed_over() {
     let context = zmq::Context::new();
     let mut engine = Engine::start(&context, Shape::WithTopic, vec![Fault::Garbage]);
     (0..10).for_each(|_| drop(engine.lose(100)));
-    let setup = Setup::new(RoundOptions::default());
+    // Just so much as there is.
+    let setup = Setup::new(RoundOptions { max_malformed: 30, ..RoundOptions::default() });
     setup.add(1, &engine);
     eventually("everything is there", || setup.fleet.is_complete(1, 10));
     setup.fleet.check_complete(1, 10);
-    assert_eq!(setup.replays.counters().malformed, 30);
+    let counters = setup.replays.counters();
+    assert_eq!((counters.malformed, counters.cut), (30, 0));
 }
 
 #[test]
@@ -424,7 +426,9 @@ fn an_unreachable_source_is_given_up_and_flagged() {
 fn whatever_runs_ends_with_the_client() {
     let context = zmq::Context::new();
     let engine = Engine::start(&context, Shape::Plain, vec![Fault::Silence; 8]);
-    let setup = Setup::new(RoundOptions::default());
+    // None of them ends by itself meanwhile.
+    let idle = Duration::from_secs(3600);
+    let setup = Setup::new(RoundOptions { idle, ..RoundOptions::default() });
     for source in 0..8 {
         setup.add(source, &engine);
     }
@@ -432,4 +436,38 @@ fn whatever_runs_ends_with_the_client() {
     setup.replays.asker().forget(SourceId(0));
     eventually("one less", || setup.replays.load() == (4, 3));
     drop(setup);
+}
+
+/// Wants one batch of a round and no more.
+struct One {
+    batches: Arc<AtomicU64>,
+    ended: Arc<AtomicU64>,
+}
+
+impl ReplaySink for One {
+    fn batch(&mut self, _source: SourceId, _round: u64, _seq: u64, _payload: &[u8]) -> Flow {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        Flow::Stop
+    }
+
+    fn ended(&mut self, _source: SourceId, _round: u64, _how: Ended) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_round_of_which_no_more_is_wanted_is_over_without_a_word() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    (0..50).for_each(|_| drop(engine.lose(100)));
+    let (batches, ended) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+    let sink = One { batches: Arc::clone(&batches), ended: Arc::clone(&ended) };
+    let one_at_a_time = RoundOptions { at_a_time: 1, ..RoundOptions::default() };
+    let replays = Replays::start(one_at_a_time, |_| sink).unwrap();
+    // The second begins once the first is over, and both are cut off behind their first batch.
+    replays.asker().ask(SourceId(1), &engine.replay_at, 1, 0);
+    replays.asker().ask(SourceId(2), &engine.replay_at, 1, 0);
+    eventually("both are over", || replays.counters().rounds == 2 && replays.load() == (0, 0));
+    let said = (batches.load(Ordering::Relaxed), ended.load(Ordering::Relaxed));
+    assert_eq!((said, replays.counters().batches), ((2, 0), 2));
 }

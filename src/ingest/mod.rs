@@ -109,3 +109,19 @@ impl Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trust_is_said_by_its_label_and_its_reason() {
+        let trusts = [Trust::Exact, Trust::Syncing, Trust::Silent];
+        assert_eq!(trusts.map(Trust::as_str), ["exact", "syncing", "silent"]);
+        assert_eq!(trusts.map(Trust::reason), [None; 3]);
+        for reason in Reason::ALL {
+            let degraded = Trust::Degraded(reason);
+            assert_eq!((degraded.as_str(), degraded.reason()), ("degraded", Some(reason)));
+        }
+    }
+}

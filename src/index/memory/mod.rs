@@ -16,6 +16,8 @@ mod hold;
 mod import;
 mod losers;
 mod map;
+#[cfg(all(test, loom))]
+mod model;
 mod names;
 mod orphan;
 mod residency;

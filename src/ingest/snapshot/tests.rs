@@ -5,7 +5,7 @@ use crate::block::{BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, Vocabul
 use crate::hash::vllm::{self, Algorithm, Root, Version};
 use crate::index::{Block, Change, Home, MemoryIndex, Parent, Store};
 use crate::ingest::Reason;
-use crate::ingest::verify::Contract;
+use crate::ingest::verify::{Candidates, Contract};
 use crate::score::{GroupFacts, GroupRule};
 
 fn key() -> DigestKey {
@@ -187,6 +187,9 @@ fn each_refusal_says_what_is_wrong_and_what_to_do() {
     assert!(message.contains(&format!("{:016x}", other.id())), "{message}");
     let error = Error::from(read(b"hello").unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Decode);
+    // The bytes may be sound: whoever asks again may have them.
+    let error = Error::from(Refused::Unreadable(io::Error::from(io::ErrorKind::PermissionDenied)));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
 #[test]
@@ -244,6 +247,12 @@ fn contracts_come_back() {
         assert_eq!(kept.restore(&known).unwrap().as_ref(), Some(contract));
     }
     assert_eq!(KeptContract::Private.restore(&known).unwrap(), None);
+    // A root hash alone does not say the seed, under which strings are hashed, too.
+    let seeded = vllm::Contract::new(Version::new(0, 9, 2), Algorithm::Builtin, Root::Seed("7"));
+    let seeded = Contract::Vllm(seeded.unwrap());
+    let tried = Candidates::new(&["7".to_owned()]);
+    let restored = KeptContract::from(&seeded).restore(tried.contracts()).unwrap();
+    assert_eq!(restored, Some(seeded));
 }
 
 #[cfg(unix)]
