@@ -99,6 +99,12 @@ impl Table {
         book.drop_outside(4 << depth);
     }
 
+    /// Bits of a hash that choose the bucket.
+    #[cfg(all(test, loom))]
+    pub(super) fn depth(&self) -> u32 {
+        self.depth.load(Ordering::Relaxed)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed) as usize
     }
