@@ -45,6 +45,22 @@ impl ClusterServers {
         ClusterServers { nodes }
     }
 
+    /// One more server, which follows a master.
+    pub fn replica_of(&self, master: usize) -> Server {
+        let replica = Server::with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]);
+        replica.ask(&["CLUSTER", "MEET", "127.0.0.1", &self.nodes[0].port().to_string()]);
+        let id = self.nodes[master].ask(&["CLUSTER", "MYID"]);
+        eventually("the replica knows its master", || {
+            replica.ask(&["CLUSTER", "REPLICATE", &id]) == "OK"
+        });
+        eventually("the replica follows, and all know", || {
+            let counts = |node: &Server| node.ask(&["CLUSTER", "NODES"]).matches(" slave ").count();
+            replica.ask(&["INFO", "replication"]).contains("master_link_status:up")
+                && self.nodes.iter().all(|node| counts(node) == 1)
+        });
+        replica
+    }
+
     pub fn address(&self) -> String {
         let hosts: Vec<_> =
             self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();

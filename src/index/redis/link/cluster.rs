@@ -174,7 +174,8 @@ impl Shared {
                 let tick = tokio::time::timeout(options.health_interval, self.wake.notified());
                 let _ = tick.await;
             } else {
-                pause = (pause * 2).min(options.retry_max);
+                // Where a replica takes over, nobody but the others can say so.
+                pause = (pause * 2).min(options.retry_max).min(options.health_interval);
             }
             tokio::time::sleep(pause / 2 + (pause / 2).mul_f64(share())).await;
         }

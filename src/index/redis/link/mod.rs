@@ -71,6 +71,28 @@ struct Errand {
     node: Arc<Node>,
 }
 
+/// The commands that go to one server together.
+struct Group<'a> {
+    node: Arc<Node>,
+    /// Which commands of the batch.
+    at: Vec<usize>,
+    commands: Vec<(&'a Entry, Form)>,
+}
+
+fn group(entries: &[Entry], errands: impl Iterator<Item = Errand>) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for Errand { at, form, node } in errands {
+        let known = groups.iter().position(|group| Arc::ptr_eq(&group.node, &node));
+        let group = known.unwrap_or_else(|| {
+            groups.push(Group { node, at: Vec::new(), commands: Vec::new() });
+            groups.len() - 1
+        });
+        groups[group].at.push(at);
+        groups[group].commands.push((&entries[at], form));
+    }
+    groups
+}
+
 impl Link {
     /// Starts connecting in the background, and returns at once: the server need not be there.
     ///
@@ -178,23 +200,11 @@ impl Link {
         entries: &[Entry],
         limit: Limit,
     ) -> Result<Vec<Result<Value, Fault>>, Fault> {
-        let unsent = || Err(Fault::Down("not sent".into()));
-        let mut replies: Vec<Result<Value, Fault>> = entries.iter().map(|_| unsent()).collect();
+        let mut replies: Vec<Option<Result<Value, Fault>>> = entries.iter().map(|_| None).collect();
         let mut errands = self.errands(entries, &mut replies)?;
         for round in 0..MOST_ROUNDS {
-            let mut groups: Vec<(Arc<Node>, Vec<usize>, Vec<(&Entry, Form)>)> = Vec::new();
-            for Errand { at, form, node } in errands.drain(..) {
-                let group = match groups.iter().position(|(known, ..)| Arc::ptr_eq(known, &node)) {
-                    Some(group) => &mut groups[group],
-                    None => {
-                        groups.push((node, Vec::new(), Vec::new()));
-                        groups.last_mut().expect("it was just pushed")
-                    }
-                };
-                group.1.push(at);
-                group.2.push((&entries[at], form));
-            }
-            let calls = groups.iter().map(|(node, _, commands)| async move {
+            let groups = group(entries, errands.drain(..));
+            let calls = groups.iter().map(|Group { node, commands, .. }| async move {
                 // A server that another one named has perhaps no connection yet.
                 if round > 0 {
                     node.ready(limit).await?;
@@ -202,11 +212,11 @@ impl Link {
                 node.call(commands, limit).await
             });
             let answers = join_all(calls).await;
-            for ((node, indices, _), answer) in groups.iter().zip(answers) {
+            for (Group { node, at: indices, .. }, answer) in groups.iter().zip(answers) {
                 match answer {
                     Ok((label, values)) => {
                         for (&at, value) in indices.iter().zip(values) {
-                            replies[at] = match value {
+                            replies[at] = Some(match value {
                                 Value::ServerError(error) => {
                                     let again =
                                         self.recover(&entries[at], at, node, &label, &error);
@@ -214,19 +224,17 @@ impl Link {
                                     Err(Fault::answered(&label, &error))
                                 }
                                 value => Ok(value),
-                            };
+                            });
                         }
                     }
-                    Err(fault) => match &self.servers {
-                        Servers::One(_) if round == 0 => return Err(fault),
-                        Servers::One(_) => {
-                            indices.iter().for_each(|&at| replies[at] = Err(fault.clone()));
+                    Err(fault) => {
+                        match &self.servers {
+                            Servers::One(_) if round == 0 => return Err(fault),
+                            Servers::One(_) => {}
+                            Servers::Cluster(cluster) => cluster.refresh(),
                         }
-                        Servers::Cluster(cluster) => {
-                            cluster.refresh();
-                            indices.iter().for_each(|&at| replies[at] = Err(fault.clone()));
-                        }
-                    },
+                        indices.iter().for_each(|&at| replies[at] = Some(Err(fault.clone())));
+                    }
                 }
             }
             if errands.is_empty() {
@@ -234,14 +242,16 @@ impl Link {
             }
             errands.sort_by_key(|errand| errand.at);
         }
-        Ok(replies)
+        // Each was sent, or has the reason why not.
+        let unsent = || Err(Fault::Down("not sent".into()));
+        Ok(replies.into_iter().map(|reply| reply.unwrap_or_else(unsent)).collect())
     }
 
     /// Who each command goes to first.
     fn errands(
         &self,
         entries: &[Entry],
-        replies: &mut [Result<Value, Fault>],
+        replies: &mut [Option<Result<Value, Fault>>],
     ) -> Result<Vec<Errand>, Fault> {
         let plain = |at, node: &Arc<Node>| Errand { at, form: Form::Plain, node: Arc::clone(node) };
         let cluster = match &self.servers {
@@ -260,7 +270,7 @@ impl Link {
                 Some(node) => errands.push(plain(at, node)),
                 None => {
                     cluster.refresh();
-                    replies[at] = Err(cluster.fault(Some(entry.slot)));
+                    replies[at] = Some(Err(cluster.fault(Some(entry.slot))));
                 }
             }
         }
@@ -313,7 +323,6 @@ impl Link {
         counters.in_flight = (self.profile.options.in_flight - free) as u64;
         let nodes = self.nodes();
         counters.servers = nodes.len() as u64;
-        counters.breaker = BreakerState::Open;
         let states = nodes.iter().map(|node| node.breaker());
         counters.servers_ready =
             states.clone().filter(|&state| state == BreakerState::Closed).count() as u64;

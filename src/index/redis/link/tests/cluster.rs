@@ -82,6 +82,29 @@ fn a_lost_master_costs_its_own_slots_only_and_comes_back() {
 }
 
 #[test]
+fn a_replica_that_takes_over_gets_the_slots_of_the_lost_master() {
+    let mut servers = ClusterServers::start(3);
+    let replica = servers.replica_of(1);
+    runtime().block_on(async {
+        let link = ready(&servers.address(), options()).await;
+        let keys = keys(100);
+        assert!(write_all(&link, &keys, "1").await.iter().all(Result::is_ok));
+        servers.nodes[1].kill();
+        until_ok("the replica took over", async || {
+            let replies = write_all(&link, &keys, "2").await;
+            replies.into_iter().collect::<Result<Vec<_>, _>>()
+        })
+        .await;
+        assert!(replica.ask(&["ROLE"]).starts_with("master"));
+        assert!(replica.ask(&["DBSIZE"]).parse::<u32>().unwrap() > 10);
+        eventually("the lost one is forgotten", || {
+            let counters = link.counters();
+            (counters.servers, counters.servers_ready) == (3, 3)
+        });
+    });
+}
+
+#[test]
 fn slots_that_moved_are_followed() {
     let servers = ClusterServers::start(3);
     runtime().block_on(async {
