@@ -62,9 +62,10 @@ fn a_user_with_its_own_keys_and_commands_is_enough_and_what_it_lacks_is_warned_o
     let users = "user default on nopass ~* &* +@all\n\
                  user kv on >hunter2 ~kvscout:* resetchannels -@all +get +set +evalsha +eval +incrby \
                  +ping +script|load\n";
-    let file = std::env::temp_dir().join(format!("kvs-acl-{}", std::process::id()));
+    let mut server = Server::prepare(&[]);
+    let file = server.directory().join("users");
     std::fs::write(&file, users).unwrap();
-    let server = Server::with(&["--aclfile", file.to_str().unwrap()]);
+    server.run_as(&["--aclfile", file.to_str().unwrap()]);
     runtime().block_on(async {
         let address = format!("redis://kv@127.0.0.1:{}", server.port());
         let link = ready(&address, with(Secret::new("hunter2"))).await;
@@ -97,7 +98,6 @@ fn a_user_with_its_own_keys_and_commands_is_enough_and_what_it_lacks_is_warned_o
         batch.script(&DOUBLE, &[b"kvscout:1:a"], &[b"1"]);
         assert_eq!(link.send(batch).await.unwrap().remove(0).unwrap(), Value::Int(11));
     });
-    std::fs::remove_file(file).unwrap();
 }
 
 #[test]
