@@ -69,7 +69,8 @@ impl From<Error> for Refusal {
         match error.kind() {
             ErrorKind::UnknownWorker => Refusal::UnknownWorker(message),
             ErrorKind::UnknownModel => Refusal::UnknownModel(message),
-            ErrorKind::Unavailable => Refusal::Unavailable(message),
+            // A store that refuses the daemon is no fault of who asks.
+            ErrorKind::Unavailable | ErrorKind::Denied => Refusal::Unavailable(message),
             _ => Refusal::Invalid(message),
         }
     }
