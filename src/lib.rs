@@ -56,6 +56,7 @@
 //! |---|---|
 //! | `zmq` | [`ingest`]`::zmq`: receive engines' events over ZeroMQ (builds libzmq, needs a C++ compiler) |
 //! | `conformance` | `conformance`: the contract of an [`Index`](index::Index) as a test for any backend |
+//! | `tokenizers` | `tokenize`: text and chats to token ids, from Hugging Face's files |
 //! | `daemon` | the `kvscout` binary; includes `zmq` |
 //!
 //! Start reading at [`scout`]; [`block`] defines the words.
@@ -70,6 +71,8 @@ pub mod index;
 pub mod ingest;
 pub mod score;
 pub mod scout;
+#[cfg(feature = "tokenizers")]
+pub mod tokenize;
 
 pub use error::{Error, ErrorKind};
 pub use scout::Scout;
