@@ -1,19 +1,18 @@
 //! Where a text may be cut so that the ids of the pieces are the ids of the whole.
 //!
-//! **Before a special token.** A tokenizer looks for its added tokens first, in the raw text, from
-//! left to right, the longest of the leftmost; what lies between is tokenized on its own. If the
-//! token T begins at s, the text before s is scanned with the same result when it ends at s (whatever was
-//! found there ends at or before s, and a candidate that was passed over began later or was
-//! shorter), and a text that begins with T is scanned from s on as the whole is. T must not swallow white space to its left
-//! (`lstrip`), nor depend on its neighbour (`single_word`), nor be looked for after normalization
-//! (`normalized`). White space that a token before it swallows (`rstrip`) is no token on either side. The piece begins *with* T so that rules for the start of a text (`prepend_scheme: first`) meet
-//! the special token, as they do in the whole.
+//! **Before a special token.** A tokenizer looks for its added tokens first, in the raw text, from left to
+//! right, the longest of the leftmost; what lies between is tokenized on its own. Say the token T begins at
+//! s. The text before s is scanned with the same result when it ends at s: whatever was found there ends at or
+//! before s, and a candidate that was passed over began later or was shorter. A text that begins with T is
+//! scanned from s on as the whole is. T must not swallow white space to its left (`lstrip`) nor be looked for after
+//! normalization (`normalized`), and no token may depend on its neighbour (`single_word`). White space that a token
+//! before T swallows (`rstrip`) is no token on either side. The piece begins *with* T, so that rules for
+//! the start of a text (`prepend_scheme: first`) meet the special token, as they do in the whole.
 //!
-//! **Between an ASCII letter and a space**, for byte-level BPE whose pre-tokenizer splits by one
-//! of the known patterns: no alternative of them matches a letter followed by a space, every letter is
-//! matched by one, and none looks behind, so a match ends there in any text. NFC changes nothing on either
-//! side of such a place. Added tokens must not contain a letter and a space, nor reach over
-//! the place with `rstrip`, nor ask for their neighbours.
+//! **Between an ASCII letter and a space**, for byte-level BPE whose pre-tokenizer splits by one of the known
+//! patterns: no alternative of them matches a letter followed by a space, every letter is matched by one, and
+//! none looks behind, so a match ends there in any text. NFC changes nothing on either side of such a place. Added tokens must not
+//! contain a letter and a space, nor reach over the place with `rstrip`, nor ask for their neighbours.
 //!
 //! Elsewhere, and for tokenizers where neither holds, nothing is cut.
 
@@ -83,13 +82,13 @@ impl Cuts {
         let empty = Vec::new();
         let added = json["added_tokens"].as_array().unwrap_or(&empty);
         let flag = |token: &Value, key: &str| token[key].as_bool().unwrap_or(false);
-        let words = splits_at_words(json)
-            && added.iter().all(|token| {
-                let text = token["content"].as_str().unwrap_or("");
-                !flag(token, "single_word")
-                    && !text.as_bytes().windows(2).any(is_letter_and_space)
-                    && !(flag(token, "rstrip") && text.ends_with(|c: char| c.is_ascii_alphabetic()))
-            });
+        let in_the_way = |token: &Value| {
+            let text = token["content"].as_str().unwrap_or("");
+            flag(token, "single_word")
+                || text.as_bytes().windows(2).any(is_letter_and_space)
+                || (flag(token, "rstrip") && text.ends_with(|c: char| c.is_ascii_alphabetic()))
+        };
+        let words = splits_at_words(json) && !added.iter().any(in_the_way);
         let raw: Vec<&Value> = added
             .iter()
             .filter(|token| !flag(token, "normalized"))

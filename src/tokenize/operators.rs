@@ -57,7 +57,7 @@ fn tag_end(tag: &str, close: &str) -> Option<usize> {
     while at < bytes.len() {
         match bytes[at] {
             quote @ (b'"' | b'\'') => at = text_end(bytes, at, quote),
-            _ if tag[at..].as_bytes().starts_with(close.as_bytes()) => return Some(at + 2),
+            _ if bytes[at..].starts_with(close.as_bytes()) => return Some(at + 2),
             _ => at += 1,
         }
     }

@@ -306,7 +306,9 @@ pub(super) fn strftime(seconds: u64, format: &str) -> Result<String, String> {
 
 /// Year, month, day and day of the year of a number of days since 1970, Gregorian.
 fn civil(mut days: u64) -> (u64, u64, u64, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     // 400 years have 146,097 days; what is left is at most that many steps of a year.
     let mut year = 1970 + days / 146_097 * 400;
     days %= 146_097;
