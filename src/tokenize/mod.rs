@@ -10,7 +10,7 @@
 //! # let folder = std::env::temp_dir().join(format!("kvscout-doc-{}", std::process::id()));
 //! # std::fs::create_dir_all(&folder).unwrap();
 //! // A tokenizer of single bytes with one special token; a model's folder has larger ones.
-//! # let alphabet = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ').chain('Ā'..='ń');
+//! # let alphabet = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ').chain('Ā'..='Ń');
 //! # let vocab: serde_json::Map<String, serde_json::Value> =
 //! #     alphabet.enumerate().map(|(id, c)| (c.to_string(), id.into())).collect();
 //! # let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": true, "trim_offsets": true});
