@@ -105,10 +105,10 @@ fn split(pattern: &str) -> impl Fn(&mut Value) {
     move |json| json["pre_tokenizer"]["pretokenizers"][0]["pattern"] = json!({ "Regex": pattern })
 }
 
-fn added(id: u32, content: &str, flag: &str) -> Value {
+fn added(id: u32, content: &str, flags: &str) -> Value {
     let mut token = json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": false });
-    if !flag.is_empty() {
+    for flag in flags.split_whitespace() {
         token[flag] = json!(true);
     }
     token
@@ -125,7 +125,15 @@ fn all() -> Vec<(String, [Tokenizer; 2])> {
     // Words joined by one space are one match here: cutting between them would be wrong.
     let pairs = r"\p{L}+(?: \p{L}+)?|\s+|[^\s\p{L}]+";
     all.push(("pairs".into(), variant("llama3", split(pairs))));
-    for flag in ["", "single_word", "lstrip", "rstrip", "normalized"] {
+    for flag in [
+        "",
+        "single_word",
+        "lstrip",
+        "rstrip",
+        "normalized",
+        "single_word normalized",
+        "rstrip normalized",
+    ] {
         for content in ["<word>", "a b", " x", "end"] {
             let with = |json: &mut Value| {
                 json["added_tokens"].as_array_mut().unwrap().push(added(5000, content, flag));
@@ -162,6 +170,18 @@ fn ids_of_growing_texts_are_those_of_the_whole_text() {
     for (name, [remembering, forgetful]) in &tokenizers {
         assert_eq!(forgetful.remembered().pieces, 0);
         assert!(remembering.remembered().pieces > 0 || !remembering.remembers(), "{name}");
+    }
+}
+
+#[test]
+fn a_long_text_is_not_cut_where_an_added_token_lies() {
+    let long =
+        ["a b", "end  ", "a x ", "the end x", "<word> a ", "end"].map(|text| text.repeat(900));
+    for (name, [remembering, forgetful]) in &all() {
+        for text in &long {
+            let whole = forgetful.text(text, false).unwrap();
+            assert_eq!(remembering.text(text, false).unwrap(), whole, "{name}: {:?}", &text[..12]);
+        }
     }
 }
 
