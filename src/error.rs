@@ -40,6 +40,13 @@ impl Error {
         self.kind == ErrorKind::Unavailable
     }
 
+    /// That something which was asked did not answer as it should: for the callers' own ways of asking, such
+    /// as the HTTP call of an engine's tokenizer.
+    #[cold]
+    pub fn unavailable(message: impl Into<Box<str>>) -> Error {
+        Error::new(ErrorKind::Unavailable, message)
+    }
+
     #[cold]
     pub(crate) fn new(kind: ErrorKind, message: impl Into<Box<str>>) -> Error {
         Error { kind, message: message.into(), source: None }

@@ -21,11 +21,32 @@ fn tree(features: &[&str]) -> Vec<String> {
 #[test]
 fn a_router_compiles_no_socket_library_runtime_web_server_or_command_line() {
     let crates = tree(&["--no-default-features"]);
-    for name in ["zmq", "zmq-sys", "tokio", "hyper", "axum", "tonic", "redis", "rustls", "clap"] {
+    for name in [
+        "zmq",
+        "zmq-sys",
+        "tokio",
+        "hyper",
+        "axum",
+        "tonic",
+        "redis",
+        "rustls",
+        "clap",
+        "tokenizers",
+        "minijinja",
+    ] {
         assert!(!crates.iter().any(|c| c == name), "{name} is in the default closure: {crates:?}");
     }
     assert!(crates.len() <= 25, "{} crates in the default closure: {crates:?}", crates.len());
     assert!(crates.iter().any(|c| c == "sha2"), "the tree was read: {crates:?}");
+}
+
+#[test]
+fn a_router_that_tokenizes_compiles_no_socket_library_runtime_web_server_or_downloader() {
+    let crates = tree(&["--no-default-features", "--features", "tokenizers"]);
+    for name in ["zmq", "tokio", "hyper", "axum", "clap", "ureq", "hf-hub", "onig_sys", "cc"] {
+        assert!(!crates.iter().any(|c| c == name), "{name} is in the closure: {crates:?}");
+    }
+    assert!(crates.iter().any(|c| c == "tokenizers"), "the tree was read: {crates:?}");
 }
 
 #[test]
