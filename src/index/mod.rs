@@ -23,6 +23,8 @@
 
 pub(crate) mod image;
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::future::Future;
 use std::ops::Range;
