@@ -37,11 +37,14 @@ impl RedisIndex {
         let text = self.local.lock().texts.worker(worker);
         let (key, about) = (self.keys.table(space), self.keys.space(space));
         let field = [b"w", &number.to_le_bytes()[..]].concat();
-        let record = record_bytes(vocabulary, "", &text);
+        let owner = self.options.owner.as_deref().unwrap_or_default();
+        let record = record_bytes(vocabulary, owner, &text);
+        self.heartbeat().await?;
         let mut batch = Batch::new();
         batch.script(&script::HOME, &[&key, &about], &[&field, &record, &opened.birth]);
         value(&key, next(&mut self.send(batch).await?))?;
         let table = self.load_table(space).await?;
+        self.inherit(&member).await?;
         let mut local = self.local.lock();
         for (&slot, owner) in table.slots.iter().filter(|(_, owner)| owner.0 == number) {
             local.slots.insert((space, *owner), slot);

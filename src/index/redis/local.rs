@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::chain::ChainKey;
 use super::place::Spot;
@@ -79,8 +80,11 @@ pub(super) struct Local {
     pub(super) deltas: HashMap<u32, Delta>,
     pub(super) dead: Vec<Dead>,
     pub(super) names: Names,
-    /// Buckets whose end was put off lately.
+    /// Buckets whose end was put off lately, and since when they are noted.
     pub(super) fresh: HashSet<(u32, u32, u32)>,
+    pub(super) fresh_since: Option<Instant>,
+    /// Owners of workers: whether they lived when this client asked.
+    pub(super) owners: HashMap<String, (bool, Instant)>,
 }
 
 impl Local {
@@ -88,6 +92,15 @@ impl Local {
     pub(super) fn reopen(&mut self) {
         let texts = std::mem::take(&mut self.texts);
         *self = Local { texts, ..Local::default() };
+    }
+
+    /// Whether the end of a key is to be put off, which is once in each `every`.
+    pub(super) fn put_off(&mut self, key: (u32, u32, u32), every: Duration) -> bool {
+        if self.fresh_since.is_none_or(|since| since.elapsed() > every) {
+            self.fresh.clear();
+            self.fresh_since = Some(Instant::now());
+        }
+        self.fresh.insert(key)
     }
 
     pub(super) fn changed(&mut self, space: u32, blocks: i64, entries: i64) {

@@ -24,6 +24,7 @@ mod store;
 mod sweep;
 mod table;
 mod tally;
+mod turn;
 mod unplaced;
 
 use std::fmt;
@@ -36,6 +37,7 @@ use redis::Value;
 use self::key::Keys;
 use self::link::{Batch, Link};
 use self::local::Local;
+pub use self::turn::{Once, Turn};
 use super::{Applied, BlockSource, Change, Home, Index, Matches, Query, Stats};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
@@ -45,7 +47,8 @@ use crate::error::{Error, ErrorKind};
 /// # Defaults
 ///
 /// `namespace`: `default`. `secret`: made in the store. `ttl`: 24 hours. `unplaced_per_worker`: 65,536,
-/// as in memory. `buckets`: 512, so that two million names lie in compact hashes.
+/// as in memory. `buckets`: 512, so that half a million names lie in compact hashes. No `owner`;
+/// `owner_ttl`: 30 s; `lease`: 10 s.
 #[derive(Clone)]
 pub struct RedisOptions {
     /// Part of every key: stores of different namespaces share a server and nothing else. Letters,
@@ -60,6 +63,13 @@ pub struct RedisOptions {
     /// Buckets in each of the 8 groups that the names of a vocabulary are divided into; counts when
     /// the store is made, and is read from it afterwards.
     pub buckets: u32,
+    /// Who assigns and writes, unique among all processes. With an owner, the workers that it
+    /// assigns count only while it calls [`RedisIndex::heartbeat`].
+    pub owner: Option<String>,
+    /// How long an owner lives after a heartbeat.
+    pub owner_ttl: Duration,
+    /// How long after an owner's last batch of a worker another may apply that worker's batches.
+    pub lease: Duration,
 }
 
 impl Default for RedisOptions {
@@ -70,6 +80,9 @@ impl Default for RedisOptions {
             ttl: Duration::from_secs(24 * 3600),
             unplaced_per_worker: 65_536,
             buckets: 512,
+            owner: None,
+            owner_ttl: Duration::from_secs(30),
+            lease: Duration::from_secs(10),
         }
     }
 }
@@ -83,6 +96,9 @@ impl fmt::Debug for RedisOptions {
             .field("ttl", &self.ttl)
             .field("unplaced_per_worker", &self.unplaced_per_worker)
             .field("buckets", &self.buckets)
+            .field("owner", &self.owner)
+            .field("owner_ttl", &self.owner_ttl)
+            .field("lease", &self.lease)
             .finish()
     }
 }
@@ -118,6 +134,9 @@ impl RedisIndex {
         }
         if options.ttl < Duration::from_secs(60) {
             return Err(Error::invalid(format!("a ttl of {:?} is less than a minute", options.ttl)));
+        }
+        if options.owner.as_ref().is_some_and(|owner| owner.is_empty() || owner.len() > 255) {
+            return Err(Error::invalid("an owner's text is not 1 to 255 bytes"));
         }
         let keys = Keys::new(namespace);
         let link = Link::open(url).await?;
@@ -180,7 +199,9 @@ fn next(replies: &mut Replies) -> Result<Value, link::Fault> {
 
 fn command(name: &str, args: &[&[u8]]) -> redis::Cmd {
     let mut command = redis::cmd(name);
-    args.iter().for_each(|arg| drop(command.arg(*arg)));
+    for arg in args {
+        command.arg(*arg);
+    }
     command
 }
 

@@ -24,6 +24,19 @@ fn derived(secret: &[u8; 32], purpose: &[u8]) -> [u8; 16] {
     key
 }
 
+/// Where the numbers of a new store begin.
+pub(super) fn random_base() -> Result<String, Error> {
+    Ok((random::<4>()?.iter().fold(0, |n, &b| n << 8 | u32::from(b)) >> 2).to_string())
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|e| {
+        Error::new(ErrorKind::Unavailable, "the system's random source gave nothing").with_source(e)
+    })?;
+    Ok(bytes)
+}
+
 impl RedisIndex {
     /// The key of content digests that all clients of the store share.
     ///
@@ -53,11 +66,7 @@ impl RedisIndex {
 
     /// The secret, the store's birth, and the number of buckets. Whoever comes first makes them.
     async fn secret(&self) -> Result<([u8; 32], Vec<u8>, u32), Error> {
-        let mut random = [0; 40];
-        getrandom::fill(&mut random).map_err(|e| {
-            Error::new(ErrorKind::Unavailable, "the system's random source gave no secret")
-                .with_source(e)
-        })?;
+        let random = random::<40>()?;
         let (fresh, birth) = random.split_at(32);
         let given = self.options.secret;
         let key = self.keys.meta();
@@ -107,7 +116,7 @@ impl RedisIndex {
     async fn intern(&self, text: &[u8]) -> Result<u32, Error> {
         let key = self.keys.texts();
         let mut batch = Batch::new();
-        batch.script(&script::INTERN, &[&key], &[text]);
+        batch.script(&script::INTERN, &[&key], &[text, random_base()?.as_bytes()]);
         self.number(&key, value(&key, next(&mut self.send(batch).await?))?)
     }
 

@@ -1,6 +1,6 @@
 //! Lookups.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::chain::{Key, Link, SEGMENT, first, shape_bytes};
@@ -24,6 +24,8 @@ const CHUNK: usize = 64 * SEGMENT;
 struct Gathering<'a> {
     query: &'a Query<'a>,
     pieces: Vec<Piece>,
+    /// Owners whose workers do not count.
+    gone: HashSet<String>,
     /// By vocabulary: the blocks that the path of names has come to, and how many it has passed.
     named: HashMap<u32, (BTreeSet<Place>, usize)>,
 }
@@ -33,6 +35,9 @@ impl Gathering<'_> {
     fn add(&mut self, table: &Table, slot: u32, from: usize, to: usize) {
         let Some(&(worker, group, tier)) = table.slots.get(&slot) else { return };
         let Some(record) = table.workers.get(&worker) else { return };
+        if self.gone.contains(&record.owner) {
+            return;
+        }
         let asked = self.query.candidates.is_none_or(|ids| ids.binary_search(&record.id).is_ok());
         if asked && from < to {
             let (from, to) = (from as u32, to as u32);
@@ -56,7 +61,7 @@ impl RedisIndex {
         let opened = self.opened().await?;
         let text = self.local.lock().texts.space(query.space);
         let mut above = opened.chain.root(text.as_bytes(), query.shape);
-        let mut gathering = Gathering { query, pieces: Vec::new(), named: HashMap::new() };
+        let mut gathering = Gathering { query, pieces: Vec::new(), gone: HashSet::new(), named: HashMap::new() };
         let mut done = 0;
         while done < blocks.len() {
             let to = blocks.len().min(done + CHUNK);
@@ -111,6 +116,8 @@ impl RedisIndex {
             batch.push(&table_key, command("HGETALL", &[&table_key]));
         }
         keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
+        let due = cached.as_deref().map(|table| self.due(table)).unwrap_or_default();
+        self.ask_owners(&mut batch, &due);
         let mut replies = self.send(batch).await?;
         let record = Space::read(&about, value(&about, next(&mut replies))?)?;
         if record.birth != self.opened().await?.birth {
@@ -132,6 +139,16 @@ impl RedisIndex {
         for key in &keys {
             runs.push(Run::read(key, value(key, next(&mut replies))?)?);
         }
+        self.heard(due, &mut replies)?;
+        // A table that was just read may speak of owners that this client has not heard of.
+        let strange = self.due(&table);
+        if !strange.is_empty() {
+            let mut batch = Batch::reading();
+            self.ask_owners(&mut batch, &strange);
+            let mut replies = self.send(batch).await?;
+            self.heard(strange, &mut replies)?;
+        }
+        gathering.gone = self.gone();
         let parted = self.parted(&segments, &runs).await?;
         let mut whole = !links.is_empty();
         for (path, main) in segments.iter().zip(&runs) {
@@ -211,7 +228,9 @@ impl RedisIndex {
             for (group, of) in groups.iter().enumerate().filter(|(_, of)| !of.is_empty()) {
                 let key = self.keys.unplaced(vocabulary, group as u32);
                 let mut ask = command("HMGET", &[&key]);
-                of.iter().for_each(|(_, name)| drop(ask.arg(&name_bytes(*name)[..])));
+                for (_, name) in of {
+                    ask.arg(&name_bytes(*name)[..]);
+                }
                 batch.push(&key, ask);
                 keys.push((key, of));
             }

@@ -20,7 +20,12 @@ pub(super) fn damaged(key: &[u8], what: &str) -> Error {
 pub(super) fn value(key: &[u8], reply: Result<Value, Fault>) -> Result<Value, Error> {
     reply.map_err(|fault| {
         let text = fault.to_string();
-        if text.contains("WRONGTYPE") || text.contains("DAMAGED") || text.contains("not an integer") {
+        // A script says itself which of its keys it was.
+        if let Some((_, rest)) = text.split_once("value under ") {
+            let named = rest.split_whitespace().next().unwrap_or_default();
+            return damaged(named.as_bytes(), "value of kvscout's");
+        }
+        if text.contains("WRONGTYPE") || text.contains("not an integer") {
             return damaged(key, "value of kvscout's");
         }
         Error::from(fault)

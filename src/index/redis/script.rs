@@ -13,6 +13,10 @@ macro_rules! scripts {
 scripts! {
     /// A run that was made says where it hangs.
     ADOPT = "lua/adopt.lua";
+    /// Whose turn it is.
+    BEGIN = "lua/begin.lua";
+    /// A turn is over.
+    DONE = "lua/done.lua";
     /// Names get meanings.
     BIND = "lua/bind.lua";
     /// A name moves to another vocabulary.

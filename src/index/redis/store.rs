@@ -226,11 +226,17 @@ impl RedisIndex {
         let pieces = pieces(&above, place, &links);
         let held = self.keys.held(stretch.space, stretch.slot);
         let (keys, mut batch) = self.store_scripts(stretch, &pieces, &links, &held);
+        let about = self.keys.space(stretch.space);
+        batch.push(&about, command("HGET", &[&about, b"b"]));
         let mut replies = self.send(batch).await?;
         let mut parts: Vec<Part> = Vec::with_capacity(pieces.len());
         let (mut unbound, mut created) = (Vec::new(), Vec::new());
         let (mut blocks_made, mut entries, mut gone) = (0, 0, false);
         batch = Batch::new();
+        let list_key = (u32::MAX, stretch.space, stretch.slot);
+        if self.local.lock().put_off(list_key, self.options.ttl / 4) {
+            batch.push(&held, command("EXPIRE", &[&held, &self.ttl()]));
+        }
         for (key, piece) in keys.iter().zip(&pieces) {
             let reply = bytes(key, value(key, next(&mut replies))?)?;
             value(&held, next(&mut replies))?;
@@ -270,6 +276,7 @@ impl RedisIndex {
                 rest = after;
             }
         }
+        self.same_store(&about, value(&about, next(&mut replies))?).await?;
         self.local.lock().changed(stretch.space, blocks_made, entries);
         if gone {
             self.untake(stretch, &parts, 0).await?;
@@ -330,6 +337,16 @@ impl RedisIndex {
             }
         }
         Ok(Some(laid))
+    }
+
+    /// Whether a space's birth is still that of the store that this client knows.
+    pub(super) async fn same_store(&self, about: &[u8], birth: redis::Value) -> Result<(), Error> {
+        if bytes(about, birth)? == self.opened().await?.birth {
+            return Ok(());
+        }
+        self.local.lock().reopen();
+        let text = "the store was emptied by somebody else: no worker has a home there any more";
+        Err(Error::new(ErrorKind::UnknownWorker, text))
     }
 
     /// A script for each piece, and the piece's first run for the list of what the slot holds.
@@ -421,7 +438,7 @@ impl RedisIndex {
             for &n in &of {
                 let (name, place) = names[n];
                 let bucket = bucket(name, buckets).1;
-                let first = self.local.lock().fresh.insert((vocabulary, group, bucket));
+                let first = self.local.lock().put_off((vocabulary, group, bucket), self.options.ttl / 4);
                 args.extend([
                     bucket.to_string().into_bytes(),
                     name_bytes(name).to_vec(),

@@ -105,7 +105,23 @@ impl RedisIndex {
             self.ask(&held, gone).await?;
         }
         let list = self.keys.dead(dead.space);
-        self.ask(&list, command("SREM", &[&list, &dead.slot.to_le_bytes()])).await?;
+        self.ask(&list, command("SREM", &[&list, &dead_bytes(dead)])).await?;
+        Ok(())
+    }
+
+    /// Goes on with what an earlier owner of the worker retired and did not live to sweep.
+    pub(super) async fn inherit(&self, member: &Member) -> Result<(), Error> {
+        let key = self.keys.dead(member.space);
+        for one in list(&key, self.ask(&key, command("SMEMBERS", &[&key])).await?)? {
+            let one: [u8; 8] = bytes(&key, one)?.try_into().map_err(|_| damaged(&key, "slot"))?;
+            let (slot, worker) = one.split_at(4);
+            let number = |four: &[u8]| four.iter().rev().fold(0, |n, &b| n << 8 | u32::from(b));
+            let dead = Dead { space: member.space, slot: number(slot), worker: number(worker) };
+            let mut local = self.local.lock();
+            if dead.worker == member.worker && !local.dead.contains(&dead) {
+                local.dead.push(dead);
+            }
+        }
         Ok(())
     }
 
@@ -119,18 +135,18 @@ impl RedisIndex {
     /// Writes sizes that changed into the store.
     pub(super) async fn flush(&self) -> Result<(), Error> {
         let deltas = std::mem::take(&mut self.local.lock().deltas);
-        let mut batch = Batch::new();
+        let (mut batch, mut keys) = (Batch::new(), Vec::new());
         for (space, delta) in deltas {
             let key = self.keys.space(space);
             for (field, by) in [(&b"blocks"[..], delta.blocks), (b"entries", delta.entries)] {
                 if by != 0 {
                     batch.push(&key, command("HINCRBY", &[&key, field, by.to_string().as_bytes()]));
+                    keys.push(key.clone());
                 }
             }
         }
-        let key = self.keys.meta();
-        for reply in self.send(batch).await? {
-            value(&key, reply)?;
+        for (reply, key) in self.send(batch).await?.zip(&keys) {
+            value(key, reply)?;
         }
         Ok(())
     }
@@ -151,6 +167,10 @@ impl RedisIndex {
         }
         Ok(stats)
     }
+}
+
+fn dead_bytes(dead: &Dead) -> Vec<u8> {
+    [dead.slot.to_le_bytes(), dead.worker.to_le_bytes()].concat()
 }
 
 /// An unplaced block in the list of what a slot holds.

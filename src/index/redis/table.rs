@@ -150,8 +150,9 @@ impl RedisIndex {
             return Ok(slot);
         }
         let (key, about) = (self.keys.table(member.space), self.keys.space(member.space));
+        let base = super::open::random_base()?;
         let mut batch = Batch::new();
-        batch.script(&script::SLOT, &[&key, &about], &[&owner_bytes(&owner)]);
+        batch.script(&script::SLOT, &[&key, &about], &[&owner_bytes(&owner), base.as_bytes()]);
         let reply = bytes(&key, value(&key, next(&mut self.send(batch).await?))?)?;
         let slot = u32_of(&reply).ok_or_else(|| damaged(&key, "slot"))?;
         self.local.lock().slots.insert((member.space, owner), slot);

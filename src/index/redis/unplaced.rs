@@ -119,18 +119,17 @@ impl RedisIndex {
         let held = self.keys.held(member.space, slot);
         let about = self.keys.space(member.space);
         let one = share_bytes(member.vocabulary, name);
-        let mut batch = Batch::new();
-        batch.push(&share, command("SADD", &[&share, &one]));
-        batch.push(&share, command("EXPIRE", &[&share, &self.ttl()]));
-        batch.push(&held, command("SADD", &[&held, &one]));
+        let mut steps = vec![
+            (&share, command("SADD", &[&share, &one])),
+            (&share, command("EXPIRE", &[&share, &self.ttl()])),
+            (&held, command("SADD", &[&held, &one])),
+        ];
         if !changed.known {
-            batch.push(&about, command("HINCRBY", &[&about, b"u", b"1"]));
+            steps.push((&about, command("HINCRBY", &[&about, b"u", b"1"])));
         }
         let entries = i64::from(!changed.hit);
         self.local.lock().changed(member.space, 0, entries);
-        for reply in self.send(batch).await? {
-            value(&share, reply)?;
-        }
+        self.run_all(steps).await?;
         let key = self.unplaced_key(member.vocabulary, name, buckets);
         let before = match changed.before.is_empty() {
             true => None,
@@ -144,6 +143,22 @@ impl RedisIndex {
         }
         ready |= !self.places(member.vocabulary, &[name]).await?.concat().is_empty();
         Ok(ready)
+    }
+
+    /// Commands of which only their errors are of interest, each with its key.
+    async fn run_all(
+        &self,
+        steps: Vec<(impl AsRef<[u8]>, redis::Cmd)>,
+    ) -> Result<(), Error> {
+        let (mut batch, mut keys) = (Batch::new(), Vec::with_capacity(steps.len()));
+        for (key, command) in steps {
+            batch.push(key.as_ref(), command);
+            keys.push(key);
+        }
+        for (reply, key) in self.send(batch).await?.zip(&keys) {
+            value(key.as_ref(), reply)?;
+        }
+        Ok(())
     }
 
     /// A name waits for its parent, or does not any more. Gives what the parent's name means.
@@ -234,22 +249,20 @@ impl RedisIndex {
             (self.keys.share(member.space, member.worker), self.keys.held(member.space, slot));
         let one = share_bytes(member.vocabulary, name);
         let about = self.keys.space(member.space);
-        let mut batch = Batch::new();
+        let mut steps = Vec::new();
         if !stays(&[slot]) {
             self.local.lock().changed(member.space, 0, -1);
-            batch.push(&held, command("SREM", &[&held, &one]));
+            steps.push((&held, command("SREM", &[&held, &one])));
             let mut own = self.own_slots(member);
             own.retain(|&own| !dropped || own != slot);
             if !stays(&own) {
-                batch.push(&share, command("SREM", &[&share, &one]));
+                steps.push((&share, command("SREM", &[&share, &one])));
             }
         }
         if after.holders.is_empty() {
-            batch.push(&about, command("HINCRBY", &[&about, b"u", b"-1"]));
+            steps.push((&about, command("HINCRBY", &[&about, b"u", b"-1"])));
         }
-        for reply in self.send(batch).await? {
-            value(&share, reply)?;
-        }
+        self.run_all(steps).await?;
         if let Some((_, parent, _)) = before.hook.filter(|_| after.holders.is_empty()) {
             self.wait_for(member.vocabulary, name, parent, b"end").await?;
         }
@@ -339,20 +352,21 @@ impl RedisIndex {
         }
         let one = share_bytes(member.vocabulary, name);
         let about = self.keys.space(member.space);
-        let mut batch = Batch::new();
+        let mut steps = Vec::new();
         for (slot, ..) in &waiter.holders {
             let held = self.keys.held(member.space, *slot);
-            batch.push(&held, command("SREM", &[&held, &one]));
+            let out = command("SREM", &[&held, &one]);
+            steps.push((held, out));
             if let Some((worker, ..)) = table.as_ref().and_then(|table| table.slots.get(slot)) {
                 let share = self.keys.share(member.space, *worker);
-                batch.push(&share, command("SREM", &[&share, &one]));
+                let out = command("SREM", &[&share, &one]);
+                steps.push((share, out));
             }
         }
-        batch.push(&about, command("HINCRBY", &[&about, b"u", b"-1"]));
+        let fewer = command("HINCRBY", &[&about, b"u", b"-1"]);
+        steps.push((about, fewer));
         self.local.lock().changed(member.space, 0, -(waiter.holders.len() as i64));
-        for reply in self.send(batch).await? {
-            value(&about, reply)?;
-        }
+        self.run_all(steps).await?;
         if let Some((_, parent, _)) = waiter.hook {
             self.wait_for(member.vocabulary, name, parent, b"end").await?;
         }

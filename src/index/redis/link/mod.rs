@@ -130,7 +130,9 @@ impl Link {
     ) -> Result<Vec<Result<Value, Fault>>, Fault> {
         let mut pipeline = redis::pipe();
         pipeline.ignore_errors();
-        commands.for_each(|command| drop(pipeline.add_command(command.clone())));
+        for command in commands {
+            pipeline.add_command(command.clone());
+        }
         let (mut connection, count) = (self.connection.clone(), pipeline.len());
         let values = connection.send_packed_commands(&pipeline, 0, count).await;
         let values = values.map_err(|e| Fault::Down(e.to_string().into()))?;

@@ -1,10 +1,24 @@
 -- What the scripts share. A run is the hash `<runs><key in hex>`, its names the hash
 -- `<named><key in hex>`; docs/redis.md has the fields byte by byte.
-local call, sub, byte, char = redis.call, string.sub, string.byte, string.char
+local sub, byte, char = string.sub, string.byte, string.char
 local pack, unpacked = struct.pack, struct.unpack
 local UNSTAMPED, UNNAMED = string.rep('\0', 12), string.rep('\0', 8)
 
 local function damaged(key) error({err = 'DAMAGED value under ' .. key}) end
+
+local touched
+local function call(name, key, ...)
+  touched = key or touched
+  local reply
+  if key then reply = redis.pcall(name, key, ...) else reply = redis.pcall(name) end
+  if type(reply) == 'table' and reply.err then
+    if string.find(reply.err, 'WRONGTYPE', 1, true) or string.find(reply.err, 'not an integer', 1, true) then
+      damaged(key)
+    end
+    error({err = reply.err})
+  end
+  return reply
+end
 
 local function hex(id)
   return (string.gsub(id, '.', function(c) return string.format('%02x', byte(c)) end))
@@ -81,7 +95,7 @@ end
 
 local function start_of(key)
   local head = call('HGET', key, 'h')
-  if not head or #head ~= 14 or byte(head) ~= 1 then damaged(key) end
+  if not head or #head ~= 14 or byte(head) ~= 1 or byte(head, 2) > 63 then damaged(key) end
   return byte(head, 2), head
 end
 
@@ -121,6 +135,7 @@ local function trim(runs, named, tag, id, out)
     for at = 1, #fields, 2 do
       local field, value = fields[at], fields[at + 1]
       if #field == 4 then
+        if #value % 8 ~= 0 then damaged(names) end
         for name = keep * 8 + 1, #value, 8 do
           local called = sub(value, name, name + 7)
           if called ~= UNNAMED then
@@ -129,6 +144,7 @@ local function trim(runs, named, tag, id, out)
         end
         if #value > keep * 8 then call('HSET', names, field, sub(value, 1, keep * 8)) end
       else
+        if #field ~= 5 or #value % 9 ~= 0 then damaged(names) end
         local kept = {}
         for also = 1, #value, 9 do
           if byte(value, also) >= start + keep then
@@ -160,5 +176,6 @@ local function guarded(script)
   local fine, result = pcall(script)
   if fine then return result end
   if type(result) == 'table' then return result end
-  return redis.error_reply(tostring(result))
+  -- What Lua itself stumbles over is a value that is not as it should be.
+  return redis.error_reply('DAMAGED value under ' .. (touched or KEYS[1]) .. ' : ' .. tostring(result))
 end

@@ -9,7 +9,7 @@ return guarded(function()
       and (tier == '' or sub(value, 9, 9) == tier) then
       gone[#gone + 1] = sub(field, 2)
       call('HDEL', KEYS[1], field, 'k' .. value)
-      call('SADD', KEYS[3], sub(field, 2))
+      call('SADD', KEYS[3], sub(field, 2) .. worker)
     end
   end
   if whole == '1' then call('HDEL', KEYS[1], 'w' .. worker) end

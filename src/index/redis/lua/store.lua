@@ -58,7 +58,7 @@ return guarded(function()
   if have then
     local begins, kept = start_of(key)
     start = begins
-    if #have % 8 ~= 0 or #have > 512 then damaged(key) end
+    if #have == 0 or #have % 8 ~= 0 or start + #have / 8 > 64 then damaged(key) end
     if sub(kept, 7) ~= sub(head, 7) then return '' end
   end
   if offset > 0 then
@@ -77,7 +77,7 @@ return guarded(function()
     local same = rest
     if sub(have, at + 1, at + rest * 8) ~= sub(blocks, done * 8 + 1, (done + rest) * 8) then
       same = 0
-      while sub(have, at + same * 8 + 1, at + same * 8 + 8)
+      while same < rest and sub(have, at + same * 8 + 1, at + same * 8 + 8)
         == sub(blocks, (done + same) * 8 + 1, (done + same) * 8 + 8) do same = same + 1 end
     end
     if same > 0 then part(done + same, 0) end
@@ -86,7 +86,9 @@ return guarded(function()
     local child = sub(blocks, done * 8 + 1, done * 8 + 8)
     local below = call('HGET', runs .. hex(child), 'k')
     if below then
-      if #below % 8 ~= 0 or #below > 512 then damaged(runs .. hex(child)) end
+      if #below == 0 or #below % 8 ~= 0 or offset + done + #below / 8 > 64 then
+        damaged(runs .. hex(child))
+      end
       key, id, have, start = runs .. hex(child), child, below, offset + done
     elseif at == #have then
       call('HSET', key, 'k', have .. sub(blocks, done * 8 + 1))
