@@ -7,7 +7,7 @@
 
 use std::hash::Hasher;
 
-use siphasher::sip128::{Hasher128, SipHasher24};
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::block::{Digest, Shape};
 
@@ -42,7 +42,7 @@ impl ChainKey {
 
     /// What comes before the first block of prompts of this space, cut in this shape.
     pub(super) fn root(&self, space: &[u8], shape: Shape) -> Link {
-        let mut hasher = SipHasher24::new_with_key(&self.0);
+        let mut hasher = SipHasher13::new_with_key(&self.0);
         hasher.write(b"root");
         hasher.write(&shape_bytes(shape));
         hasher.write(space);
@@ -56,7 +56,7 @@ impl ChainKey {
         bytes[..16].copy_from_slice(&above.tag);
         bytes[16..24].copy_from_slice(&above.key);
         bytes[24..].copy_from_slice(&digest.0.to_le_bytes());
-        let mut hasher = SipHasher24::new_with_key(&self.0);
+        let mut hasher = SipHasher13::new_with_key(&self.0);
         hasher.write(&bytes);
         let hash = hasher.finish128().as_bytes();
         let starts = above.depth.is_multiple_of(SEGMENT);

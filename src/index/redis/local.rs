@@ -80,6 +80,9 @@ pub(super) struct Local {
     pub(super) deltas: HashMap<u32, Delta>,
     pub(super) dead: Vec<Dead>,
     pub(super) names: Names,
+    /// By worker: the block that it stored last, and its name. It may be named by another client that
+    /// has not bound the name yet.
+    pub(super) last: HashMap<u32, (u32, Name, Spot)>,
     /// Buckets whose end was put off lately, and since when they are noted.
     pub(super) fresh: HashSet<(u32, u32, u32)>,
     pub(super) fresh_since: Option<Instant>,

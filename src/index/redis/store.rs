@@ -122,7 +122,12 @@ impl RedisIndex {
             let mut above = match store.parent {
                 Parent::Root => Some(self.root(member, shape).await?),
                 Parent::Block(name) => {
-                    let spot = self.parent(member, name, shape, remembered).await?;
+                    let mut spot = self.parent(member, name, shape, remembered).await?;
+                    if spot.is_none() && remembered {
+                        let last = self.local.lock().last.get(&member.worker).copied();
+                        let is_it = |last: &(u32, Name, Spot)| (last.0, last.1) == (member.vocabulary, name);
+                        spot = last.filter(is_it).map(|last| last.2);
+                    }
                     spot.map(|spot| (spot.link, Some(spot.place)))
                 }
                 Parent::Unknown => None,
@@ -197,6 +202,10 @@ impl RedisIndex {
                 if laid.stored < n {
                     applied.refused += (blocks.len() - at - laid.stored) as u64;
                     return Ok(());
+                }
+                if let Some(last) = laid.last {
+                    let last = (member.vocabulary, blocks[at + n - 1].name, last);
+                    self.local.lock().last.insert(member.worker, last);
                 }
                 above = laid.last.map(|spot| (spot.link, Some(spot.place)));
                 at += n;
@@ -291,18 +300,17 @@ impl RedisIndex {
         for (at, tag, run) in created {
             let above = if at == 0 { place } else { place_of(at - 1) };
             if let Some(above) = above {
-                self.hang(&mut batch, &Place { tag, run, offset: 0 }, &above);
+                if Some(above) != hung(&pieces, place, at) {
+                    let key = self.keys.run(&tag, &run);
+                    batch.script(&script::ADOPT, &[&key], &[&above.bytes()]);
+                }
+                self.kid(&mut batch, &above, 1);
             }
         }
         let names: Vec<(Name, Place)> =
             unbound.iter().map(|&(at, place)| (stretch.blocks[at].name, place)).collect();
-        let others = batch.len();
-        let order = self.bind_scripts(&mut batch, stretch.vocabulary, &names, stretch.most, opened.buckets);
-        let mut replies = self.send(batch).await?;
-        for _ in 0..others {
-            value(&held, next(&mut replies))?;
-        }
-        let bound = read_bound(&order, &names, |key| value(key, next(&mut replies)))?;
+        let check = |reply| value(&held, reply).map(drop);
+        let bound = self.bind(batch, check, stretch.vocabulary, &names, stretch.most).await?;
         let refused = bound.status.iter().position(|&s| s == b'3').map(|n| unbound[n].0);
         let stored = refused.unwrap_or(stretch.blocks.len());
         {
@@ -372,7 +380,9 @@ impl RedisIndex {
             head.extend((segment as u32).to_le_bytes());
             head.extend(shape_bytes(stretch.shape));
             let offset = piece.offset.to_string();
-            let args: [&[u8]; 14] = [
+            let hung = hung(pieces, stretch.above.1, piece.from);
+            let hung = hung.filter(|_| piece.offset == 0).map(|p| p.bytes()).unwrap_or_default();
+            let args: [&[u8]; 15] = [
                 &self.keys.runs(&piece.tag),
                 &self.keys.named(&piece.tag),
                 &piece.tag,
@@ -387,6 +397,7 @@ impl RedisIndex {
                 copies.as_bytes(),
                 &head,
                 &ttl,
+                &hung,
             ];
             batch.script(&script::STORE, &[&key], &args);
             let run = [&piece.tag[..], &piece.begin].concat();
@@ -396,13 +407,7 @@ impl RedisIndex {
         (keys, batch)
     }
 
-    /// A segment's first run, made just now, hangs on a block of the segment before.
-    fn hang(&self, batch: &mut Batch, run: &Place, above: &Place) {
-        let key = self.keys.run(&run.tag, &run.run);
-        batch.script(&script::ADOPT, &[&key], &[&above.bytes()]);
-        self.kid(batch, above, 1);
-    }
-
+    /// A run of another segment hangs below this block, or does no more.
     pub(super) fn kid(&self, batch: &mut Batch, above: &Place, more: i32) {
         let key = self.keys.run(&above.tag, &above.run);
         let (offset, more) = (above.offset.to_string(), more.to_string());
@@ -417,42 +422,82 @@ impl RedisIndex {
         batch.script(&script::KID, &[&key], &args);
     }
 
-    /// Binds names, a script for each group; gives the groups' keys and which names they bind.
-    fn bind_scripts(
+    /// Binds names: the usual first meaning by a plain command, and a script for what is left of a group.
+    /// `batch` is sent with it; `others` gets the replies to what was in it.
+    async fn bind(
         &self,
-        batch: &mut Batch,
+        mut batch: Batch,
+        mut others: impl FnMut(Result<redis::Value, super::link::Fault>) -> Result<(), Error>,
         vocabulary: u32,
         names: &[(Name, Place)],
         most: usize,
-        buckets: u32,
-    ) -> Vec<(Vec<u8>, Vec<usize>)> {
-        let mut groups: Vec<Vec<usize>> = vec![Vec::new(); GROUPS as usize];
+    ) -> Result<Bound, Error> {
+        let buckets = self.opened().await?.buckets;
+        let mut bound = Bound { status: vec![b'0'; names.len()], ..Bound::default() };
+        let mut groups: Vec<Vec<(usize, u32)>> = vec![Vec::new(); GROUPS as usize];
         for (n, (name, _)) in names.iter().enumerate() {
-            groups[bucket(*name, buckets).0 as usize].push(n);
+            let (group, bucket) = bucket(*name, buckets);
+            groups[group as usize].push((n, bucket));
         }
-        let (ttl, mut order) = (self.ttl(), Vec::new());
-        for (group, of) in groups.into_iter().enumerate().filter(|(_, of)| !of.is_empty()) {
-            let group = group as u32;
-            let mut args =
-                vec![self.keys.buckets(vocabulary, group), most.to_string().into_bytes(), ttl.clone()];
-            for &n in &of {
+        let (first, ttl, mut keys) = (batch.len(), self.ttl(), Vec::with_capacity(names.len()));
+        for (group, of) in (0..).zip(&groups).filter(|(_, of)| !of.is_empty()) {
+            for &(n, bucket) in of {
+                let key = self.keys.bucket(vocabulary, group, bucket);
                 let (name, place) = names[n];
-                let bucket = bucket(name, buckets).1;
-                let first = self.local.lock().put_off((vocabulary, group, bucket), self.options.ttl / 4);
-                args.extend([
-                    bucket.to_string().into_bytes(),
-                    name_bytes(name).to_vec(),
-                    place.bytes(),
-                    if first { b"1".to_vec() } else { b"0".to_vec() },
-                ]);
+                let meaning = place.bytes();
+                batch.push(&key, command("HSETNX", &[&key, &name_bytes(name), &meaning]));
+                let mark = (vocabulary, group, bucket);
+                let put_off = self.local.lock().put_off(mark, self.options.ttl / 4);
+                if put_off {
+                    batch.push(&key, command("EXPIRE", &[&key, &ttl]));
+                }
+                keys.push((n, key, put_off));
             }
-            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+            // After the names, in their slot: who waits and did not see them is seen here.
             let unplaced = self.keys.unplaced(vocabulary, group);
             let waiting = self.keys.waiting(vocabulary, group);
-            batch.script(&script::BIND, &[&unplaced, &waiting], &args);
-            order.push((unplaced, of));
+            batch.push(&unplaced, command("EXISTS", &[&unplaced, &waiting]));
         }
-        order
+        let (mut replies, mut keys) = (self.send(batch).await?, keys.into_iter());
+        for _ in 0..first {
+            others(next(&mut replies))?;
+        }
+        let (mut batch, mut order) = (Batch::new(), Vec::new());
+        for (group, of) in (0..).zip(groups).filter(|(_, of)| !of.is_empty()) {
+            let mut left = Vec::new();
+            for (&(n, bucket), (_, key, put_off)) in of.iter().zip(keys.by_ref()) {
+                match super::reply::int(&key, value(&key, next(&mut replies))?)? {
+                    1 => bound.status[n] = b'1',
+                    _ => left.push((n, bucket)),
+                }
+                if put_off {
+                    value(&key, next(&mut replies))?;
+                }
+            }
+            let unplaced = self.keys.unplaced(vocabulary, group);
+            if super::reply::int(&unplaced, value(&unplaced, next(&mut replies))?)? > 0 {
+                left = of;
+            }
+            if left.is_empty() {
+                continue;
+            }
+            let mut args = vec![self.keys.buckets(vocabulary, group), most.to_string().into_bytes()];
+            for &(n, bucket) in &left {
+                let (name, place) = names[n];
+                args.push(bucket.to_string().into_bytes());
+                args.extend([name_bytes(name).to_vec(), place.bytes()]);
+            }
+            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+            let waiting = self.keys.waiting(vocabulary, group);
+            batch.script(&script::BIND, &[&unplaced, &waiting], &args);
+            order.push((unplaced, left.into_iter().map(|(n, _)| n).collect::<Vec<usize>>()));
+        }
+        let mut replies = self.send(batch).await?;
+        for (key, of) in &order {
+            bound.read(key, of, names, value(key, next(&mut replies))?)?;
+        }
+        bound.waiting.sort_by_key(|(n, _)| *n);
+        Ok(bound)
     }
 
     /// Binds one name without limit; gives the names that wait for it.
@@ -462,12 +507,8 @@ impl RedisIndex {
         name: Name,
         place: &Place,
     ) -> Result<Vec<Name>, Error> {
-        let buckets = self.opened().await?.buckets;
-        let mut batch = Batch::new();
-        let names = [(name, *place)];
-        let order = self.bind_scripts(&mut batch, vocabulary, &names, 0, buckets);
-        let mut replies = self.send(batch).await?;
-        let bound = read_bound(&order, &names, |key| value(key, next(&mut replies)))?;
+        let none = |_| Ok(());
+        let bound = self.bind(Batch::new(), none, vocabulary, &[(name, *place)], 0).await?;
         self.local.lock().names.forget(vocabulary, name);
         Ok(bound.waiting.into_iter().map(|(_, name)| name).collect())
     }
@@ -522,8 +563,8 @@ impl RedisIndex {
         let held = self.keys.held(space, slot);
         let copies = copies.to_string();
         let mut batch = Batch::new();
-        let args: [&[u8]; 5] =
-            [&slot.to_le_bytes(), &stamp, copies.as_bytes(), &[place.offset], &self.ttl()];
+        let args: [&[u8]; 4] =
+            [&slot.to_le_bytes(), &stamp, copies.as_bytes(), &[place.offset]];
         batch.script(&script::HOLD, &[&key], &args);
         batch.push(&held, command("SADD", &[&held, &[&place.tag[..], &place.run].concat()]));
         let mut replies = self.send(batch).await?;
@@ -559,6 +600,13 @@ fn pieces(above: &Link, place: Option<Place>, links: &[Link]) -> Vec<Piece> {
     pieces
 }
 
+/// Where the block before block `at` of a stretch is, as far as its client knows: in the run that its
+/// piece begins in.
+fn hung(pieces: &[Piece], above: Option<Place>, at: usize) -> Option<Place> {
+    let Some(before) = pieces.iter().find(|piece| piece.to == at) else { return above };
+    Some(Place { tag: before.tag, run: before.begin, offset: (SEGMENT - 1) as u8 })
+}
+
 /// What became of names that were to be bound.
 #[derive(Default)]
 struct Bound {
@@ -568,35 +616,41 @@ struct Bound {
     waiting: Vec<(usize, Name)>,
 }
 
-fn read_bound(
-    order: &[(Vec<u8>, Vec<usize>)],
-    names: &[(Name, Place)],
-    mut reply: impl FnMut(&[u8]) -> Result<redis::Value, Error>,
-) -> Result<Bound, Error> {
-    let mut bound = Bound { status: vec![b'0'; names.len()], ..Bound::default() };
-    for (key, of) in order {
+impl Bound {
+    /// From the script's answer about some of the names.
+    fn read(
+        &mut self,
+        key: &[u8],
+        of: &[usize],
+        names: &[(Name, Place)],
+        reply: redis::Value,
+    ) -> Result<(), Error> {
         let bad = || damaged(key, "answer");
-        let parts = list(key, reply(key)?)?;
+        let parts = list(key, reply)?;
         let [status, waiting]: [redis::Value; 2] = parts.try_into().map_err(|_| bad())?;
         let status = bytes(key, status)?;
         if status.len() != of.len() {
             return Err(bad());
         }
-        of.iter().zip(status).for_each(|(&n, status)| bound.status[n] = status);
+        for (&n, &status) in of.iter().zip(&status) {
+            // What the plain command bound is bound before to the script.
+            if self.status[n] != b'1' {
+                self.status[n] = status;
+            }
+        }
         for one in list(key, waiting)? {
             let parts = list(key, one)?;
             let [n, unplaced, waiters]: [redis::Value; 3] = parts.try_into().map_err(|_| bad())?;
             let n = usize::try_from(super::reply::int(key, n)?).ok();
             let n = *n.and_then(|n| of.get(n)).ok_or_else(bad)?;
             if !bytes(key, unplaced)?.is_empty() {
-                bound.waiting.push((n, names[n].0));
+                self.waiting.push((n, names[n].0));
             }
             for name in bytes(key, waiters)?.chunks_exact(8) {
                 let name: [u8; 8] = name.try_into().map_err(|_| bad())?;
-                bound.waiting.push((n, Name(u64::from_le_bytes(name))));
+                self.waiting.push((n, Name(u64::from_le_bytes(name))));
             }
         }
+        Ok(())
     }
-    bound.waiting.sort_unstable_by_key(|(n, _)| *n);
-    Ok(bound)
 }

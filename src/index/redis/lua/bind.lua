@@ -1,11 +1,11 @@
 -- Binds names of one group of a vocabulary. KEYS are the group's unplaced blocks and who waits.
 -- Answers one digit for each: 0 bound before, 1 first meaning, 2 a further one, 3 refused; then, for those
--- bound just now that somebody waits for, the number, the unplaced block, and the names that wait.
+-- that somebody waits for, the number, the unplaced block, and the names that wait.
 return guarded(function()
-  local base, most, ttl = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+  local base, most = ARGV[1], tonumber(ARGV[2])
   local status, waiting = {}, {}
   local some = call('EXISTS', KEYS[1], KEYS[2]) > 0
-  for at = 4, #ARGV, 4 do
+  for at = 3, #ARGV, 3 do
     local key, name, where = base .. ARGV[at], ARGV[at + 1], ARGV[at + 2]
     local result = '1'
     if call('HSETNX', key, name, where) == 0 then
@@ -19,9 +19,8 @@ return guarded(function()
       if result == '2' and most > 0 and count >= most then result = '3' end
       if result == '2' then call('HSET', key, name, list .. where) end
     end
-    if ARGV[at + 3] == '1' then call('EXPIRE', key, ttl) end
     status[#status + 1] = result
-    if some and (result == '1' or result == '2') then
+    if some and result ~= '3' then
       local unplaced, names = call('HGET', KEYS[1], name), call('HGET', KEYS[2], name)
       if unplaced or names then
         waiting[#waiting + 1] = {#status - 1, unplaced or '', names or ''}

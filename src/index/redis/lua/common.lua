@@ -21,7 +21,7 @@ local function call(name, key, ...)
 end
 
 local function hex(id)
-  return (string.gsub(id, '.', function(c) return string.format('%02x', byte(c)) end))
+  return string.format('%02x%02x%02x%02x%02x%02x%02x%02x', byte(id, 1, 8))
 end
 
 -- Where a block is: offset and tag, and the run unless that is the segment's first.
@@ -68,9 +68,9 @@ local function gather(stamp, copies)
 end
 
 -- n more copies of [from, to). Returns the entries gained, whether that had been applied before, and
--- whether the slot held nothing of the run.
-local function add(key, slot, stamp, from, to, n)
-  local value = call('HGET', key, slot)
+-- whether the slot held nothing of the run. `value` is what it holds, if that was just read.
+local function add(key, slot, stamp, from, to, n, value)
+  if value == nil then value = call('HGET', key, slot) end
   if not value then
     call('HSET', key, slot, stamp .. pack('<BBI4', from, to, n))
     return to - from, false, true
@@ -93,8 +93,8 @@ local function add(key, slot, stamp, from, to, n)
   return gained, false, false
 end
 
-local function start_of(key)
-  local head = call('HGET', key, 'h')
+local function start_of(key, head)
+  head = head or call('HGET', key, 'h')
   if not head or #head ~= 14 or byte(head) ~= 1 or byte(head, 2) > 63 then damaged(key) end
   return byte(head, 2), head
 end

@@ -1,7 +1,7 @@
 -- One more copy of blocks that are there. Answers for each '1', or '0' where it is not there; then
 -- the entries gained, and whether the slot held nothing of the run.
 return guarded(function()
-  local slot, stamp, copies, offsets, ttl = unpack(ARGV)
+  local slot, stamp, copies, offsets = unpack(ARGV)
   local key, hits, gained, first = KEYS[1], {}, 0, 0
   local have = call('HGET', key, 'k')
   if not have then return {string.rep('0', #offsets), 0, 0} end
@@ -21,6 +21,5 @@ return guarded(function()
       if fresh then first = 1 end
     end
   end
-  call('EXPIRE', key, ttl)
   return {table.concat(hits), gained, first}
 end)

@@ -1,22 +1,24 @@
 -- One more copy of each block of a stretch within one segment. KEYS[1] is the run that the stretch
--- begins in or behind.
+-- begins in or behind; `hung` is where a run hangs that begins the segment, as far as the caller knows.
 return guarded(function()
-  local runs, named, tag, id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl =
-    unpack(ARGV)
+  local runs, named, tag, id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl,
+    hung = unpack(ARGV)
   offset, copies = tonumber(offset), tonumber(copies)
   local key, n, done, parts, created = KEYS[1], #blocks / 8, 0, {}, '\0'
-  local start, have = 0, call('HGET', key, 'k')
+  local found = call('HMGET', key, 'k', 'h', slot)
+  local start, have, held = 0, found[1], found[3]
 
   -- Which of the names are new here; all of them if an earlier attempt may have died before it
   -- bound them.
   local function name(from, to, all)
     if names == '' then return '' end
     local list, want, unbound = named .. hex(id), sub(names, from * 8 + 1, to * 8), {}
-    local value, at = call('HGET', list, vocabulary) or '', (offset + from - start) * 8
+    local value, at = created == '\0' and call('HGET', list, vocabulary) or '', (offset + from - start) * 8
     local zero = string.find(want, UNNAMED, 1, true)
     if not all and not zero and sub(value, at + 1, at + #want) == want then return '' end
     if #value <= at and not zero then
       call('HSET', list, vocabulary, value .. string.rep('\0', at - #value) .. want)
+      if value == '' then call('EXPIRE', list, ttl) end
       for block = from, to - 1 do unbound[#unbound + 1] = char(block) end
       return table.concat(unbound)
     end
@@ -39,6 +41,7 @@ return guarded(function()
       end
     end
     if value ~= '' then call('HSET', list, vocabulary, value) end
+    call('EXPIRE', list, ttl)
     if also and also ~= '' then call('HSET', list, more, also) end
     return table.concat(unbound)
   end
@@ -46,17 +49,18 @@ return guarded(function()
   -- Blocks `done` to `to` of the stretch are in run `id`, `made` of them since just now.
   local function part(to, made)
     local from = offset + done
-    local gained, again, fresh = add(key, slot, stamp, from, offset + to, copies)
+    local gained, again, fresh = add(key, slot, stamp, from, offset + to, copies, held)
+    held = nil
     local unbound = name(done, to, again)
-    call('EXPIRE', key, ttl)
-    if names ~= '' then call('EXPIRE', named .. hex(id), ttl) end
+    -- Owners put off the end of what they hold; who joins a run need not.
+    if made > 0 then call('EXPIRE', key, ttl) end
     parts[#parts + 1] = id .. char(from, to - done, made, gained, (again and 1 or 0) + (fresh and 2 or 0),
       #unbound) .. unbound
     done = to
   end
 
   if have then
-    local begins, kept = start_of(key)
+    local begins, kept = start_of(key, found[2])
     start = begins
     if #have == 0 or #have % 8 ~= 0 or start + #have / 8 > 64 then damaged(key) end
     if sub(kept, 7) ~= sub(head, 7) then return '' end
@@ -65,7 +69,8 @@ return guarded(function()
     local at = (offset - 1 - start) * 8
     if not have or at < 0 or sub(have, at + 1, at + 8) ~= above then return '' end
   elseif not have then
-    call('HSET', key, 'h', head, 'k', blocks)
+    if hung == '' then call('HSET', key, 'h', head, 'k', blocks)
+    else call('HSET', key, 'h', head, 'k', blocks, 'p', hung) end
     created = '\1'
     part(n, n)
     return created .. table.concat(parts)
