@@ -3,7 +3,7 @@
 //!
 //! `hkeys_per_block` is the layout of the nearest peer: a hash for each block with a field for each
 //! holder. It is measured twice, with the peer's own fields (JSON of some 100 bytes) and with short
-//! ones (`pod@tier`). `mget_per_block` is a string for each block with 4 bytes for each holder. All three
+//! ones (`pod@tier`), and its ingest a third time with its map of engines' names, as ours is counted. `mget_per_block` is a string for each block with 4 bytes for each holder. All three
 //! use one client crate, a connection of one kind, and one pipeline or one MGET for a lookup.
 //!
 //! Prints ingest and memory while it loads; the groups are the lookups.
@@ -21,9 +21,7 @@ use kvscout::block::{
     BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
 };
 use kvscout::index::redis::{RedisIndex, RedisOptions};
-use kvscout::index::{
-    Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store,
-};
+use kvscout::index::{Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store};
 use redis::aio::MultiplexedConnection;
 use redis_server::Server;
 
@@ -122,10 +120,7 @@ async fn store(index: Arc<RedisIndex>, worker: usize) {
     for (chain, from) in batches(worker) {
         let name = |block| Name(number(chain, block, 4));
         let blocks: Vec<Block> = (from..BLOCKS.min(from + BATCH))
-            .map(|block| Block {
-                name: name(block),
-                digest: Some(Digest(number(chain, block, 3))),
-            })
+            .map(|block| Block { name: name(block), digest: Some(Digest(number(chain, block, 3))) })
             .collect();
         let parent = if from == 0 { Parent::Root } else { Parent::Block(name(from - 1)) };
         let change = Change::Store(Store {
@@ -158,6 +153,19 @@ async fn hset(mut to: MultiplexedConnection, worker: usize, salt: u8, field: Str
         let mut pipe = redis::pipe();
         for block in from..BLOCKS.min(from + BATCH) {
             pipe.cmd("HSET").arg(salted(chain, block, salt)).arg(&field).arg("").ignore();
+        }
+        pipe.query_async::<()>(&mut to).await.unwrap();
+    }
+}
+
+/// What the nearest peer writes when blocks are added: its map from the engine's name, too.
+async fn hset_named(mut to: MultiplexedConnection, worker: usize, salt: u8, field: String) {
+    for (chain, from) in batches(worker) {
+        let mut pipe = redis::pipe();
+        for block in from..BLOCKS.min(from + BATCH) {
+            let (key, name) = (salted(chain, block, salt), number(chain, block, 4));
+            pipe.cmd("ZADD").arg(format!("engine:{name}")).arg(0).arg(&key).ignore();
+            pipe.cmd("HSET").arg(key).arg(&field).arg("").ignore();
         }
         pipe.query_async::<()>(&mut to).await.unwrap();
     }
@@ -234,6 +242,9 @@ fn lookups(c: &mut Criterion) {
     load(&server, "hkeys_per_block, the peer's fields", |worker| {
         hset(to.clone(), worker, 1, long(worker))
     });
+    load(&server, "hkeys_per_block, the peer's fields and its map of names", |worker| {
+        hset_named(to.clone(), worker, 4, long(worker))
+    });
     load(&server, "hkeys_per_block, short fields", |worker| {
         hset(to.clone(), worker, 2, short(worker))
     });
@@ -253,8 +264,7 @@ fn lookups(c: &mut Criterion) {
         for (salt, field) in [(1, long as fn(usize) -> String), (2, short)] {
             let mut found = server.block_on(hkeys(to.clone(), &keys(salt)));
             found.sort();
-            let mut want: Vec<_> =
-                truth.iter().map(|&w| (field(w).into_bytes(), BLOCKS)).collect();
+            let mut want: Vec<_> = truth.iter().map(|&w| (field(w).into_bytes(), BLOCKS)).collect();
             want.sort();
             assert_eq!(found, want);
         }

@@ -56,7 +56,8 @@
 //! |---|---|
 //! | `zmq` | [`ingest`]`::zmq`: receive engines' events over ZeroMQ (builds libzmq, needs a C++ compiler) |
 //! | `conformance` | `conformance`: the contract of an [`Index`](index::Index) as a test for any backend |
-//! | `daemon` | the `kvscout` binary; includes `zmq` |
+//! | `redis` | [`index`]`::redis`: the index on a Redis or Valkey server, shared by several processes |
+//! | `daemon` | the `kvscout` binary; includes `zmq` and `redis` |
 //!
 //! Start reading at [`scout`]; [`block`] defines the words.
 

@@ -27,7 +27,9 @@ fn fresh(server: &Server, options: RedisOptions) -> RedisIndex {
 fn the_redis_index_keeps_the_contract() {
     let server = Server::start();
     let _entered = server.enter();
-    conformance::check(|| fresh(&server, RedisOptions { buckets: BUCKETS, ..RedisOptions::default() }));
+    conformance::check(|| {
+        fresh(&server, RedisOptions { buckets: BUCKETS, ..RedisOptions::default() })
+    });
 }
 
 fn worker() -> impl Strategy<Value = WorkerId> {

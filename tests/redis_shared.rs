@@ -54,7 +54,12 @@ fn store(server: &Server, index: &RedisIndex, worker: WorkerId, range: std::ops:
     assert_eq!(applied.stored, blocks.len() as u64);
 }
 
-fn remove(server: &Server, index: &RedisIndex, worker: WorkerId, range: std::ops::Range<u64>) -> Applied {
+fn remove(
+    server: &Server,
+    index: &RedisIndex,
+    worker: WorkerId,
+    range: std::ops::Range<u64>,
+) -> Applied {
     let names: Vec<Name> = blocks(range).iter().map(|block| block.name).collect();
     let change = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &names };
     server.block_on(index.apply(worker, &[change])).unwrap()
@@ -78,7 +83,11 @@ impl BlockSource for Prompt {
     }
 }
 
-fn try_held(server: &Server, index: &RedisIndex, n: u64) -> Result<Vec<(u32, u32)>, kvscout::Error> {
+fn try_held(
+    server: &Server,
+    index: &RedisIndex,
+    n: u64,
+) -> Result<Vec<(u32, u32)>, kvscout::Error> {
     let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
     let mut matches = Matches::default();
     server.block_on(index.lookup(&query, &mut Prompt(blocks(0..n)), &mut matches))?;
@@ -95,8 +104,7 @@ fn assign(server: &Server, index: &RedisIndex, worker: WorkerId) {
 }
 
 fn keys(server: &Server, pattern: &str) -> Vec<String> {
-    let mut keys: Vec<String> =
-        redis::cmd("KEYS").arg(pattern).query(&mut server.raw()).unwrap();
+    let mut keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut server.raw()).unwrap();
     keys.sort();
     keys
 }
@@ -136,8 +144,7 @@ fn a_parent_that_one_client_stores_places_what_another_could_not() {
     assign(&server, &one, A);
     assign(&server, &two, B);
     let orphans = blocks(10..20);
-    let applied =
-        server.block_on(one.apply(A, &[stored(&orphans, parent(&(10..20)))])).unwrap();
+    let applied = server.block_on(one.apply(A, &[stored(&orphans, parent(&(10..20)))])).unwrap();
     assert_eq!((applied.stored, applied.unplaced), (10, 10));
     store(&server, &two, B, 0..10);
     assert_eq!(held(&server, &one, 20), [(2, 10)]);
@@ -216,14 +223,12 @@ fn a_batch_is_applied_once_whoever_applies_it_and_whoever_died_over_it() {
     // One dies over batch 7: only the first of its changes has arrived, and not that it is done.
     assert!(matches!(again(&one, 7, &whole[..1]), Once::Applied(_)));
     let record = keys(&server, "*:w:*").remove(0);
-    let _: () =
-        redis::cmd("HSET").arg(&record).arg("seq").arg(6).query(&mut server.raw()).unwrap();
+    let _: () = redis::cmd("HSET").arg(&record).arg("seq").arg(6).query(&mut server.raw()).unwrap();
     assert!(matches!(again(&two, 7, &whole), Once::Applied(_)));
     assert_eq!(again(&one, 7, &whole), Once::Repeated);
     assert_eq!(held(&server, &two, 200), [(1, 90)]);
     // One copy of each, so one removal of each leaves nothing.
-    let rest: Vec<Name> =
-        first[..90].iter().chain(&second).map(|block| block.name).collect();
+    let rest: Vec<Name> = first[..90].iter().chain(&second).map(|block| block.name).collect();
     let rest = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &rest };
     let Once::Applied(applied) = again(&two, 8, &[rest]) else { panic!("batch 8 is new") };
     assert_eq!((applied.removed, applied.unknown_removals), (190, 0));
@@ -259,8 +264,7 @@ fn workers_of_an_owner_that_is_gone_are_left_out_until_it_is_back() {
     assign(&server, &one, A);
     store(&server, &one, A, 0..10);
     assert_eq!(held(&server, &client(&server, options()), 10), [(1, 10)]);
-    let _: i64 =
-        redis::cmd("DEL").arg("kvscout:1:default:o:one").query(&mut server.raw()).unwrap();
+    let _: i64 = redis::cmd("DEL").arg("kvscout:1:default:o:one").query(&mut server.raw()).unwrap();
     assert_eq!(held(&server, &client(&server, options()), 10), []);
     server.block_on(one.heartbeat()).unwrap();
     assert_eq!(held(&server, &client(&server, options()), 10), [(1, 10)]);
@@ -337,7 +341,8 @@ fn a_store_of_another_secret_or_version_is_refused() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     }
     let mut set = redis::cmd("HSET");
-    let _: () = set.arg("kvscout:1:default:m").arg("version").arg("2").query(&mut server.raw()).unwrap();
+    let _: () =
+        set.arg("kvscout:1:default:m").arg("version").arg("2").query(&mut server.raw()).unwrap();
     let error = server.block_on(client(&server, given(1)).assign(A, HOME)).unwrap_err();
     assert!(error.to_string().contains("version '2'"), "{error}");
 }
@@ -367,7 +372,9 @@ fn what_is_damaged_is_an_error_that_names_the_key_and_never_a_panic() {
             server.block_on(index.assign(A, HOME)),
             server.block_on(index.apply(A, &[change])).map(drop),
             server.block_on(index.apply(A, &[remove])).map(drop),
-            server.block_on(index.apply(A, &[stored(&blocks(3010..3011), parent(&(3010..3011)))])).map(drop),
+            server
+                .block_on(index.apply(A, &[stored(&blocks(3010..3011), parent(&(3010..3011)))]))
+                .map(drop),
             server.block_on(index.refresh(A)),
             server.block_on(index.remove(A)),
             server.block_on(index.stats()).map(drop),
@@ -382,10 +389,8 @@ fn what_is_damaged_is_an_error_that_names_the_key_and_never_a_panic() {
             }
         }
     };
-    let dumps: Vec<Vec<u8>> = all
-        .iter()
-        .map(|key| redis::cmd("DUMP").arg(key).query(&mut raw).unwrap())
-        .collect();
+    let dumps: Vec<Vec<u8>> =
+        all.iter().map(|key| redis::cmd("DUMP").arg(key).query(&mut raw).unwrap()).collect();
     let restore = || {
         let mut pipe = redis::pipe();
         pipe.cmd("FLUSHALL").ignore();
@@ -412,5 +417,8 @@ fn what_is_damaged_is_an_error_that_names_the_key_and_never_a_panic() {
             }
         }
     }
-    assert!(named > 100 && unnamed.is_empty(), "{named} errors named the key; others: {unnamed:#?}");
+    assert!(
+        named > 100 && unnamed.is_empty(),
+        "{named} errors named the key; others: {unnamed:#?}"
+    );
 }

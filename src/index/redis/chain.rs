@@ -103,6 +103,9 @@ mod tests {
         assert_eq!(path(1, 1).tag, path(1, 64).tag);
         assert_ne!(path(1, 64).tag, path(1, 65).tag);
         assert_eq!(first(&path(1, 65).tag), path(1, 65).key);
-        assert_ne!(key.root(b"space", Shape::plain(BlockSize::DEFAULT)), key.root(b"other", Shape::plain(BlockSize::DEFAULT)));
+        assert_ne!(
+            key.root(b"space", Shape::plain(BlockSize::DEFAULT)),
+            key.root(b"other", Shape::plain(BlockSize::DEFAULT))
+        );
     }
 }

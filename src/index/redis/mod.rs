@@ -47,7 +47,7 @@ use crate::error::{Error, ErrorKind};
 /// # Defaults
 ///
 /// `namespace`: `default`. `secret`: made in the store. `ttl`: 24 hours. `unplaced_per_worker`: 65,536,
-/// as in memory. `buckets`: 512, so that half a million names lie in compact hashes. No `owner`;
+/// as in memory. `buckets`: 2,048, so that two million names lie in compact hashes. No `owner`;
 /// `owner_ttl`: 30 s; `lease`: 10 s.
 #[derive(Clone)]
 pub struct RedisOptions {
@@ -79,7 +79,7 @@ impl Default for RedisOptions {
             secret: None,
             ttl: Duration::from_secs(24 * 3600),
             unplaced_per_worker: 65_536,
-            buckets: 512,
+            buckets: 2048,
             owner: None,
             owner_ttl: Duration::from_secs(30),
             lease: Duration::from_secs(10),
@@ -133,7 +133,10 @@ impl RedisIndex {
             return Err(Error::invalid(format!("{} buckets are not 1 to 65536", options.buckets)));
         }
         if options.ttl < Duration::from_secs(60) {
-            return Err(Error::invalid(format!("a ttl of {:?} is less than a minute", options.ttl)));
+            return Err(Error::invalid(format!(
+                "a ttl of {:?} is less than a minute",
+                options.ttl
+            )));
         }
         if options.owner.as_ref().is_some_and(|owner| owner.is_empty() || owner.len() > 255) {
             return Err(Error::invalid("an owner's text is not 1 to 255 bytes"));

@@ -61,7 +61,8 @@ impl RedisIndex {
         let opened = self.opened().await?;
         let text = self.local.lock().texts.space(query.space);
         let mut above = opened.chain.root(text.as_bytes(), query.shape);
-        let mut gathering = Gathering { query, pieces: Vec::new(), gone: HashSet::new(), named: HashMap::new() };
+        let mut gathering =
+            Gathering { query, pieces: Vec::new(), gone: HashSet::new(), named: HashMap::new() };
         let mut done = 0;
         while done < blocks.len() {
             let to = blocks.len().min(done + CHUNK);

@@ -203,7 +203,7 @@ impl RedisIndex {
                 kids.extend(taken.above);
             }
             let first = batch.len();
-            kids.iter().for_each(|above| self.kid(&mut batch, above, -1));
+            kids.iter().for_each(|above| self.kid(&mut batch, above));
             let mut replies = self.send(batch).await?;
             for _ in 0..first {
                 value(&held, next(&mut replies))?;
@@ -219,6 +219,20 @@ impl RedisIndex {
             }
             batch = Batch::new();
         }
+    }
+
+    /// A run of another segment hangs below this block no more.
+    fn kid(&self, batch: &mut Batch, above: &Place) {
+        let key = self.keys.run(&above.tag, &above.run);
+        let offset = above.offset.to_string();
+        let args: [&[u8]; 5] = [
+            &self.keys.runs(&above.tag),
+            &self.keys.named(&above.tag),
+            &above.tag,
+            &above.run,
+            offset.as_bytes(),
+        ];
+        batch.script(&script::KID, &[&key], &args);
     }
 
     /// Names do not mean blocks that went. Who stored such a block again meanwhile found the name

@@ -93,6 +93,7 @@ impl Run {
 
     /// Whether one of these slots has a copy of the block at this offset.
     pub(super) fn held(&self, offset: usize, slots: &[u32]) -> bool {
-        self.holdings().any(|(slot, from, to)| slots.contains(&slot) && (from..to).contains(&offset))
+        self.holdings()
+            .any(|(slot, from, to)| slots.contains(&slot) && (from..to).contains(&offset))
     }
 }

@@ -10,6 +10,9 @@ macro_rules! scripts {
     };
 }
 
+/// More hangs below a block of another segment.
+pub(super) static HANG: Script = Script::new(include_str!("lua/hang.lua"));
+
 scripts! {
     /// A run that was made says where it hangs.
     ADOPT = "lua/adopt.lua";
@@ -31,7 +34,7 @@ scripts! {
     HOME = "lua/home.lua";
     /// A number for a text.
     INTERN = "lua/intern.lua";
-    /// What hangs below a block of another segment.
+    /// Less hangs below a block of another segment.
     KID = "lua/kid.lua";
     /// Slots go out of sight.
     RETIRE = "lua/retire.lua";

@@ -125,7 +125,9 @@ impl RedisIndex {
                     let mut spot = self.parent(member, name, shape, remembered).await?;
                     if spot.is_none() && remembered {
                         let last = self.local.lock().last.get(&member.worker).copied();
-                        let is_it = |last: &(u32, Name, Spot)| (last.0, last.1) == (member.vocabulary, name);
+                        let is_it = |last: &(u32, Name, Spot)| {
+                            (last.0, last.1) == (member.vocabulary, name)
+                        };
                         spot = last.filter(is_it).map(|last| last.2);
                     }
                     spot.map(|spot| (spot.link, Some(spot.place)))
@@ -155,8 +157,9 @@ impl RedisIndex {
                             applied.stored += 1;
                         }
                         None => {
-                            let held =
-                                self.wait(member, slot, stamps.at(0), block.name, link, means).await?;
+                            let held = self
+                                .wait(member, slot, stamps.at(0), block.name, link, means)
+                                .await?;
                             match held {
                                 true => {
                                     applied.stored += 1;
@@ -257,7 +260,8 @@ impl RedisIndex {
                 created.push((piece.from, piece.tag, piece.begin));
             }
             while !rest.is_empty() {
-                let (head, names) = rest.split_at_checked(14).ok_or_else(|| damaged(key, "part"))?;
+                let (head, names) =
+                    rest.split_at_checked(14).ok_or_else(|| damaged(key, "part"))?;
                 let &[offset, blocks, made, gained, flags, count] = &head[8..] else {
                     return Err(damaged(key, "part"));
                 };
@@ -304,7 +308,8 @@ impl RedisIndex {
                     let key = self.keys.run(&tag, &run);
                     batch.script(&script::ADOPT, &[&key], &[&above.bytes()]);
                 }
-                self.kid(&mut batch, &above, 1);
+                let key = self.keys.run(&above.tag, &above.run);
+                batch.script(&script::HANG, &[&key], &[&[above.offset]]);
             }
         }
         let names: Vec<(Name, Place)> =
@@ -315,7 +320,8 @@ impl RedisIndex {
         let stored = refused.unwrap_or(stretch.blocks.len());
         {
             let mut local = self.local.lock();
-            for (n, &(at, place)) in unbound.iter().enumerate().filter(|(_, (at, _))| *at < stored) {
+            for (n, &(at, place)) in unbound.iter().enumerate().filter(|(_, (at, _))| *at < stored)
+            {
                 match bound.status[n] {
                     b'1' => {
                         let spot = Spot { place, link: links[at] };
@@ -375,7 +381,8 @@ impl RedisIndex {
             let names: Vec<u8> =
                 stretch.blocks[blocks].iter().flat_map(|b| name_bytes(b.name)).collect();
             let segment = (links[piece.from].depth - 1) / SEGMENT;
-            let above = if piece.from == 0 { stretch.above.0.key } else { links[piece.from - 1].key };
+            let above =
+                if piece.from == 0 { stretch.above.0.key } else { links[piece.from - 1].key };
             let mut head = vec![1, 0];
             head.extend((segment as u32).to_le_bytes());
             head.extend(shape_bytes(stretch.shape));
@@ -399,27 +406,13 @@ impl RedisIndex {
                 &ttl,
                 &hung,
             ];
-            batch.script(&script::STORE, &[&key], &args);
+            let named = self.keys.names(&piece.tag, &piece.begin);
+            batch.script(&script::STORE, &[&key, &named], &args);
             let run = [&piece.tag[..], &piece.begin].concat();
             batch.push(held, command("SADD", &[held, &run]));
             keys.push(key);
         }
         (keys, batch)
-    }
-
-    /// A run of another segment hangs below this block, or does no more.
-    pub(super) fn kid(&self, batch: &mut Batch, above: &Place, more: i32) {
-        let key = self.keys.run(&above.tag, &above.run);
-        let (offset, more) = (above.offset.to_string(), more.to_string());
-        let args: [&[u8]; 6] = [
-            &self.keys.runs(&above.tag),
-            &self.keys.named(&above.tag),
-            &above.tag,
-            &above.run,
-            offset.as_bytes(),
-            more.as_bytes(),
-        ];
-        batch.script(&script::KID, &[&key], &args);
     }
 
     /// Binds names: the usual first meaning by a plain command, and a script for what is left of a group.
@@ -481,7 +474,8 @@ impl RedisIndex {
             if left.is_empty() {
                 continue;
             }
-            let mut args = vec![self.keys.buckets(vocabulary, group), most.to_string().into_bytes()];
+            let mut args =
+                vec![self.keys.buckets(vocabulary, group), most.to_string().into_bytes()];
             for &(n, bucket) in &left {
                 let (name, place) = names[n];
                 args.push(bucket.to_string().into_bytes());
@@ -514,7 +508,12 @@ impl RedisIndex {
     }
 
     /// Takes back what was stored of a stretch from block `from` on.
-    async fn untake(&self, stretch: &Stretch<'_>, parts: &[Part], from: usize) -> Result<(), Error> {
+    async fn untake(
+        &self,
+        stretch: &Stretch<'_>,
+        parts: &[Part],
+        from: usize,
+    ) -> Result<(), Error> {
         for part in parts.iter().filter(|part| part.to > from) {
             let start = part.place.offset + from.saturating_sub(part.from) as u8;
             let offsets: Vec<u8> =
@@ -563,8 +562,7 @@ impl RedisIndex {
         let held = self.keys.held(space, slot);
         let copies = copies.to_string();
         let mut batch = Batch::new();
-        let args: [&[u8]; 4] =
-            [&slot.to_le_bytes(), &stamp, copies.as_bytes(), &[place.offset]];
+        let args: [&[u8]; 4] = [&slot.to_le_bytes(), &stamp, copies.as_bytes(), &[place.offset]];
         batch.script(&script::HOLD, &[&key], &args);
         batch.push(&held, command("SADD", &[&held, &[&place.tag[..], &place.run].concat()]));
         let mut replies = self.send(batch).await?;

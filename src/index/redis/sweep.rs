@@ -40,7 +40,8 @@ impl RedisIndex {
         let reply = value(&table, next(&mut self.send(batch).await?))?;
         let mut local = self.local.lock();
         local.slots.retain(|(at, owner), _| {
-            let gone = (*at, owner.0) == (space, member.worker) && tier.is_none_or(|t| t == owner.2);
+            let gone =
+                (*at, owner.0) == (space, member.worker) && tier.is_none_or(|t| t == owner.2);
             !gone
         });
         for slot in list(&table, reply)? {

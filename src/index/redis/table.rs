@@ -162,9 +162,10 @@ impl RedisIndex {
     /// The slots of one of the member's groups and tiers, or of all, that this client knows of.
     pub(super) fn own_slots(&self, member: &Member) -> Vec<u32> {
         let local = self.local.lock();
-        let own = local.slots.iter().filter(|((space, owner), _)| {
-            (*space, owner.0) == (member.space, member.worker)
-        });
+        let own = local
+            .slots
+            .iter()
+            .filter(|((space, owner), _)| (*space, owner.0) == (member.space, member.worker));
         own.map(|(_, &slot)| slot).collect()
     }
 }

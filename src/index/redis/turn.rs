@@ -110,10 +110,8 @@ impl RedisIndex {
     pub async fn refresh(&self, worker: WorkerId) -> Result<(), Error> {
         let member = self.member(worker)?;
         let buckets = self.opened().await?.buckets;
-        let mut keys = vec![
-            self.keys.worker(member.worker),
-            self.keys.share(member.space, member.worker),
-        ];
+        let mut keys =
+            vec![self.keys.worker(member.worker), self.keys.share(member.space, member.worker)];
         for group in 0..GROUPS {
             keys.extend((0..buckets).map(|b| self.keys.bucket(member.vocabulary, group, b)));
             keys.push(self.keys.unplaced(member.vocabulary, group));

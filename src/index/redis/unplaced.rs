@@ -47,12 +47,14 @@ impl Waiter {
             (0, rest) => (None, rest),
             (1, rest) => {
                 let (hook, rest) = rest.split_at_checked(24)?;
-                let shape = Shape { size: BlockSize::new(u32_at(hook, 0)?)?, lookahead: u32_at(hook, 4)? };
+                let shape =
+                    Shape { size: BlockSize::new(u32_at(hook, 0)?)?, lookahead: u32_at(hook, 4)? };
                 (Some((shape, Name(u64_at(hook, 8)?), Digest(u64_at(hook, 16)?))), rest)
             }
             _ => return None,
         };
-        let holder = |h: &[u8]| Some((u32_at(h, 0)?, h.get(4..16)?.try_into().ok()?, u32_at(h, 16)?));
+        let holder =
+            |h: &[u8]| Some((u32_at(h, 0)?, h.get(4..16)?.try_into().ok()?, u32_at(h, 16)?));
         let holders = rest.chunks(20).map(holder).collect::<Option<_>>()?;
         Some(Waiter { hook, holders })
     }
@@ -146,10 +148,7 @@ impl RedisIndex {
     }
 
     /// Commands of which only their errors are of interest, each with its key.
-    async fn run_all(
-        &self,
-        steps: Vec<(impl AsRef<[u8]>, redis::Cmd)>,
-    ) -> Result<(), Error> {
+    async fn run_all(&self, steps: Vec<(impl AsRef<[u8]>, redis::Cmd)>) -> Result<(), Error> {
         let (mut batch, mut keys) = (Batch::new(), Vec::with_capacity(steps.len()));
         for (key, command) in steps {
             batch.push(key.as_ref(), command);

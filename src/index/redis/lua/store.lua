@@ -1,5 +1,5 @@
--- One more copy of each block of a stretch within one segment. KEYS[1] is the run that the stretch
--- begins in or behind; `hung` is where a run hangs that begins the segment, as far as the caller knows.
+-- One more copy of each block of a stretch within one segment. KEYS are the run that the stretch
+-- begins in or behind; and its names; `hung` is where a run hangs that begins the segment, as far as the caller knows.
 return guarded(function()
   local runs, named, tag, id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl,
     hung = unpack(ARGV)
@@ -12,7 +12,7 @@ return guarded(function()
   -- bound them.
   local function name(from, to, all)
     if names == '' then return '' end
-    local list, want, unbound = named .. hex(id), sub(names, from * 8 + 1, to * 8), {}
+    local list, want, unbound = key == KEYS[1] and KEYS[2] or named .. hex(id), sub(names, from * 8 + 1, to * 8), {}
     local value, at = created == '\0' and call('HGET', list, vocabulary) or '', (offset + from - start) * 8
     local zero = string.find(want, UNNAMED, 1, true)
     if not all and not zero and sub(value, at + 1, at + #want) == want then return '' end
