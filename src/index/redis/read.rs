@@ -122,8 +122,7 @@ impl RedisIndex {
         let mut replies = self.send(batch).await?;
         let record = Space::read(&about, value(&about, next(&mut replies))?)?;
         if record.birth != self.opened().await?.birth {
-            // Somebody emptied the store, and maybe it was filled anew.
-            self.local.lock().reopen();
+            self.unless_reborn(&record.birth).await?;
             return Ok((None, false));
         }
         let table = match cached {
@@ -176,6 +175,17 @@ impl RedisIndex {
             }
         }
         Ok((Some((table, record.unplaced > 0)), whole))
+    }
+
+    /// A space without a birth is one that nobody has a home in, or somebody emptied the store, and
+    /// maybe it was filled anew: then this forgets what it remembers.
+    async fn unless_reborn(&self, birth: &[u8]) -> Result<(), Error> {
+        let meta = self.keys.meta();
+        let found = bytes(&meta, self.ask(&meta, command("HGET", &[&meta, b"birth"])).await?)?;
+        if !birth.is_empty() || found != self.opened().await?.birth {
+            self.local.lock().reopen();
+        }
+        Ok(())
     }
 
     /// The runs that the path may go on in where it leaves the first run of a segment.

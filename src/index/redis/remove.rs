@@ -1,6 +1,6 @@
 //! Copies that go, and what goes with the last one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use redis::Value;
 
@@ -253,6 +253,8 @@ impl RedisIndex {
             ]);
             self.local.lock().names.forget(*vocabulary, *name);
         }
+        let names: HashSet<(u32, Name)> = bindings.iter().map(|&(v, name, _)| (v, name)).collect();
+        self.local.lock().last.retain(|_, (v, name, _)| !names.contains(&(*v, *name)));
         let mut batch = Batch::new();
         for ((vocabulary, group), triples) in &groups {
             let base = self.keys.buckets(*vocabulary, *group);

@@ -49,6 +49,7 @@ return guarded(function()
   -- Blocks `done` to `to` of the stretch are in run `id`, `made` of them since just now.
   local function part(to, made)
     local from = offset + done
+    if key ~= KEYS[1] then held = nil end
     local gained, again, fresh = add(key, slot, stamp, from, offset + to, copies, held)
     held = nil
     local unbound = name(done, to, again)
