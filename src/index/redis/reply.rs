@@ -62,8 +62,11 @@ pub(super) fn list(key: &[u8], value: Value) -> Result<Vec<Value>, Error> {
     }
 }
 
+/// A hash: its fields and their values.
+pub(super) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A hash, field by field.
-pub(super) fn fields(key: &[u8], value: Value) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+pub(super) fn fields(key: &[u8], value: Value) -> Result<Fields, Error> {
     let pairs: Vec<(Value, Value)> = match value {
         Value::Map(pairs) => pairs,
         other => {
