@@ -2,8 +2,6 @@
 //!
 //! `cargo run --features redis --example shared_index -- redis://127.0.0.1:6379`
 
-use std::process::ExitCode;
-
 use kvscout::block::{
     BlockSize, Digest, Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId,
 };
@@ -46,8 +44,10 @@ async fn router(url: &str) -> Result<RedisIndex, kvscout::Error> {
     Ok(index)
 }
 
-async fn share(url: &str) -> Result<(), kvscout::Error> {
-    let (here, there) = (router(url).await?, router(url).await?);
+#[tokio::main]
+async fn main() -> Result<(), kvscout::Error> {
+    let url = std::env::args().nth(1).unwrap_or_else(|| "redis://127.0.0.1:6379".to_owned());
+    let (here, there) = (router(&url).await?, router(&url).await?);
     let tokens: Vec<TokenId> = (0..1000).collect();
     let prompt = Prompt::new(&tokens);
 
@@ -72,16 +72,4 @@ async fn share(url: &str) -> Result<(), kvscout::Error> {
         println!("{worker} holds {} of {} blocks", found.leading[0], asked.len());
     }
     here.remove(engine).await
-}
-
-#[tokio::main]
-async fn main() -> ExitCode {
-    let url = std::env::args().nth(1).unwrap_or_else(|| "redis://127.0.0.1:6379".to_owned());
-    match share(&url).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("shared_index: {error}");
-            ExitCode::FAILURE
-        }
-    }
 }
