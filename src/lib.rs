@@ -55,7 +55,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `zmq` | [`ingest`]`::zmq`: receive engines' events over ZeroMQ (builds libzmq, needs a C++ compiler) |
-//! | `redis` | `index::redis`: the way to a Redis or Valkey server that several processes share; needs a tokio runtime |
+//! | `redis` | [`index`]`::redis`: the index on a Redis or Valkey server that several processes share; needs a tokio runtime |
 //! | `conformance` | `conformance`: the contract of an [`Index`](index::Index) as a test for any backend |
 //! | `tokenizers` | `tokenize`: text and chats to token ids, from Hugging Face's files |
 //! | `daemon` | the `kvscout` binary; includes `redis` and `zmq` |

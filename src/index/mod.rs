@@ -25,6 +25,14 @@
 //!   of its vocabulary stores the same name with its content.
 //! - Residency counts physical copies per (worker, group, tier): a block that was stored twice is
 //!   resident until it was removed twice.
+//!
+//! # Clients
+//!
+//! What one client has applied, its own later calls see. Where several clients share what a backend
+//! keeps, each sees the others' changes once they are made there, not at once: what its lookups say of
+//! a worker is true of some moment between its last look and now. Between clients, further, the order
+//! in which a name was bound to several blocks is that of arrival; a batch may be seen in part while
+//! it is applied; and [`Stats`] miss what other clients have changed since they last asked for them.
 
 pub(crate) mod image;
 mod memory;
@@ -359,7 +367,8 @@ pub trait Index: Send + Sync {
     /// a block that comes to have more names than [`MOST_NAMES`] by other ways than a store: with an
     /// orphan that is placed, which is given up, or with names that move.
     ///
-    /// True before the first of them is missing: an answer was whole if this is false after the
+    /// Where memory is another program's affair (a server that evicts or expires keys), this says what
+    /// the backend did itself. True before the first of them is missing: an answer was whole if this is false after the
     /// lookup, and the worker was not cleared in between.
     fn evicted(&self, worker: WorkerId) -> impl Future<Output = Result<bool, Error>> + Send;
 

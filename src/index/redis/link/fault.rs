@@ -66,16 +66,19 @@ pub(in crate::index::redis) enum Condition {
 
 impl Answer {
     /// What it says of the server.
+    #[cfg(test)]
     pub(in crate::index::redis) fn condition(&self) -> Condition {
         self.condition
     }
 
     /// The first word of the error, as `WRONGTYPE`, or as a script chose it.
+    #[cfg(test)]
     pub(in crate::index::redis) fn code(&self) -> &str {
         &self.code
     }
 
     /// The rest of it.
+    #[cfg(test)]
     pub(in crate::index::redis) fn text(&self) -> &str {
         &self.text
     }

@@ -32,7 +32,9 @@ pub(super) use batch::{Batch, Script};
 pub use breaker::BreakerState;
 pub use check::{StoreWarning, WarningKind};
 pub use counters::StoreCounters;
-pub(super) use fault::{Condition, Fault};
+#[cfg(test)]
+use fault::Condition;
+pub(super) use fault::Fault;
 pub use options::StoreOptions;
 pub use secret::Secret;
 

@@ -1,0 +1,154 @@
+//! Homes: which space and vocabulary a worker belongs to.
+
+use super::local::Member;
+use super::reply::{bytes, int, value};
+use super::table::record_bytes;
+use super::{Batch, RedisIndex, command, next, script};
+use crate::block::WorkerId;
+use crate::error::Error;
+use crate::index::Home;
+
+impl RedisIndex {
+    pub(super) async fn settle_in(&self, worker: WorkerId, home: Home) -> Result<(), Error> {
+        let opened = self.opened().await?;
+        let old = self.local.lock().members.get(&worker).copied();
+        let space = self.space(home.space).await?;
+        let vocabulary = self.vocabulary(space, home.vocabulary).await?;
+        let number = self.worker(worker).await?;
+        let member = Member { home, space, vocabulary, worker: number };
+        if let Some(old) = old.filter(|old| *old != member) {
+            self.sweep().await?;
+            let table = self.load_table(old.space).await?;
+            if self.holds(&old, &table).await? {
+                let others = table.workers.iter().filter(|(w, _)| **w != old.worker);
+                let shared = others.into_iter().any(|(_, r)| r.vocabulary == old.vocabulary);
+                if old.space != space || shared {
+                    return Err(Error::invalid(format!(
+                        "worker {} cannot move: it holds blocks, and {}",
+                        worker.0,
+                        if shared { "others share its vocabulary" } else { "its space is another" }
+                    )));
+                }
+                self.move_names(&old, &member).await?;
+            } else if old.space != space {
+                self.retire(&old, None, true).await?;
+            }
+        }
+        let text = self.local.lock().texts.worker(worker);
+        let (key, about) = (self.keys.table(space), self.keys.space(space));
+        let field = [b"w", &number.to_le_bytes()[..]].concat();
+        let owner = self.options.owner.as_deref().unwrap_or_default();
+        let record = record_bytes(vocabulary, owner, &text);
+        self.heartbeat().await?;
+        let mut batch = Batch::new();
+        batch.script(&script::HOME, &[&key, &about], &[&field, &record, &opened.birth]);
+        value(&key, next(&mut self.send(batch).await?))?;
+        let table = self.load_table(space).await?;
+        self.inherit(&member).await?;
+        let mut local = self.local.lock();
+        for (&slot, owner) in table.slots.iter().filter(|(_, owner)| owner.0 == number) {
+            local.slots.insert((space, *owner), slot);
+        }
+        local.members.insert(worker, member);
+        Ok(())
+    }
+
+    /// Whether the worker has copies.
+    async fn holds(&self, member: &Member, table: &super::local::Table) -> Result<bool, Error> {
+        let own = table.slots.iter().filter(|(_, owner)| owner.0 == member.worker);
+        let mut keys: Vec<Vec<u8>> =
+            own.map(|(&slot, _)| self.keys.held(member.space, slot)).collect();
+        keys.push(self.keys.share(member.space, member.worker));
+        let mut batch = Batch::reading();
+        keys.iter().for_each(|key| batch.push(key, command("SCARD", &[key])));
+        let mut replies = self.send(batch).await?;
+        for key in &keys {
+            if int(key, value(key, next(&mut replies))?)? > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The old vocabulary's names become names of the new one, with all that they mean.
+    async fn move_names(&self, old: &Member, new: &Member) -> Result<(), Error> {
+        use super::meaning::{GROUPS, name_bytes};
+        use super::place::Place;
+        use super::reply::{damaged, fields};
+        use super::unplaced::Waiter;
+        use crate::block::Name;
+
+        let buckets = self.opened().await?.buckets;
+        self.local.lock().names.clear();
+        let (mut names, mut waiters) = (Vec::new(), Vec::new());
+        for group in 0..GROUPS {
+            let mut keys: Vec<Vec<u8>> =
+                (0..buckets).map(|b| self.keys.bucket(old.vocabulary, group, b)).collect();
+            keys.push(self.keys.unplaced(old.vocabulary, group));
+            let mut batch = Batch::reading();
+            keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
+            let mut replies = self.send(batch).await?;
+            for (at, key) in keys.iter().enumerate() {
+                for (name, found) in fields(key, value(key, next(&mut replies))?)? {
+                    let name: [u8; 8] =
+                        name.as_slice().try_into().map_err(|_| damaged(key, "name"))?;
+                    let name = Name(u64::from_le_bytes(name));
+                    if at == buckets as usize {
+                        waiters.push((name, found, key.clone()));
+                    } else {
+                        let places = Place::list(&found);
+                        let places = places.ok_or_else(|| damaged(key, "list of places"))?;
+                        names.push((name, places, key.clone()));
+                    }
+                }
+            }
+        }
+        names.sort_unstable_by_key(|(name, ..)| *name);
+        let mut touched = std::collections::BTreeSet::new();
+        for (name, places, key) in &names {
+            touched.insert(*name);
+            for place in places {
+                touched.extend(self.rename(old.vocabulary, new, *name, place).await?);
+            }
+            let mut batch = Batch::new();
+            batch.push(key, command("HDEL", &[key, &name_bytes(*name)]));
+            value(key, next(&mut self.send(batch).await?))?;
+        }
+        waiters.sort_unstable_by_key(|(name, ..)| *name);
+        for (name, found, key) in waiters {
+            let waiter = Waiter::read(&key, &found)?;
+            self.move_waiter(old, new, name, &waiter).await?;
+            touched.insert(name);
+        }
+        self.settle(new, touched).await
+    }
+
+    /// One binding is made in the new vocabulary, and known beside the run.
+    async fn rename(
+        &self,
+        old: u32,
+        new: &Member,
+        name: crate::block::Name,
+        place: &super::place::Place,
+    ) -> Result<Vec<crate::block::Name>, Error> {
+        let key = self.keys.names(&place.tag, &place.run);
+        let run = self.keys.run(&place.tag, &place.run);
+        let bytes_of = super::meaning::name_bytes(name);
+        let mut batch = Batch::reading();
+        batch.push(&run, command("HGET", &[&run, b"h"]));
+        let head = bytes(&run, value(&run, next(&mut self.send(batch).await?))?)?;
+        let Some(&start) = head.get(1) else { return Ok(Vec::new()) };
+        let (start, offset) = (start.to_string(), place.offset.to_string());
+        let args: [&[u8]; 5] = [
+            &old.to_le_bytes(),
+            &new.vocabulary.to_le_bytes(),
+            start.as_bytes(),
+            offset.as_bytes(),
+            &bytes_of,
+        ];
+        let mut batch = Batch::new();
+        batch.script(&script::RENAME, &[&key], &args);
+        value(&key, next(&mut self.send(batch).await?))?;
+        self.bind_one(new.vocabulary, name, place).await
+    }
+}

@@ -1,0 +1,111 @@
+//! The identity of a block in the store: a keyed hash of everything from the root to it.
+//!
+//! A path is cut into **segments** of 64 blocks. A segment's **tag** is the 128-bit hash of its first
+//! block; within the segment a block is known by the first 8 bytes of its own. Each hash is taken of
+//! the tag before it, the 8 bytes of the parent and the block's digest, so equal hashes mean equal
+//! paths, and a block can be continued from (tag, 8 bytes) alone.
+
+use std::hash::Hasher;
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use crate::block::{Digest, Shape};
+
+/// Blocks in a segment.
+pub(super) const SEGMENT: usize = 64;
+
+/// What names a segment: all its blocks and all chains that part within it lie in one slot.
+pub(super) type Tag = [u8; 16];
+
+/// What names a block, or a run by its first block, within a segment.
+pub(super) type Key = [u8; 8];
+
+/// The secret under which paths are hashed.
+#[derive(Clone)]
+pub(super) struct ChainKey([u8; 16]);
+
+/// A block as its descendants see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    /// How many blocks come before the next one.
+    pub(super) depth: usize,
+    /// The tag of the segment that it lies in; of the root, the root's own hash.
+    pub(super) tag: Tag,
+    /// Its first 8 bytes.
+    pub(super) key: Key,
+}
+
+impl ChainKey {
+    pub(super) fn new(secret: [u8; 16]) -> ChainKey {
+        ChainKey(secret)
+    }
+
+    /// What comes before the first block of prompts of this space, cut in this shape.
+    pub(super) fn root(&self, space: &[u8], shape: Shape) -> Link {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        hasher.write(b"root");
+        hasher.write(&shape_bytes(shape));
+        hasher.write(space);
+        let tag = hasher.finish128().as_bytes();
+        Link { depth: 0, tag, key: first(&tag) }
+    }
+
+    /// The block with this digest behind `above`.
+    pub(super) fn next(&self, above: &Link, digest: Digest) -> Link {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&above.tag);
+        bytes[16..24].copy_from_slice(&above.key);
+        bytes[24..].copy_from_slice(&digest.0.to_le_bytes());
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        hasher.write(&bytes);
+        let hash = hasher.finish128().as_bytes();
+        let starts = above.depth.is_multiple_of(SEGMENT);
+        let tag = if starts { hash } else { above.tag };
+        Link { depth: above.depth + 1, tag, key: first(&hash) }
+    }
+}
+
+/// Says nothing of the secret.
+impl std::fmt::Debug for ChainKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ChainKey(..)")
+    }
+}
+
+/// Block size and look-ahead, little-endian.
+pub(super) fn shape_bytes(shape: Shape) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&shape.size.get().to_le_bytes());
+    bytes[4..].copy_from_slice(&shape.lookahead.to_le_bytes());
+    bytes
+}
+
+pub(super) fn first(tag: &Tag) -> Key {
+    let mut key = [0; 8];
+    key.copy_from_slice(&tag[..8]);
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::BlockSize;
+
+    #[test]
+    fn a_block_knows_its_whole_path_and_a_tag_lasts_for_a_segment() {
+        let key = ChainKey::new([7; 16]);
+        let root = key.root(b"space", Shape::plain(BlockSize::DEFAULT));
+        let path = |first: u64, n: u64| {
+            (1..n).fold(key.next(&root, Digest(first)), |above, d| key.next(&above, Digest(d)))
+        };
+        assert_eq!(path(1, 70), path(1, 70));
+        assert_ne!(path(1, 70).key, path(2, 70).key);
+        assert_eq!(path(1, 1).tag, path(1, 64).tag);
+        assert_ne!(path(1, 64).tag, path(1, 65).tag);
+        assert_eq!(first(&path(1, 65).tag), path(1, 65).key);
+        assert_ne!(
+            key.root(b"space", Shape::plain(BlockSize::DEFAULT)),
+            key.root(b"other", Shape::plain(BlockSize::DEFAULT))
+        );
+    }
+}

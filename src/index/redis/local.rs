@@ -1,0 +1,210 @@
+//! What a client remembers of the store: facts that cannot change while the store lives, and the
+//! table of who is who as of a generation.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::chain::ChainKey;
+use super::place::Spot;
+use crate::block::{Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
+use crate::index::Home;
+
+/// What was read when the store was opened.
+#[derive(Clone, Debug)]
+pub(super) struct Opened {
+    pub(super) chain: ChainKey,
+    pub(super) birth: Vec<u8>,
+    /// Buckets in each of a vocabulary's groups.
+    pub(super) buckets: u32,
+}
+
+/// A slot's (worker, group, tier), by the worker's number in the store.
+pub(super) type Owner = (u32, Group, Tier);
+
+/// Who is who in a space, as of a generation.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) generation: i64,
+    pub(super) slots: HashMap<u32, Owner>,
+    pub(super) workers: HashMap<u32, Record>,
+}
+
+/// A worker's record in the table of its space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    /// The vocabulary's number.
+    pub(super) vocabulary: u32,
+    /// What this process calls the worker.
+    pub(super) id: WorkerId,
+    /// Who must live for the worker to count; empty if nobody.
+    pub(super) owner: String,
+}
+
+/// A worker's home with the numbers that the store gave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) home: Home,
+    pub(super) space: u32,
+    pub(super) vocabulary: u32,
+    pub(super) worker: u32,
+}
+
+/// Sizes that changed and are not yet added to the space's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Delta {
+    pub(super) blocks: i64,
+    pub(super) entries: i64,
+}
+
+/// A retired slot that still stands in runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dead {
+    pub(super) space: u32,
+    pub(super) slot: u32,
+    pub(super) worker: u32,
+}
+
+/// A client's memory. Never held across a call to the store.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    pub(super) opened: Option<Arc<Opened>>,
+    pub(super) texts: Texts,
+    pub(super) spaces: HashMap<SpaceId, u32>,
+    /// By space's number.
+    pub(super) vocabularies: HashMap<(u32, VocabularyId), u32>,
+    pub(super) workers: HashMap<WorkerId, u32>,
+    pub(super) members: HashMap<WorkerId, Member>,
+    pub(super) slots: HashMap<(u32, Owner), u32>,
+    pub(super) tables: HashMap<u32, Arc<Table>>,
+    pub(super) deltas: HashMap<u32, Delta>,
+    pub(super) dead: Vec<Dead>,
+    pub(super) names: Names,
+    /// By worker: the block that it stored last, and its name. It may be named by another client that
+    /// has not bound the name yet.
+    pub(super) last: HashMap<u32, (u32, Name, Spot)>,
+    /// Buckets whose end was put off lately, and since when they are noted.
+    pub(super) fresh: HashSet<(u32, u32, u32)>,
+    pub(super) fresh_since: Option<Instant>,
+    /// Owners of workers: whether they lived when this client asked.
+    pub(super) owners: HashMap<String, (bool, Instant)>,
+}
+
+impl Local {
+    /// Forgets what holds for one life of the store only. What was bound by the process stays.
+    pub(super) fn reopen(&mut self) {
+        let texts = std::mem::take(&mut self.texts);
+        *self = Local { texts, ..Local::default() };
+    }
+
+    /// Whether the end of a key is to be put off, which is once in each `every`.
+    pub(super) fn put_off(&mut self, key: (u32, u32, u32), every: Duration) -> bool {
+        if self.fresh_since.is_none_or(|since| since.elapsed() > every) {
+            self.fresh.clear();
+            self.fresh_since = Some(Instant::now());
+        }
+        self.fresh.insert(key)
+    }
+
+    pub(super) fn changed(&mut self, space: u32, blocks: i64, entries: i64) {
+        let delta = self.deltas.entry(space).or_default();
+        delta.blocks += blocks;
+        delta.entries += entries;
+    }
+}
+
+/// Names that mean one block, as far as this client has seen; what it forgets is read again.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    young: HashMap<(u32, Name), Spot>,
+    old: HashMap<(u32, Name), Spot>,
+}
+
+/// Names in one of two generations, some 100 bytes each.
+const REMEMBERED: usize = 1 << 17;
+
+impl Names {
+    pub(super) fn get(&self, vocabulary: u32, name: Name) -> Option<Spot> {
+        let key = (vocabulary, name);
+        self.young.get(&key).or_else(|| self.old.get(&key)).copied()
+    }
+
+    pub(super) fn put(&mut self, vocabulary: u32, name: Name, spot: Spot) {
+        if self.young.len() >= REMEMBERED {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert((vocabulary, name), spot);
+    }
+
+    pub(super) fn forget(&mut self, vocabulary: u32, name: Name) {
+        self.young.remove(&(vocabulary, name));
+        self.old.remove(&(vocabulary, name));
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Names::default();
+    }
+}
+
+/// What local numbers are called in the store.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    spaces: HashMap<SpaceId, String>,
+    vocabularies: HashMap<VocabularyId, String>,
+    workers: HashMap<WorkerId, String>,
+    by_text: HashMap<String, WorkerId>,
+    /// How many workers have an id that nobody in this process gave them.
+    strangers: u32,
+}
+
+/// Workers that others registered and this process has no id for get ids from here on.
+pub(super) const STRANGERS: u32 = 1 << 31;
+
+impl Texts {
+    pub(super) fn space(&self, id: SpaceId) -> String {
+        self.spaces.get(&id).cloned().unwrap_or_else(|| id.0.to_string())
+    }
+
+    pub(super) fn vocabulary(&self, id: VocabularyId) -> String {
+        self.vocabularies.get(&id).cloned().unwrap_or_else(|| id.0.to_string())
+    }
+
+    pub(super) fn worker(&self, id: WorkerId) -> String {
+        self.workers.get(&id).cloned().unwrap_or_else(|| id.0.to_string())
+    }
+
+    pub(super) fn name_space(&mut self, id: SpaceId, text: &str) {
+        self.spaces.insert(id, text.to_owned());
+    }
+
+    pub(super) fn name_vocabulary(&mut self, id: VocabularyId, text: &str) {
+        self.vocabularies.insert(id, text.to_owned());
+    }
+
+    pub(super) fn name_worker(&mut self, id: WorkerId, text: &str) {
+        self.workers.insert(id, text.to_owned());
+        self.by_text.insert(text.to_owned(), id);
+    }
+
+    /// The local id of a worker of the store.
+    pub(super) fn worker_id(&mut self, text: &str) -> WorkerId {
+        if let Some(&id) = self.by_text.get(text) {
+            return id;
+        }
+        if let Ok(number) = text.parse()
+            && number < STRANGERS
+            && !self.workers.contains_key(&WorkerId(number))
+        {
+            return WorkerId(number);
+        }
+        let id = WorkerId(STRANGERS + self.strangers % STRANGERS);
+        self.strangers += 1;
+        self.name_worker(id, text);
+        id
+    }
+
+    /// What a worker is called, if it was named or met.
+    pub(super) fn known(&self, id: WorkerId) -> Option<&str> {
+        self.workers.get(&id).map(String::as_str)
+    }
+}

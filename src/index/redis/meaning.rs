@@ -1,0 +1,168 @@
+//! What names mean.
+
+use std::collections::HashMap;
+
+use super::chain::{Key, Link, SEGMENT, Tag, shape_bytes};
+use super::local::Member;
+use super::place::{Place, Spot};
+use super::reply::{bytes, damaged, value};
+use super::run::Run;
+use super::{Batch, RedisIndex, command, next};
+use crate::block::{Digest, Name, Shape};
+use crate::error::Error;
+
+/// Groups of the names of a vocabulary. All of a group lies in one slot of a cluster.
+pub(super) const GROUPS: u32 = 8;
+
+/// A name's group, and its bucket there.
+pub(super) fn bucket(name: Name, buckets: u32) -> (u32, u32) {
+    let mixed = (name.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+    (mixed >> 29, mixed % buckets)
+}
+
+/// Names as they lie in the store.
+pub(super) fn name_bytes(name: Name) -> [u8; 8] {
+    name.0.to_le_bytes()
+}
+
+/// Which of a name's meanings will do.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fit {
+    /// Any.
+    Any,
+    /// A block of this shape.
+    Shape(Shape),
+    /// A block of this shape and content.
+    Content(Shape, Digest),
+}
+
+/// Runs by tag and key, as read together.
+pub(super) type Runs = HashMap<(Tag, Key), Run>;
+
+impl RedisIndex {
+    pub(super) fn bucket_key(&self, vocabulary: u32, name: Name, buckets: u32) -> Vec<u8> {
+        let (group, bucket) = bucket(name, buckets);
+        self.keys.bucket(vocabulary, group, bucket)
+    }
+
+    /// All places that each name means, in the order in which they were bound.
+    pub(super) async fn places(
+        &self,
+        vocabulary: u32,
+        names: &[Name],
+    ) -> Result<Vec<Vec<Place>>, Error> {
+        let buckets = self.opened().await?.buckets;
+        let mut batch = Batch::reading();
+        let keys: Vec<Vec<u8>> =
+            names.iter().map(|&name| self.bucket_key(vocabulary, name, buckets)).collect();
+        for (key, &name) in keys.iter().zip(names) {
+            batch.push(key, command("HGET", &[key, &name_bytes(name)]));
+        }
+        let mut replies = self.send(batch).await?;
+        keys.iter()
+            .map(|key| {
+                let list = bytes(key, value(key, next(&mut replies))?)?;
+                Place::list(&list).ok_or_else(|| damaged(key, "list of places"))
+            })
+            .collect()
+    }
+
+    /// The runs of these places, as far as they are there.
+    pub(super) async fn runs(&self, of: impl Iterator<Item = (Tag, Key)>) -> Result<Runs, Error> {
+        let mut wanted: Vec<(Tag, Key)> = of.collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let keys: Vec<Vec<u8>> = wanted.iter().map(|(tag, run)| self.keys.run(tag, run)).collect();
+        let mut batch = Batch::reading();
+        keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
+        let (mut replies, mut runs) = (self.send(batch).await?, Runs::new());
+        for (at, key) in wanted.into_iter().zip(&keys) {
+            if let Some(run) = Run::read(key, value(key, next(&mut replies))?)? {
+                runs.insert(at, run);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// What a name means: of the meanings that fit the first one of which these slots hold a copy,
+    /// else the first one bound. Also how many blocks the name means.
+    pub(super) async fn meaning(
+        &self,
+        member: &Member,
+        own: &[u32],
+        name: Name,
+        fit: Fit,
+    ) -> Result<(Option<Spot>, usize), Error> {
+        let places = self.places(member.vocabulary, &[name]).await?.pop().unwrap_or_default();
+        if places.is_empty() {
+            return Ok((None, 0));
+        }
+        let runs = self.runs(places.iter().map(|p| (p.tag, p.run))).await?;
+        let above = match fit {
+            Fit::Content(..) => {
+                self.runs(runs.values().filter_map(|r| r.above).map(|p| (p.tag, p.run))).await?
+            }
+            _ => Runs::new(),
+        };
+        let opened = self.opened().await?;
+        let (mut first, count) = (None, places.len());
+        for place in places {
+            let Some(run) = runs.get(&(place.tag, place.run)) else { continue };
+            let Some(spot) = spot(run, place) else { continue };
+            let fits = match fit {
+                Fit::Any => true,
+                Fit::Shape(shape) => run.shape == shape_bytes(shape),
+                Fit::Content(shape, digest) if run.shape == shape_bytes(shape) => {
+                    let parent = match (usize::from(place.offset) - run.start, run.above) {
+                        (0, None) => {
+                            let space = self.local.lock().texts.space(member.home.space);
+                            Some(opened.chain.root(space.as_bytes(), shape))
+                        }
+                        (0, Some(at)) => {
+                            above.get(&(at.tag, at.run)).and_then(|r| spot_link(r, at))
+                        }
+                        (_, _) => spot_link(run, Place { offset: place.offset - 1, ..place }),
+                    };
+                    parent.is_some_and(|parent| opened.chain.next(&parent, digest) == spot.link)
+                }
+                Fit::Content(..) => false,
+            };
+            if fits && run.held(usize::from(place.offset), own) {
+                return Ok((Some(spot), count));
+            }
+            if fits && first.is_none() {
+                first = Some(spot);
+            }
+        }
+        Ok((first, count))
+    }
+
+    /// Like [`meaning`](Self::meaning) for a parent, which this client often has just stored.
+    pub(super) async fn parent(
+        &self,
+        member: &Member,
+        name: Name,
+        shape: Shape,
+        remembered: bool,
+    ) -> Result<Option<Spot>, Error> {
+        if remembered {
+            let spot = self.local.lock().names.get(member.vocabulary, name);
+            if spot.is_some() {
+                return Ok(spot);
+            }
+        }
+        let own = self.own_slots(member);
+        Ok(self.meaning(member, &own, name, Fit::Shape(shape)).await?.0)
+    }
+}
+
+/// A block of a run; `None` if the run has none at this place.
+pub(super) fn spot(run: &Run, place: Place) -> Option<Spot> {
+    spot_link(run, place).map(|link| Spot { place, link })
+}
+
+fn spot_link(run: &Run, place: Place) -> Option<Link> {
+    let offset = usize::from(place.offset);
+    let key = run.key(offset)?;
+    Some(Link { depth: run.segment as usize * SEGMENT + offset + 1, tag: place.tag, key })
+}

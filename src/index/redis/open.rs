@@ -1,0 +1,173 @@
+//! What every client has to know of a store before it can use it, and numbers of texts.
+
+use std::sync::Arc;
+
+use redis::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::chain::ChainKey;
+use super::local::Opened;
+use super::reply::{self, damaged, fields, value};
+use super::{Batch, RedisIndex, command, next, script};
+use crate::block::{SpaceId, VocabularyId, WorkerId};
+use crate::error::{Error, ErrorKind};
+use crate::hash::content::DigestKey;
+
+/// The layout that this version reads and writes.
+const VERSION: &[u8] = b"1";
+
+/// A key for one purpose, made of the cluster's secret.
+fn derived(secret: &[u8; 32], purpose: &[u8]) -> [u8; 16] {
+    let hash = Sha256::new_with_prefix(purpose).chain_update(secret).finalize();
+    let mut key = [0; 16];
+    key.copy_from_slice(&hash[..16]);
+    key
+}
+
+/// Where the numbers of a new store begin.
+pub(super) fn random_base() -> Result<String, Error> {
+    Ok((random::<4>()?.iter().fold(0, |n, &b| n << 8 | u32::from(b)) >> 2).to_string())
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|e| {
+        Error::new(ErrorKind::Unavailable, "the system's random source gave nothing").with_source(e)
+    })?;
+    Ok(bytes)
+}
+
+impl RedisIndex {
+    /// The key of content digests that all clients of the store share.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`] without a server; an error of kind
+    /// [`InvalidInput`](ErrorKind::InvalidInput) when the store was made under another secret.
+    pub async fn digest_key(&self) -> Result<DigestKey, Error> {
+        let secret = self.secret().await?.0;
+        Ok(DigestKey::from_bytes(derived(&secret, b"kvscout digest key")))
+    }
+
+    pub(super) async fn opened(&self) -> Result<Arc<Opened>, Error> {
+        if let Some(opened) = &self.local.lock().opened {
+            return Ok(opened.clone());
+        }
+        let (secret, birth, buckets) = self.secret().await?;
+        let chain = ChainKey::new(derived(&secret, b"kvscout chain key"));
+        let opened = Arc::new(Opened { chain, birth, buckets });
+        let mut local = self.local.lock();
+        if local.opened.as_ref().is_some_and(|old| old.birth != opened.birth) {
+            local.reopen();
+        }
+        local.opened = Some(opened.clone());
+        Ok(opened)
+    }
+
+    /// The secret, the store's birth, and the number of buckets. Whoever comes first makes them.
+    async fn secret(&self) -> Result<([u8; 32], Vec<u8>, u32), Error> {
+        let random = random::<40>()?;
+        let (fresh, birth) = random.split_at(32);
+        let given = self.options.secret;
+        let key = self.keys.meta();
+        let check = given.map(|secret| derived(&secret, b"kvscout secret check"));
+        let buckets = self.options.buckets.to_string();
+        let mut batch = Batch::new();
+        let secret = match &check {
+            Some(check) => (b"x", &check[..]),
+            None => (b"s", fresh),
+        };
+        // One script, so that no client ever sees a store that is half made.
+        let args: [&[u8]; 5] = [VERSION, birth, buckets.as_bytes(), secret.0, secret.1];
+        batch.script(&script::MAKE, &[&key], &args);
+        let mut replies = self.send(batch).await?;
+        let found = fields(&key, value(&key, next(&mut replies))?)?;
+        let field = |name: &[u8]| found.iter().find(|(f, _)| f == name).map(|(_, v)| v.as_slice());
+        if field(b"version") != Some(VERSION) {
+            let theirs = field(b"version").map(super::key::shown).unwrap_or_default();
+            return Err(Error::invalid(format!(
+                "the store's layout is version '{theirs}', and this program knows version 1: use another namespace"
+            )));
+        }
+        let secret = match (given, check, field(b"s"), field(b"x")) {
+            (Some(secret), Some(check), None, Some(theirs)) if check == theirs => secret,
+            (None, None, Some(secret), None) => {
+                secret.try_into().map_err(|_| damaged(&key, "secret of 32 bytes"))?
+            }
+            (Some(_), ..) => {
+                return Err(Error::invalid(
+                    "the store was made under another secret than the one given: give that one, or use another namespace",
+                ));
+            }
+            (None, ..) => {
+                return Err(Error::invalid(
+                    "the store was made under a secret that is kept outside of it: give it, or use another namespace",
+                ));
+            }
+        };
+        let birth = field(b"birth").filter(|b| b.len() == 8);
+        let birth = birth.ok_or_else(|| damaged(&key, "birth"))?.to_vec();
+        let buckets = field(b"buckets").and_then(|b| std::str::from_utf8(b).ok()?.parse().ok());
+        let buckets = buckets.filter(|n| (1..=1 << 16).contains(n));
+        Ok((secret, birth, buckets.ok_or_else(|| damaged(&key, "number of buckets"))?))
+    }
+
+    /// The number of a text, given out on demand.
+    async fn intern(&self, text: &[u8]) -> Result<u32, Error> {
+        let key = self.keys.texts();
+        let mut batch = Batch::new();
+        batch.script(&script::INTERN, &[&key], &[text, random_base()?.as_bytes()]);
+        self.number(&key, value(&key, next(&mut self.send(batch).await?))?)
+    }
+
+    fn number(&self, key: &[u8], value: Value) -> Result<u32, Error> {
+        u32::try_from(reply::int(key, value)?).map_err(|_| damaged(key, "number"))
+    }
+
+    /// The number of a space, or `None` if nobody ever had a home there.
+    pub(super) async fn known_space(&self, space: SpaceId) -> Result<Option<u32>, Error> {
+        if let Some(&number) = self.local.lock().spaces.get(&space) {
+            return Ok(Some(number));
+        }
+        let text = format!("s{}", self.local.lock().texts.space(space));
+        let key = self.keys.texts();
+        let found = self.ask(&key, command("HGET", &[&key, text.as_bytes()])).await?;
+        if found == Value::Nil {
+            return Ok(None);
+        }
+        let number = self.number(&key, found)?;
+        self.local.lock().spaces.insert(space, number);
+        Ok(Some(number))
+    }
+
+    pub(super) async fn space(&self, space: SpaceId) -> Result<u32, Error> {
+        if let Some(&number) = self.local.lock().spaces.get(&space) {
+            return Ok(number);
+        }
+        let text = format!("s{}", self.local.lock().texts.space(space));
+        let number = self.intern(text.as_bytes()).await?;
+        self.local.lock().spaces.insert(space, number);
+        Ok(number)
+    }
+
+    /// Names mean blocks of one space, so a vocabulary has a number in each.
+    pub(super) async fn vocabulary(&self, space: u32, id: VocabularyId) -> Result<u32, Error> {
+        if let Some(&number) = self.local.lock().vocabularies.get(&(space, id)) {
+            return Ok(number);
+        }
+        let text = format!("v{space}/{}", self.local.lock().texts.vocabulary(id));
+        let number = self.intern(text.as_bytes()).await?;
+        self.local.lock().vocabularies.insert((space, id), number);
+        Ok(number)
+    }
+
+    pub(super) async fn worker(&self, id: WorkerId) -> Result<u32, Error> {
+        if let Some(&number) = self.local.lock().workers.get(&id) {
+            return Ok(number);
+        }
+        let text = format!("w{}", self.local.lock().texts.worker(id));
+        let number = self.intern(text.as_bytes()).await?;
+        self.local.lock().workers.insert(id, number);
+        Ok(number)
+    }
+}

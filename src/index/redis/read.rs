@@ -1,0 +1,316 @@
+//! Lookups.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::chain::{Key, Link, SEGMENT, first, shape_bytes};
+use super::local::Table;
+use super::meaning::{GROUPS, Runs, bucket, name_bytes, spot};
+use super::place::Place;
+use super::reply::{bytes, list, value};
+use super::run::Run;
+use super::table::Space;
+use super::tally::{self, Piece};
+use super::unplaced::Waiter;
+use super::{Batch, RedisIndex, command, next};
+use crate::block::{Name, VocabularyId};
+use crate::error::Error;
+use crate::index::{BlockSource, Matches, Query};
+
+/// How many segments of a prompt are asked for at once.
+const CHUNK: usize = 64 * SEGMENT;
+
+/// What a lookup gathers.
+struct Gathering<'a> {
+    query: &'a Query<'a>,
+    pieces: Vec<Piece>,
+    /// Owners whose workers do not count.
+    gone: HashSet<String>,
+    /// By vocabulary: the blocks that the path of names has come to, and how many it has passed.
+    named: HashMap<u32, (BTreeSet<Place>, usize)>,
+}
+
+impl Gathering<'_> {
+    /// A stretch of the prompt that a slot holds.
+    fn add(&mut self, table: &Table, slot: u32, from: usize, to: usize) {
+        let Some(&(worker, group, tier)) = table.slots.get(&slot) else { return };
+        let Some(record) = table.workers.get(&worker) else { return };
+        if self.gone.contains(&record.owner) {
+            return;
+        }
+        let asked = self.query.candidates.is_none_or(|ids| ids.binary_search(&record.id).is_ok());
+        if asked && from < to {
+            let (from, to) = (from as u32, to as u32);
+            self.pieces.push(Piece { worker: record.id, group, tier, from, to });
+        }
+    }
+}
+
+impl RedisIndex {
+    pub(super) async fn read(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut (impl BlockSource + Send),
+        matches: &mut Matches,
+    ) -> Result<(), Error> {
+        matches.clear();
+        let Some(space) = self.known_space(query.space).await? else { return Ok(()) };
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let opened = self.opened().await?;
+        let text = self.local.lock().texts.space(query.space);
+        let mut above = opened.chain.root(text.as_bytes(), query.shape);
+        let mut gathering =
+            Gathering { query, pieces: Vec::new(), gone: HashSet::new(), named: HashMap::new() };
+        let mut done = 0;
+        while done < blocks.len() {
+            let to = blocks.len().min(done + CHUNK);
+            let mut links: Vec<Link> = Vec::with_capacity(to - done);
+            while done + links.len() < to {
+                let from = done + links.len();
+                let digests = blocks.digests(from, to - from);
+                if digests.is_empty() {
+                    break;
+                }
+                for &digest in digests.iter().take(to - from) {
+                    above = opened.chain.next(&above, digest);
+                    links.push(above);
+                }
+            }
+            let by_content = !links.is_empty();
+            let (about, whole) = self.content(space, &links, &mut gathering).await?;
+            let Some((table, unplaced)) = about else { return Ok(()) };
+            if unplaced || !by_content {
+                self.names(&table, space, done..to, blocks, by_content, &mut gathering).await?;
+            }
+            done = to;
+            let most = tally::answer(&gathering.pieces, query.spans, matches);
+            let goes_on = whole || unplaced || !by_content;
+            let alive = query.spans && goes_on || most as usize == done;
+            if !alive {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RedisIndex {
+    /// What the store says of these blocks of a path: the space's table and whether it has unplaced
+    /// blocks, unless nobody is there; and whether the store has the whole path.
+    async fn content(
+        &self,
+        space: u32,
+        links: &[Link],
+        gathering: &mut Gathering<'_>,
+    ) -> Result<(Option<(Arc<Table>, bool)>, bool), Error> {
+        let about = self.keys.space(space);
+        let table_key = self.keys.table(space);
+        let cached = self.local.lock().tables.get(&space).cloned();
+        let segments: Vec<&[Link]> = links.chunks(SEGMENT).collect();
+        let keys: Vec<Vec<u8>> =
+            segments.iter().map(|s| self.keys.run(&s[0].tag, &first(&s[0].tag))).collect();
+        let mut batch = Batch::reading();
+        batch.push(&about, command("HGETALL", &[&about]));
+        if cached.is_none() {
+            batch.push(&table_key, command("HGETALL", &[&table_key]));
+        }
+        keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
+        let due = cached.as_deref().map(|table| self.due(table)).unwrap_or_default();
+        self.ask_owners(&mut batch, &due);
+        let mut replies = self.send(batch).await?;
+        let record = Space::read(&about, value(&about, next(&mut replies))?)?;
+        if record.birth != self.opened().await?.birth {
+            self.unless_reborn(&record.birth).await?;
+            return Ok((None, false));
+        }
+        let table = match cached {
+            None => {
+                let reply = value(&table_key, next(&mut replies))?;
+                let table = self.read_table(&table_key, record.generation, reply)?;
+                self.local.lock().tables.insert(space, table.clone());
+                table
+            }
+            Some(table) if table.generation == record.generation => table,
+            Some(_) => self.load_table(space).await?,
+        };
+        let mut runs = Vec::with_capacity(segments.len());
+        for key in &keys {
+            runs.push(Run::read(key, value(key, next(&mut replies))?)?);
+        }
+        self.heard(due, &mut replies)?;
+        // A table that was just read may speak of owners that this client has not heard of.
+        let strange = self.due(&table);
+        if !strange.is_empty() {
+            let mut batch = Batch::reading();
+            self.ask_owners(&mut batch, &strange);
+            let mut replies = self.send(batch).await?;
+            self.heard(strange, &mut replies)?;
+        }
+        gathering.gone = self.gone();
+        let parted = self.parted(&segments, &runs).await?;
+        let mut whole = !links.is_empty();
+        for (path, main) in segments.iter().zip(&runs) {
+            let Some(main) = main else {
+                whole = false;
+                break;
+            };
+            let base = path[0].depth - 1;
+            let (mut run, mut from) = (main, 0);
+            let reached = loop {
+                let to = run.equal(from, path[from..].iter().map(|link| link.key));
+                for (slot, start, end) in run.holdings() {
+                    let (start, end) = (start.max(from), end.min(to));
+                    gathering.add(&table, slot, base + start, base + end);
+                }
+                match path.get(to).and_then(|next| parted.get(&(next.tag, next.key))) {
+                    Some(below) if to > from && below.start == to => (run, from) = (below, to),
+                    _ => break to,
+                }
+            };
+            if reached < path.len() {
+                whole = false;
+                break;
+            }
+        }
+        Ok((Some((table, record.unplaced > 0)), whole))
+    }
+
+    /// A space without a birth is one that nobody has a home in, or somebody emptied the store, and
+    /// maybe it was filled anew: then this forgets what it remembers.
+    async fn unless_reborn(&self, birth: &[u8]) -> Result<(), Error> {
+        let meta = self.keys.meta();
+        let found = bytes(&meta, self.ask(&meta, command("HGET", &[&meta, b"birth"])).await?)?;
+        if !birth.is_empty() || found != self.opened().await?.birth {
+            self.local.lock().reopen();
+        }
+        Ok(())
+    }
+
+    /// The runs that the path may go on in where it leaves the first run of a segment.
+    async fn parted(&self, segments: &[&[Link]], runs: &[Option<Run>]) -> Result<Runs, Error> {
+        let mut wanted: Vec<(super::chain::Tag, Key)> = Vec::new();
+        for (path, run) in segments.iter().zip(runs) {
+            let Some(run) = run else { break };
+            let to = run.equal(0, path.iter().map(|link| link.key));
+            if to == path.len() {
+                continue;
+            }
+            let hangs = to > 0 && run.kids >> (to - 1) & 1 == 1;
+            if !hangs {
+                break;
+            }
+            wanted.extend(path[to..].iter().map(|link| (link.tag, link.key)));
+        }
+        if wanted.is_empty() {
+            return Ok(Runs::new());
+        }
+        self.runs(wanted.into_iter()).await
+    }
+
+    /// What is matched by name: unplaced blocks, and placed ones where the prompt has no content.
+    async fn names(
+        &self,
+        table: &Table,
+        space: u32,
+        range: std::ops::Range<usize>,
+        blocks: &mut (impl BlockSource + Send),
+        by_content: bool,
+        gathering: &mut Gathering<'_>,
+    ) -> Result<(), Error> {
+        let buckets = self.opened().await?.buckets;
+        let spoken: BTreeSet<u32> = table.workers.values().map(|r| r.vocabulary).collect();
+        let mine: Vec<(VocabularyId, u32)> = {
+            let local = self.local.lock();
+            let mine = local.vocabularies.iter();
+            let mine = mine.filter(|((at, _), number)| *at == space && spoken.contains(number));
+            mine.map(|((_, id), &number)| (*id, number)).collect()
+        };
+        for (id, vocabulary) in mine {
+            let names: Vec<(usize, Name)> =
+                range.clone().filter_map(|at| Some((at, blocks.name(id, at)?))).collect();
+            let mut groups: Vec<Vec<(usize, Name)>> = vec![Vec::new(); GROUPS as usize];
+            for &(at, name) in &names {
+                groups[bucket(name, buckets).0 as usize].push((at, name));
+            }
+            let mut batch = Batch::reading();
+            let mut keys = Vec::new();
+            for (group, of) in groups.iter().enumerate().filter(|(_, of)| !of.is_empty()) {
+                let key = self.keys.unplaced(vocabulary, group as u32);
+                let mut ask = command("HMGET", &[&key]);
+                for (_, name) in of {
+                    ask.arg(&name_bytes(*name)[..]);
+                }
+                batch.push(&key, ask);
+                keys.push((key, of));
+            }
+            let mut replies = self.send(batch).await?;
+            for (key, of) in keys {
+                let found = list(&key, value(&key, next(&mut replies))?)?;
+                for (&(at, _), one) in of.iter().zip(found) {
+                    let one = bytes(&key, one)?;
+                    if one.is_empty() {
+                        continue;
+                    }
+                    for (slot, ..) in Waiter::read(&key, &one)?.holders {
+                        gathering.add(table, slot, at, at + 1);
+                    }
+                }
+            }
+            if !by_content {
+                self.named(table, vocabulary, &names, gathering).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Placed blocks whose names are those of the prompt, each below one that is, too.
+    async fn named(
+        &self,
+        table: &Table,
+        vocabulary: u32,
+        names: &[(usize, Name)],
+        gathering: &mut Gathering<'_>,
+    ) -> Result<(), Error> {
+        let asked: Vec<Name> = names.iter().map(|(_, name)| *name).collect();
+        let places = self.places(vocabulary, &asked).await?;
+        let runs = self.runs(places.iter().flatten().map(|p| (p.tag, p.run))).await?;
+        let mut path = gathering.named.remove(&vocabulary).unwrap_or_default();
+        let shape = shape_bytes(gathering.query.shape);
+        for (&(at, _), places) in names.iter().zip(&places) {
+            if at != path.1 {
+                break;
+            }
+            let mut next = BTreeSet::new();
+            for place in places {
+                let Some(run) = runs.get(&(place.tag, place.run)) else { continue };
+                let Some(spot) = spot(run, *place) else { continue };
+                let parent = match usize::from(place.offset) == run.start {
+                    true => run.above,
+                    false => Some(Place { offset: place.offset - 1, ..*place }),
+                };
+                let follows = match parent {
+                    None => at == 0,
+                    Some(parent) => path.0.contains(&parent),
+                };
+                if spot.link.depth != at + 1 || run.shape != shape || !follows {
+                    continue;
+                }
+                next.insert(*place);
+                let offset = usize::from(place.offset);
+                for (slot, from, to) in run.holdings() {
+                    let speaks = |(worker, ..): &super::local::Owner| {
+                        table.workers.get(worker).is_some_and(|r| r.vocabulary == vocabulary)
+                    };
+                    if (from..to).contains(&offset) && table.slots.get(&slot).is_some_and(speaks) {
+                        gathering.add(table, slot, at, at + 1);
+                    }
+                }
+            }
+            path = (next, at + 1);
+        }
+        gathering.named.insert(vocabulary, path);
+        Ok(())
+    }
+}

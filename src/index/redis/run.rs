@@ -1,0 +1,99 @@
+//! A run as it lies in the store.
+
+use redis::Value;
+
+use super::chain::{Key, SEGMENT};
+use super::place::Place;
+use super::reply;
+use crate::error::Error;
+
+/// A stretch of a chain within one segment, and who holds what of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Run {
+    /// The offset of its first block in the segment.
+    pub(super) start: usize,
+    /// The number of the segment, from the root.
+    pub(super) segment: u32,
+    /// Block size and look-ahead, as in [`shape_bytes`](super::chain::shape_bytes).
+    pub(super) shape: [u8; 8],
+    /// What the run hangs on, unless its first block starts a prompt.
+    pub(super) above: Option<Place>,
+    /// Bit n: something hangs below offset n.
+    pub(super) kids: u64,
+    keys: Vec<u8>,
+    holders: Vec<(u32, Vec<u8>)>,
+}
+
+/// Before the stretches of a holder: the stamp of the last change.
+const STAMP: usize = 12;
+
+impl Run {
+    /// From the hash under `key`; `None` if there is none.
+    pub(super) fn read(key: &[u8], value: Value) -> Result<Option<Run>, Error> {
+        let bad = |what| reply::damaged(key, what);
+        let fields = reply::fields(key, value)?;
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        let (mut run, mut headed) = (Run::default(), false);
+        for (field, value) in fields {
+            match (field.as_slice(), value.as_slice()) {
+                (b"h", &[1, start, a, b, c, d, ref shape @ ..]) => {
+                    run.start = usize::from(start);
+                    run.segment = u32::from_le_bytes([a, b, c, d]);
+                    run.shape = shape.try_into().map_err(|_| bad("header of a run"))?;
+                    headed = run.start < SEGMENT;
+                }
+                (b"k", _) => run.keys = value,
+                (b"c", kids) => {
+                    for kid in kids.chunks(5) {
+                        run.kids |= 1_u64.checked_shl(kid[0].into()).unwrap_or(0);
+                    }
+                }
+                (b"p", place) => {
+                    let places = Place::list(place).ok_or_else(|| bad("place"))?;
+                    run.above = places.first().copied();
+                }
+                (&[a, b, c, d], _) => run.holders.push((u32::from_le_bytes([a, b, c, d]), value)),
+                _ => return Err(bad("run")),
+            }
+        }
+        let fits = run.start + run.keys.len() / 8 <= SEGMENT && run.keys.len().is_multiple_of(8);
+        let whole = |v: &Vec<u8>| v.len() >= STAMP && (v.len() - STAMP).is_multiple_of(6);
+        if !headed || !fits || !run.holders.iter().all(|(_, v)| whole(v)) {
+            return Err(bad("run"));
+        }
+        Ok(Some(run))
+    }
+
+    /// One past the offset of its last block.
+    pub(super) fn end(&self) -> usize {
+        self.start + self.keys.len() / 8
+    }
+
+    /// The block at an offset of the segment.
+    pub(super) fn key(&self, offset: usize) -> Option<Key> {
+        let at = offset.checked_sub(self.start)? * 8;
+        self.keys.get(at..at + 8)?.try_into().ok()
+    }
+
+    /// Up to which offset the run's blocks are those of the path, from `offset` on.
+    pub(super) fn equal(&self, offset: usize, path: impl Iterator<Item = Key>) -> usize {
+        let keys = self.keys.get((offset - self.start) * 8..).unwrap_or_default();
+        offset + keys.chunks_exact(8).zip(path).take_while(|(have, want)| *have == want).count()
+    }
+
+    /// Each slot and stretch of which it has a copy.
+    pub(super) fn holdings(&self) -> impl Iterator<Item = (u32, usize, usize)> + '_ {
+        self.holders.iter().flat_map(|(slot, value)| {
+            let stretches = value[STAMP..].chunks_exact(6);
+            stretches.map(|s| (*slot, usize::from(s[0]), usize::from(s[1])))
+        })
+    }
+
+    /// Whether one of these slots has a copy of the block at this offset.
+    pub(super) fn held(&self, offset: usize, slots: &[u32]) -> bool {
+        self.holdings()
+            .any(|(slot, from, to)| slots.contains(&slot) && (from..to).contains(&offset))
+    }
+}

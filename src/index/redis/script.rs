@@ -1,0 +1,55 @@
+//! The scripts that change the store. Each touches the keys of one slot only.
+
+use super::link::Script;
+
+macro_rules! scripts {
+    ($($(#[$doc:meta])* $name:ident = $file:literal;)*) => {
+        $($(#[$doc])*
+        pub(super) static $name: Script =
+            Script::new(concat!(include_str!("lua/common.lua"), include_str!($file)));)*
+    };
+}
+
+/// More hangs below a block of another segment.
+pub(super) static HANG: Script = Script::new(include_str!("lua/hang.lua"));
+
+scripts! {
+    /// A run that was made says where it hangs.
+    ADOPT = "lua/adopt.lua";
+    /// Whose turn it is.
+    BEGIN = "lua/begin.lua";
+    /// A turn is over.
+    DONE = "lua/done.lua";
+    /// Names get meanings.
+    BIND = "lua/bind.lua";
+    /// A name moves to another vocabulary.
+    RENAME = "lua/rename.lua";
+    /// All that a slot holds of a run goes.
+    DROP = "lua/drop.lua";
+    /// Copies of blocks that are there.
+    HOLD = "lua/hold.lua";
+    /// Version, secret, birth.
+    MAKE = "lua/make.lua";
+    /// A worker's record.
+    HOME = "lua/home.lua";
+    /// A number for a text.
+    INTERN = "lua/intern.lua";
+    /// Less hangs below a block of another segment.
+    KID = "lua/kid.lua";
+    /// Slots go out of sight.
+    RETIRE = "lua/retire.lua";
+    /// A number for a (worker, group, tier).
+    SLOT = "lua/slot.lua";
+    /// Copies of a stretch of blocks, made where they are not there.
+    STORE = "lua/store.lua";
+    /// Copies go.
+    TAKE = "lua/take.lua";
+    /// Names lose meanings.
+    UNBIND = "lua/unbind.lua";
+    /// A block loses a name that was refused.
+    UNNAME = "lua/unname.lua";
+    /// Copies of blocks that have no place.
+    UNPLACED = "lua/unplaced.lua";
+    /// Who waits for a name.
+    WAIT = "lua/wait.lua";
+}

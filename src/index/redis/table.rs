@@ -1,0 +1,171 @@
+//! Who is who in a space: slots and workers, cached as of a generation.
+
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::local::{Member, Owner, Record, Table};
+use super::reply::{bytes, damaged, fields, value};
+use super::{Batch, RedisIndex, command, next, script};
+use crate::block::{Group, Tier};
+use crate::error::Error;
+
+/// Records that a table may have; more is no table of kvscout's.
+const MOST_RECORDS: usize = 1 << 20;
+
+/// A tier's number in the store: its rank, or 4.
+pub(super) fn tier_byte(tier: Tier) -> u8 {
+    tier.rank().unwrap_or(Tier::KNOWN.len()) as u8
+}
+
+fn tier_of(byte: u8) -> Option<Tier> {
+    match byte {
+        4 => Some(Tier::Unknown),
+        rank => Tier::KNOWN.get(usize::from(rank)).copied(),
+    }
+}
+
+fn owner_bytes(&(worker, group, tier): &Owner) -> [u8; 9] {
+    let mut bytes = [0; 9];
+    bytes[..4].copy_from_slice(&worker.to_le_bytes());
+    bytes[4..8].copy_from_slice(&group.0.to_le_bytes());
+    bytes[8] = tier_byte(tier);
+    bytes
+}
+
+fn u32_of(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.try_into().ok()?))
+}
+
+/// What a space's record says.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    pub(super) birth: Vec<u8>,
+    pub(super) generation: i64,
+    /// Unplaced blocks in the space.
+    pub(super) unplaced: i64,
+    pub(super) blocks: i64,
+    pub(super) entries: i64,
+}
+
+impl Space {
+    pub(super) fn read(key: &[u8], value: Value) -> Result<Space, Error> {
+        let mut space = Space::default();
+        for (field, value) in fields(key, value)? {
+            let number = || {
+                let n = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok());
+                n.ok_or_else(|| damaged(key, "number"))
+            };
+            match field.as_slice() {
+                b"b" => space.birth = value,
+                b"g" => space.generation = number()?,
+                b"u" => space.unplaced = number()?,
+                b"blocks" => space.blocks = number()?,
+                b"entries" => space.entries = number()?,
+                _ => {}
+            }
+        }
+        Ok(space)
+    }
+}
+
+/// A worker's record as it lies in the table: the vocabulary, the owner's length and text, the
+/// worker's text.
+pub(super) fn record_bytes(vocabulary: u32, owner: &str, worker: &str) -> Vec<u8> {
+    let owner = &owner.as_bytes()[..owner.len().min(255)];
+    let mut bytes = vocabulary.to_le_bytes().to_vec();
+    bytes.push(owner.len() as u8);
+    bytes.extend_from_slice(owner);
+    bytes.extend_from_slice(worker.as_bytes());
+    bytes
+}
+
+impl RedisIndex {
+    /// The table of a space as it is now.
+    pub(super) async fn load_table(&self, space: u32) -> Result<Arc<Table>, Error> {
+        let (key, about) = (self.keys.table(space), self.keys.space(space));
+        let mut batch = Batch::reading();
+        // The generation first: a table may be younger than it says, never older.
+        batch.push(&about, command("HGET", &[&about, b"g"]));
+        batch.push(&key, command("HGETALL", &[&key]));
+        let mut replies = self.send(batch).await?;
+        let generation = super::reply::int(&about, value(&about, next(&mut replies))?)?;
+        let table = self.read_table(&key, generation, value(&key, next(&mut replies))?)?;
+        self.local.lock().tables.insert(space, table.clone());
+        Ok(table)
+    }
+
+    pub(super) fn read_table(
+        &self,
+        key: &[u8],
+        generation: i64,
+        value: Value,
+    ) -> Result<Arc<Table>, Error> {
+        let mut table = Table { generation, ..Table::default() };
+        let found = fields(key, value)?;
+        if found.len() > MOST_RECORDS {
+            return Err(damaged(key, "table of fewer than a million records"));
+        }
+        let mut local = self.local.lock();
+        for (field, value) in found {
+            let bad = || damaged(key, "table");
+            match field.split_first() {
+                Some((b's', slot)) => {
+                    let slot = u32_of(slot).ok_or_else(bad)?;
+                    let whole = value.len() == 9;
+                    let tier = value.get(8).and_then(|&b| tier_of(b)).filter(|_| whole);
+                    let (worker, group) = (u32_of(&value[..4.min(value.len())]), value.get(4..8));
+                    let (Some(worker), Some(group), Some(tier)) =
+                        (worker, group.and_then(u32_of), tier)
+                    else {
+                        return Err(bad());
+                    };
+                    table.slots.insert(slot, (worker, Group(group), tier));
+                }
+                Some((b'w', worker)) => {
+                    let worker = u32_of(worker).ok_or_else(bad)?;
+                    let vocabulary = value.get(..4).and_then(u32_of).ok_or_else(bad)?;
+                    let length = usize::from(*value.get(4).ok_or_else(bad)?);
+                    let owner = value.get(5..5 + length).ok_or_else(bad)?;
+                    let text = String::from_utf8_lossy(&value[5 + length..]);
+                    let owner = String::from_utf8_lossy(owner).into_owned();
+                    let id = local.texts.worker_id(&text);
+                    table.workers.insert(worker, Record { vocabulary, id, owner });
+                }
+                _ => {}
+            }
+        }
+        Ok(Arc::new(table))
+    }
+
+    /// The slot of one of the member's (group, tier).
+    pub(super) async fn slot(
+        &self,
+        member: &Member,
+        group: Group,
+        tier: Tier,
+    ) -> Result<u32, Error> {
+        let owner = (member.worker, group, tier);
+        if let Some(&slot) = self.local.lock().slots.get(&(member.space, owner)) {
+            return Ok(slot);
+        }
+        let (key, about) = (self.keys.table(member.space), self.keys.space(member.space));
+        let base = super::open::random_base()?;
+        let mut batch = Batch::new();
+        batch.script(&script::SLOT, &[&key, &about], &[&owner_bytes(&owner), base.as_bytes()]);
+        let reply = bytes(&key, value(&key, next(&mut self.send(batch).await?))?)?;
+        let slot = u32_of(&reply).ok_or_else(|| damaged(&key, "slot"))?;
+        self.local.lock().slots.insert((member.space, owner), slot);
+        Ok(slot)
+    }
+
+    /// The slots of one of the member's groups and tiers, or of all, that this client knows of.
+    pub(super) fn own_slots(&self, member: &Member) -> Vec<u32> {
+        let local = self.local.lock();
+        let own = local
+            .slots
+            .iter()
+            .filter(|((space, owner), _)| (*space, owner.0) == (member.space, member.worker));
+        own.map(|(_, &slot)| slot).collect()
+    }
+}

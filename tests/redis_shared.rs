@@ -1,0 +1,424 @@
+//! Several clients on one store.
+#![cfg(feature = "redis")]
+
+mod redis_server;
+
+use kvscout::ErrorKind;
+use kvscout::block::{
+    BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
+};
+use kvscout::index::redis::{Once, RedisIndex, RedisOptions, Turn};
+use kvscout::index::{
+    Applied, Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store,
+};
+use redis_server::Server;
+
+const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
+const HOME: Home = Home { space: SpaceId(1), vocabulary: VocabularyId(1) };
+const A: WorkerId = WorkerId(1);
+const B: WorkerId = WorkerId(2);
+
+fn options() -> RedisOptions {
+    RedisOptions { buckets: 4, ..RedisOptions::default() }
+}
+
+fn client(server: &Server, options: RedisOptions) -> RedisIndex {
+    let index = server.block_on(RedisIndex::connect(&server.url(), options)).unwrap();
+    index.name_space(SpaceId(1), "tenant/model");
+    index.name_vocabulary(VocabularyId(1), "sha256 seed 0");
+    index.name_worker(A, "tenant/pod-a/0");
+    index.name_worker(B, "tenant/pod-b/0");
+    index
+}
+
+fn blocks(range: std::ops::Range<u64>) -> Vec<Block> {
+    let block = |n| Block { name: Name(n * 0x1_0001), digest: Some(Digest(n)) };
+    range.map(block).collect()
+}
+
+fn parent(range: &std::ops::Range<u64>) -> Parent {
+    match range.start {
+        0 => Parent::Root,
+        n => Parent::Block(Name((n - 1) * 0x1_0001)),
+    }
+}
+
+fn stored(blocks: &[Block], parent: Parent) -> Change<'_> {
+    Change::Store(Store { shape: SHAPE, group: Group(0), tier: Tier::Gpu, parent, blocks })
+}
+
+fn store(server: &Server, index: &RedisIndex, worker: WorkerId, range: std::ops::Range<u64>) {
+    let blocks = blocks(range.clone());
+    let change = stored(&blocks, parent(&range));
+    let applied = server.block_on(index.apply(worker, &[change])).unwrap();
+    assert_eq!(applied.stored, blocks.len() as u64);
+}
+
+fn remove(
+    server: &Server,
+    index: &RedisIndex,
+    worker: WorkerId,
+    range: std::ops::Range<u64>,
+) -> Applied {
+    let names: Vec<Name> = blocks(range).iter().map(|block| block.name).collect();
+    let change = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &names };
+    server.block_on(index.apply(worker, &[change])).unwrap()
+}
+
+struct Prompt(Vec<Block>);
+
+impl BlockSource for Prompt {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn digests(&mut self, from: usize, _: usize) -> &[Digest] {
+        let digests = self.0[from..].iter().filter_map(|block| block.digest);
+        // Tests may leak.
+        Vec::leak(digests.collect())
+    }
+
+    fn name(&mut self, _: VocabularyId, block: usize) -> Option<Name> {
+        Some(self.0[block].name)
+    }
+}
+
+fn try_held(
+    server: &Server,
+    index: &RedisIndex,
+    n: u64,
+) -> Result<Vec<(u32, u32)>, kvscout::Error> {
+    let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
+    let mut matches = Matches::default();
+    server.block_on(index.lookup(&query, &mut Prompt(blocks(0..n)), &mut matches))?;
+    Ok(matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[3])).collect())
+}
+
+/// Worker and leading blocks of the prompt of so many blocks.
+fn held(server: &Server, index: &RedisIndex, n: u64) -> Vec<(u32, u32)> {
+    try_held(server, index, n).unwrap()
+}
+
+fn assign(server: &Server, index: &RedisIndex, worker: WorkerId) {
+    server.block_on(index.assign(worker, HOME)).unwrap();
+}
+
+fn keys(server: &Server, pattern: &str) -> Vec<String> {
+    let mut keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut server.raw()).unwrap();
+    keys.sort();
+    keys
+}
+
+#[test]
+fn each_client_sees_what_the_others_applied() {
+    let server = Server::start();
+    let (one, two) = (client(&server, options()), client(&server, options()));
+    let stranger = server.block_on(RedisIndex::connect(&server.url(), options())).unwrap();
+    stranger.name_space(SpaceId(1), "tenant/model");
+    assign(&server, &one, A);
+    assign(&server, &two, B);
+    store(&server, &one, A, 0..200);
+    store(&server, &two, B, 0..100);
+    store(&server, &two, B, 100..150);
+    for index in [&one, &two] {
+        assert_eq!(held(&server, index, 300), [(1, 200), (2, 150)]);
+    }
+    // Who never registered a worker learns what it is called.
+    let found = held(&server, &stranger, 300);
+    let names: Vec<_> =
+        found.iter().map(|&(w, n)| (stranger.worker_name(WorkerId(w)).unwrap(), n)).collect();
+    let mut names: Vec<(&str, u32)> = names.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+    names.sort();
+    assert_eq!(names, [("tenant/pod-a/0", 200), ("tenant/pod-b/0", 150)]);
+
+    assert_eq!(remove(&server, &one, A, 190..200).removed, 10);
+    assert_eq!(held(&server, &two, 300), [(1, 190), (2, 150)]);
+    server.block_on(two.remove(B)).unwrap();
+    assert_eq!(held(&server, &one, 300), [(1, 190)]);
+}
+
+#[test]
+fn a_parent_that_one_client_stores_places_what_another_could_not() {
+    let server = Server::start();
+    let (one, two) = (client(&server, options()), client(&server, options()));
+    assign(&server, &one, A);
+    assign(&server, &two, B);
+    let orphans = blocks(10..20);
+    let applied = server.block_on(one.apply(A, &[stored(&orphans, parent(&(10..20)))])).unwrap();
+    assert_eq!((applied.stored, applied.unplaced), (10, 10));
+    store(&server, &two, B, 0..10);
+    assert_eq!(held(&server, &one, 20), [(2, 10)]);
+    store(&server, &one, A, 0..10);
+    assert_eq!(held(&server, &two, 20), [(1, 20), (2, 10)]);
+    // A client's sizes are in the store once it has asked for them.
+    server.block_on(two.stats()).unwrap();
+    let stats = server.block_on(one.stats()).unwrap();
+    assert_eq!((stats.unplaced, stats.blocks, stats.entries), (0, 20, 30));
+}
+
+#[test]
+fn chains_that_part_in_mid_segment_are_told_apart_and_found() {
+    let server = Server::start();
+    let index = client(&server, options());
+    assign(&server, &index, A);
+    assign(&server, &index, B);
+    store(&server, &index, A, 0..100);
+    // B leaves the path at 20, A's chain at 30 is B's, too, with other contents before.
+    let mut other = blocks(0..20);
+    other.extend(blocks(1020..1100));
+    server.block_on(index.apply(B, &[stored(&other, Parent::Root)])).unwrap();
+    assert_eq!(held(&server, &index, 100), [(1, 100), (2, 20)]);
+    let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
+    let mut matches = Matches::default();
+    server.block_on(index.lookup(&query, &mut Prompt(other), &mut matches)).unwrap();
+    let found: Vec<_> = matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[0])).collect();
+    assert_eq!(found, [(1, 20), (2, 100)]);
+}
+
+#[test]
+fn what_is_removed_or_forgotten_leaves_no_key_behind() {
+    let server = Server::start();
+    let index = client(&server, options());
+    assign(&server, &index, A);
+    assign(&server, &index, B);
+    store(&server, &index, A, 0..300);
+    store(&server, &index, B, 0..200);
+    let other = [blocks(0..20), blocks(1020..1200)].concat();
+    server.block_on(index.apply(B, &[stored(&other, Parent::Root)])).unwrap();
+    remove(&server, &index, B, 1100..1200);
+    server.block_on(index.remove(A)).unwrap();
+    assert_eq!(held(&server, &index, 300), [(2, 200)]);
+    let applied = server.block_on(index.apply(B, &[Change::Clear { tier: None }])).unwrap();
+    assert_eq!(applied, Applied::default());
+    assert_eq!(server.block_on(index.stats()).unwrap(), Default::default());
+    let left: Vec<String> = keys(&server, "*")
+        .into_iter()
+        .map(|key| key.trim_start_matches("kvscout:1:default:").chars().take(1).collect())
+        .collect();
+    assert_eq!(left, ["i", "m", "s", "t"]);
+}
+
+#[test]
+fn a_batch_is_applied_once_whoever_applies_it_and_whoever_died_over_it() {
+    let server = Server::start();
+    let with = |owner: &str| {
+        let lease = std::time::Duration::from_millis(1);
+        RedisOptions { owner: Some(owner.to_owned()), lease, ..options() }
+    };
+    let (one, two) = (client(&server, with("one")), client(&server, with("two")));
+    assign(&server, &one, A);
+    assign(&server, &two, A);
+    let (first, second) = (blocks(0..100), blocks(100..200));
+    let removed: Vec<Name> = first[90..].iter().map(|block| block.name).collect();
+    let remove = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &removed };
+    let whole = [stored(&first, Parent::Root), stored(&second, parent(&(100..200))), remove];
+    let again = |index: &RedisIndex, seq, changes: &[Change<'_>]| loop {
+        let turn = Turn { life: 1, seq };
+        match server.block_on(index.apply_once(A, turn, changes)).unwrap() {
+            Once::Elsewhere(_) => std::thread::sleep(std::time::Duration::from_millis(2)),
+            other => return other,
+        }
+    };
+    assert!(matches!(again(&one, 6, &[]), Once::Applied(_)));
+    // One dies over batch 7: only the first of its changes has arrived, and not that it is done.
+    assert!(matches!(again(&one, 7, &whole[..1]), Once::Applied(_)));
+    let record = keys(&server, "*:w:*").remove(0);
+    let _: () = redis::cmd("HSET").arg(&record).arg("seq").arg(6).query(&mut server.raw()).unwrap();
+    assert!(matches!(again(&two, 7, &whole), Once::Applied(_)));
+    assert_eq!(again(&one, 7, &whole), Once::Repeated);
+    assert_eq!(held(&server, &two, 200), [(1, 90)]);
+    // One copy of each, so one removal of each leaves nothing.
+    let rest: Vec<Name> = first[..90].iter().chain(&second).map(|block| block.name).collect();
+    let rest = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &rest };
+    let Once::Applied(applied) = again(&two, 8, &[rest]) else { panic!("batch 8 is new") };
+    assert_eq!((applied.removed, applied.unknown_removals), (190, 0));
+    assert_eq!(keys(&server, "*:r:*"), [""; 0]);
+}
+
+#[test]
+fn one_owner_applies_while_it_has_the_lease_and_a_later_life_takes_the_place_of_an_earlier() {
+    let server = Server::start();
+    let with = |owner: &str| RedisOptions { owner: Some(owner.to_owned()), ..options() };
+    let (one, two) = (client(&server, with("one")), client(&server, with("two")));
+    assign(&server, &one, A);
+    assign(&server, &two, A);
+    let (old, new) = (blocks(0..100), blocks(0..10));
+    let (old, new) = ([stored(&old, Parent::Root)], [stored(&new, Parent::Root)]);
+    let once = |index: &RedisIndex, life, seq, changes: &[Change<'_>]| {
+        server.block_on(index.apply_once(A, Turn { life, seq }, changes)).unwrap()
+    };
+    assert!(matches!(once(&one, 1, 0, &old), Once::Applied(_)));
+    assert_eq!(once(&two, 1, 1, &old), Once::Elsewhere("one".to_owned()));
+    assert_eq!(held(&server, &two, 100), [(1, 100)]);
+    assert!(matches!(once(&one, 2, 0, &new), Once::Applied(_)));
+    assert_eq!(held(&server, &two, 100), [(1, 10)]);
+    assert_eq!(once(&one, 1, 5, &old), Once::Outlived);
+    assert_eq!(held(&server, &two, 100), [(1, 10)]);
+}
+
+#[test]
+fn workers_of_an_owner_that_is_gone_are_left_out_until_it_is_back() {
+    let server = Server::start();
+    let with = RedisOptions { owner: Some("one".to_owned()), ..options() };
+    let one = client(&server, with);
+    assign(&server, &one, A);
+    store(&server, &one, A, 0..10);
+    assert_eq!(held(&server, &client(&server, options()), 10), [(1, 10)]);
+    let _: i64 = redis::cmd("DEL").arg("kvscout:1:default:o:one").query(&mut server.raw()).unwrap();
+    assert_eq!(held(&server, &client(&server, options()), 10), []);
+    server.block_on(one.heartbeat()).unwrap();
+    assert_eq!(held(&server, &client(&server, options()), 10), [(1, 10)]);
+}
+
+#[test]
+fn a_successor_sweeps_what_a_dead_owner_retired() {
+    let server = Server::start();
+    let one = client(&server, options());
+    assign(&server, &one, A);
+    store(&server, &one, A, 0..1000);
+    server.block_on(one.remove(A)).unwrap();
+    drop(one);
+    let two = client(&server, options());
+    assign(&server, &two, A);
+    store(&server, &two, A, 0..1);
+    assert_eq!(server.block_on(two.stats()).unwrap().unplaced, 0);
+    assert_eq!(keys(&server, "*:r:*").len(), 1);
+    assert_eq!(keys(&server, "*:d:*"), [""; 0]);
+}
+
+#[test]
+fn keys_of_others_are_not_touched_and_ours_end() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    for (key, value) in [("app", "1"), ("kvscout:1:other:m", "2"), ("kvscout:r:{a}:b", "3")] {
+        let _: () = redis::cmd("SET").arg(key).arg(value).query(&mut raw).unwrap();
+    }
+    let index = client(&server, options());
+    assign(&server, &index, A);
+    store(&server, &index, A, 0..100);
+    server.block_on(index.refresh(A)).unwrap();
+    for key in keys(&server, "kvscout:1:default:[rnvh]:*") {
+        let ttl: i64 = redis::cmd("TTL").arg(&key).query(&mut raw).unwrap();
+        assert!(ttl > 80_000, "{key} ends in {ttl} s");
+    }
+    server.block_on(index.remove(A)).unwrap();
+    server.block_on(index.stats()).unwrap();
+    for (key, value) in [("app", "1"), ("kvscout:1:other:m", "2"), ("kvscout:r:{a}:b", "3")] {
+        let found: String = redis::cmd("GET").arg(key).query(&mut raw).unwrap();
+        assert_eq!(found, value);
+    }
+}
+
+#[test]
+fn a_store_that_somebody_emptied_answers_with_nothing_until_workers_have_homes_again() {
+    let server = Server::start();
+    let index = client(&server, options());
+    assign(&server, &index, A);
+    store(&server, &index, A, 0..10);
+    let _: () = redis::cmd("FLUSHALL").query(&mut server.raw()).unwrap();
+    let more = blocks(10..20);
+    let refused = server.block_on(index.apply(A, &[stored(&more, parent(&(10..20)))]));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::UnknownWorker);
+    assert_eq!(held(&server, &index, 20), []);
+    assign(&server, &index, A);
+    store(&server, &index, A, 0..10);
+    assert_eq!(held(&server, &index, 20), [(1, 10)]);
+}
+
+#[test]
+fn a_store_of_another_secret_or_version_is_refused() {
+    let server = Server::start();
+    let given = |secret| RedisOptions { secret: Some([secret; 32]), ..options() };
+    let index = client(&server, given(1));
+    assign(&server, &index, A);
+    let meta: Vec<Vec<u8>> =
+        redis::cmd("HVALS").arg("kvscout:1:default:m").query(&mut server.raw()).unwrap();
+    assert!(meta.iter().all(|value| !value.windows(4).any(|bytes| bytes == [1; 4])));
+    let same = server.block_on(client(&server, given(1)).digest_key()).unwrap();
+    assert_eq!(same, server.block_on(index.digest_key()).unwrap());
+    for other in [given(2), options()] {
+        let error = server.block_on(client(&server, other).assign(A, HOME)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    }
+    let mut set = redis::cmd("HSET");
+    let _: () =
+        set.arg("kvscout:1:default:m").arg("version").arg("2").query(&mut server.raw()).unwrap();
+    let error = server.block_on(client(&server, given(1)).assign(A, HOME)).unwrap_err();
+    assert!(error.to_string().contains("version '2'"), "{error}");
+}
+
+/// Every key in turn is a string of another program, then each field of each hash is damaged.
+#[test]
+fn what_is_damaged_is_an_error_that_names_the_key_and_never_a_panic() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let index = client(&server, options());
+    assign(&server, &index, A);
+    store(&server, &index, A, 0..100);
+    let other = [blocks(0..20), blocks(1020..1100)].concat();
+    server.block_on(index.apply(A, &[stored(&other, Parent::Root)])).unwrap();
+    let orphans = blocks(3000..3010);
+    server.block_on(index.apply(A, &[stored(&orphans, parent(&(3000..3010)))])).unwrap();
+    server.block_on(index.stats()).unwrap();
+    let all = keys(&server, "*");
+    let (mut named, mut unnamed) = (0, std::collections::BTreeSet::new());
+    let mut use_it = |key: &str| {
+        let index = client(&server, options());
+        let change = stored(&other, Parent::Root);
+        let names = [other[50].name, orphans[3].name];
+        let remove = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &names };
+        let results = [
+            try_held(&server, &index, 100).map(drop),
+            server.block_on(index.assign(A, HOME)),
+            server.block_on(index.apply(A, &[change])).map(drop),
+            server.block_on(index.apply(A, &[remove])).map(drop),
+            server
+                .block_on(index.apply(A, &[stored(&blocks(3010..3011), parent(&(3010..3011)))]))
+                .map(drop),
+            server.block_on(index.refresh(A)),
+            server.block_on(index.remove(A)),
+            server.block_on(index.stats()).map(drop),
+        ];
+        for error in results.into_iter().filter_map(Result::err) {
+            // Without a home, or with another program's version or secret, there is no going on.
+            let follows = [ErrorKind::UnknownWorker, ErrorKind::InvalidInput];
+            match error.to_string().contains(key) {
+                true => named += 1,
+                false if follows.contains(&error.kind()) => {}
+                false => drop(unnamed.insert(format!("{key}: {error}"))),
+            }
+        }
+    };
+    let dumps: Vec<Vec<u8>> =
+        all.iter().map(|key| redis::cmd("DUMP").arg(key).query(&mut raw).unwrap()).collect();
+    let restore = || {
+        let mut pipe = redis::pipe();
+        pipe.cmd("FLUSHALL").ignore();
+        for (key, dump) in all.iter().zip(&dumps) {
+            pipe.cmd("RESTORE").arg(key).arg(0).arg(dump).ignore();
+        }
+        pipe.query::<()>(&mut server.raw()).unwrap();
+    };
+    for key in &all {
+        let _: () = redis::cmd("SET").arg(key).arg("theirs").query(&mut raw).unwrap();
+        use_it(key);
+        restore();
+        let kind: String = redis::cmd("TYPE").arg(key).query(&mut raw).unwrap();
+        if kind != "hash" {
+            continue;
+        }
+        let fields: Vec<Vec<u8>> = redis::cmd("HKEYS").arg(key).query(&mut raw).unwrap();
+        for field in fields.iter().take(6) {
+            for value in [&b""[..], b"x", &[255; 37], &[0; 600]] {
+                let mut set = redis::cmd("HSET");
+                let _: i64 = set.arg(key).arg(field).arg(value).query(&mut raw).unwrap();
+                use_it(key);
+                restore();
+            }
+        }
+    }
+    assert!(
+        named > 100 && unnamed.is_empty(),
+        "{named} errors named the key; others: {unnamed:#?}"
+    );
+}
