@@ -68,6 +68,7 @@ pub mod event;
 pub mod hash;
 pub mod index;
 pub mod ingest;
+pub mod predict;
 pub mod score;
 pub mod scout;
 
