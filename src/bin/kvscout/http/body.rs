@@ -53,6 +53,9 @@ impl Body {
     /// Token ids, and the other fields in the part of the address after the question mark.
     pub(super) fn tokens(bytes: Vec<u8>, query: &str) -> Result<Body, HttpError> {
         let mut fields = parameters(query, &LISTS)?;
+        if fields.contains_key("token_ids") {
+            return Err(HttpError::field("token_ids", "the body is these; give them once"));
+        }
         if let Some(rank) = fields.get_mut("rank")
             && let Some(Ok(number)) = rank.as_str().map(str::parse::<u32>)
         {

@@ -5,6 +5,7 @@ mod admin;
 mod body;
 mod dynamo;
 mod mooncake;
+mod openapi;
 mod own;
 mod packed;
 mod query;
@@ -96,6 +97,11 @@ struct Answer {
 impl Answer {
     fn ok(value: &impl Serialize) -> Answer {
         Answer::with(StatusCode::OK, value)
+    }
+
+    /// A document that is JSON already.
+    fn of_json(json: Vec<u8>) -> Answer {
+        Answer { status: StatusCode::OK, json }
     }
 
     fn with(status: StatusCode, value: &impl Serialize) -> Answer {

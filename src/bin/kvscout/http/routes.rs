@@ -18,7 +18,7 @@ use super::body::{Body, Fields};
 use super::query::parameters;
 use super::receive::{Form, Received, read};
 use super::refusal::HttpError;
-use super::{Answer, App, admin, dynamo, mooncake, own};
+use super::{Answer, App, admin, dynamo, mooncake, openapi, own};
 use crate::metrics::Answered;
 use crate::service::Refusal;
 
@@ -87,6 +87,7 @@ pub(super) const ROUTES: &[Route] = &[
     route("/ready", Get(own::ready)),
     route("/snapshot", Serves::Snapshot),
     route("/metrics", Serves::Metrics),
+    route("/openapi.json", Get(openapi::openapi)),
 ];
 
 impl Route {
