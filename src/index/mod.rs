@@ -21,12 +21,14 @@
 //! - Residency counts physical copies per (worker, group, tier): a block that was stored twice is
 //!   resident until it was removed twice.
 
+mod holdings;
 pub(crate) mod image;
 mod memory;
 
 use std::future::Future;
 use std::ops::Range;
 
+pub use holdings::Holding;
 pub use image::Image;
 pub use memory::{MemoryIndex, MemoryOptions};
 

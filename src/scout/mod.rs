@@ -43,7 +43,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, MemoryIndex, MemoryOptions, Stats};
+use crate::index::{Applied, Holding, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::sequencer::{SequencerCounters, Stage};
 use crate::ingest::verify::{Candidates, Checks, Status};
 use crate::ingest::{Trust, Verdict};
@@ -431,6 +431,19 @@ impl Scout {
     fn status(&self, worker: &Worker) -> WorkerStatus {
         let adapters = self.directory.read().adapters(&worker.registration.tenant);
         worker.status(&self.shared.index, &adapters)
+    }
+
+    /// Hands everything that workers hold, by name, to `each`; see [`Image::holdings`](crate::index::Image::holdings) for what is left
+    /// out.
+    ///
+    /// Batches wait for some 25 ms for a million blocks, and half as much memory as the index has is
+    /// needed meanwhile. A batch that is being applied may be in it by half.
+    ///
+    /// # Errors
+    ///
+    /// None that is known of: what was just written is readable.
+    pub fn holdings(&self, each: impl FnMut(Holding<'_>)) -> Result<(), Error> {
+        self.shared.index.export().holdings(each)
     }
 
     /// Sizes of the index.

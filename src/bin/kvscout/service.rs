@@ -3,6 +3,7 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+mod dump;
 mod labels;
 mod peers;
 mod picks;
@@ -32,6 +33,7 @@ use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
 use tracing::info;
 
+pub(crate) use self::dump::Stored;
 use self::labels::Labelled;
 pub(crate) use self::labels::{Labels, Wanted};
 use self::picks::Picks;

@@ -1,6 +1,7 @@
 //! The dialect of Dynamo's standalone indexer: numeric instances, routing groups, tokens.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::http::StatusCode;
 use kvscout::block::{Lora, Name, Prompt};
@@ -13,7 +14,7 @@ use super::mooncake::{Instance, block_size, by_instance};
 use super::own;
 use super::refusal::HttpError;
 use super::{Answer, App};
-use crate::service::{Enrolment, Origin, Service, WorkerView};
+use crate::service::{Enrolment, Origin, Refusal, Service, Stored, WorkerView};
 
 /// Registers a worker; the pod is the decimal text of `instance_id`, the tenant the routing group.
 pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
@@ -121,14 +122,52 @@ pub(super) fn workers(service: &Service, fields: &Fields<'_>) -> Result<Answer, 
     }
     let instance =
         |((group, pod), (endpoints, view)): ((String, String), (Map<_, _>, WorkerView))| {
-            // A number, as it was registered; a pod of another name has none.
-            let id = pod.parse::<u64>().map_or_else(|_| json!(pod), |id| json!(id));
             json!({
-                "instance_id": id, "model_name": view.status.registration.model,
+                "instance_id": instance_id(&pod), "model_name": view.status.registration.model,
                 "routing_group": group, "block_size": block_size(&view), "endpoints": endpoints,
             })
         };
     Ok(Answer::ok(&instances.into_iter().map(instance).collect::<Vec<_>>()))
+}
+
+/// Everything that is held, as events that would bring it about: names, no tokens and no salts.
+pub(super) fn dump(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
+    let Ok(_turn) = Arc::clone(&app.snapshots).try_acquire_owned() else {
+        let busy = "a dump or a snapshot is being made; try again later".to_owned();
+        return Err(Refusal::Unavailable(busy).into());
+    };
+    let (mut answer, mut number) = (Map::new(), 0_u64);
+    for (context, stored) in app.service.dump()? {
+        let mut key = format!("{}:{}", context.model.as_deref().unwrap_or(""), context.tenant);
+        if answer.contains_key(&key) {
+            // Engines of one model that cut blocks differently.
+            key = format!("{key}:{}", context.block_size);
+        }
+        let events = stored.iter().map(|stored| {
+            number += 1;
+            event(number - 1, stored)
+        });
+        let events: Vec<Value> = events.collect();
+        answer.insert(key, json!({ "block_size": context.block_size.get(), "events": events }));
+    }
+    Ok(Answer::ok(&answer))
+}
+
+fn event(number: u64, stored: &Stored) -> Value {
+    let Stored { pod, rank, tier, parent, names } = stored;
+    let blocks: Vec<Value> = names.iter().map(|name| json!({ "block_hash": name.0 })).collect();
+    json!({
+        "worker_id": instance_id(pod), "tier": tier.as_str(),
+        "event": {
+            "event_id": number, "dp_rank": rank,
+            "data": { "stored": { "parent_hash": parent.map(|name| name.0), "blocks": blocks } },
+        },
+    })
+}
+
+/// A number, as it was registered; a pod of another name has none.
+fn instance_id(pod: &str) -> Value {
+    pod.parse::<u64>().map_or_else(|_| json!(pod), |id| json!(id))
 }
 
 /// Adds a replica to the list; doing so again changes nothing.

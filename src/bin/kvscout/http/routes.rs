@@ -80,6 +80,7 @@ pub(super) const ROUTES: &[Route] = &[
     route("/workers", Get(workers)),
     route("/global_view", Get(mooncake::global_view)),
     route("/services", Get(mooncake::services)),
+    route("/dump", Get(dynamo::dump)),
     route("/register_peer", Post(Here, dynamo::register_peer)),
     route("/deregister_peer", Post(Here, dynamo::deregister_peer)),
     route("/peers", Get(dynamo::peers)),
