@@ -55,7 +55,7 @@ enum Serves {
 enum Place {
     /// Where the request is, unless its body is long.
     Here,
-    /// On a blocking thread: it waits for the receiver.
+    /// On a blocking thread: it waits for the receiver, or takes long.
     Aside,
 }
 
@@ -69,6 +69,7 @@ const fn route(path: &'static str, serves: Serves) -> Route {
 /// All routes.
 pub(super) const ROUTES: &[Route] = &[
     route("/v1/score", PostTokens(Here, own::score)),
+    route("/v1/score/batch", Post(Aside, own::batch)),
     route("/v1/explain", PostTokens(Aside, own::explain)),
     route("/v1/picked", PostTokens(Here, own::picked)),
     route("/v1/receipt", Post(Here, own::receipt)),

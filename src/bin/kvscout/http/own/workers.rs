@@ -72,7 +72,11 @@ fn worker(view: &WorkerView) -> Value {
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "contract": contract(status),
         "receipts": view.receipts.as_ref().map(receipts),
-        "warnings": status.warnings().map(|warning| warning.as_str()).collect::<Vec<_>>(),
+        "warnings": status
+            .warnings()
+            .map(|warning| warning.as_str())
+            .chain(view.receipts.filter(|record| record.is_off).map(|_| "receipts_fall_short"))
+            .collect::<Vec<_>>(),
     })
 }
 
