@@ -70,6 +70,7 @@ pub mod event;
 pub mod hash;
 pub mod index;
 pub mod ingest;
+pub mod predict;
 pub mod score;
 pub mod scout;
 #[cfg(feature = "tokenizers")]

@@ -302,8 +302,12 @@ fn bad_requests_name_what_is_wrong() {
     let long = json!({ "token_ids": vec![1; 1000] });
     assert_eq!(daemon.post("/v1/score", &long).json(413)["reason"], "body_too_large");
     let msgpack = "content-type: application/msgpack\r\n";
-    let error = daemon.send("POST", "/query", msgpack, "\u{1}").json(415);
-    assert!(error["error"].as_str().unwrap().contains("msgpack"), "{error}");
+    let error = daemon.send("POST", "/query", msgpack, "\u{1}").json(400);
+    assert_eq!(error["reason"], "invalid_msgpack");
+    for (path, kind) in [("/query", "application/octet-stream"), ("/v1/score", "text/plain")] {
+        let error = daemon.send("POST", path, &format!("content-type: {kind}\r\n"), "{}").json(415);
+        assert!(error["error"].as_str().unwrap().contains(kind), "{error}");
+    }
     assert_eq!(daemon.get("/nowhere").json(404)["reason"], "unknown_path");
     assert_eq!(daemon.get("/query").json(405)["reason"], "wrong_method");
     let unknown = json!({ "model": "m", "tenant": "other", "token_ids": [1] });

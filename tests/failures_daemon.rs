@@ -436,3 +436,117 @@ fn h4_what_differs_from_the_registration_shows_in_workers_scores_and_metrics() {
     let held = line(&daemon, "a", 0, &json!({ "token_ids": TOKENS }));
     assert_eq!(held["tiers"], json!({ "gpu": 0, "cpu": 4, "disk": 4, "remote": 4 }));
 }
+
+/// A daemon with two pods whose sources have these labels, and these further lines in its configuration.
+fn labelled(labels: [&str; 2], config: &str) -> (Daemon, [zmq::Socket; 2]) {
+    let (publishers, mut file) = ([publisher(), publisher()], config.to_owned());
+    for (n, ((_, endpoint), label)) in publishers.iter().zip(labels).enumerate() {
+        let name = ["a", "b"][n];
+        file += &format!(
+            "\n[[source]]\nname = \"{name}\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"\n\
+             labels = [\"{label}\"]\n"
+        );
+    }
+    let daemon = Daemon::start(&[], &file, &[]);
+    eventually("the sources are added", || daemon.get("/ready").status == 200);
+    (daemon, publishers.map(|(socket, _)| socket))
+}
+
+#[test]
+fn c13_a_pick_counts_as_predicted_until_events_confirm_it_or_its_time_is_over() {
+    let config = "[predict]\nttl = \"2m\"";
+    let (daemon, [socket_a, _]) = labelled(["role=x", "role=x"], config);
+    let question = json!({ "token_ids": TOKENS });
+    let pick = |pod: &str| json!({ "token_ids": TOKENS, "worker": pod });
+    let of = |pod: &str| line(&daemon, pod, 0, &question);
+    assert_eq!(daemon.post("/v1/picked", &pick("b")).json(200), json!({ "predicted_blocks": 0 }));
+
+    // Four tokens in a block, as the engines say.
+    feed(&daemon, &socket_a, "a", 0, &[stored(&[9], None, &[7; 4])]);
+    assert_eq!(daemon.post("/v1/picked", &pick("a")).json(200), json!({ "predicted_blocks": 2 }));
+    let predicted = of("a");
+    assert_eq!(predicted["predicted_blocks"], 2);
+    assert_eq!((&predicted["matched_blocks"], &predicted["score"]), (&json!(0), &json!(1.0)));
+    assert_eq!(predicted["tiers"], json!({ "gpu": 0, "cpu": 0, "disk": 0, "remote": 0 }));
+    assert_eq!(predicted["expected_cached_tokens"], 0);
+    let first = daemon.post("/v1/score", &question).json(200)["workers"][0].clone();
+    assert_eq!(first["worker"], "a", "equal prompts stay together");
+    let salted = json!({ "token_ids": TOKENS, "cache_salt": "s" });
+    assert_eq!(line(&daemon, "a", 0, &salted).get("predicted_blocks"), None);
+    assert_eq!(metric(&daemon, "kvscout_predicted_blocks"), 2);
+
+    feed(&daemon, &socket_a, "a", 1, &[stored(&[1], None, &TOKENS[..4])]);
+    let half = of("a");
+    assert_eq!((&half["matched_blocks"], &half["predicted_blocks"]), (&json!(1), &json!(1)));
+    feed(&daemon, &socket_a, "a", 2, &[stored(&[2], Some(1), &TOKENS[4..8])]);
+    let whole = of("a");
+    assert_eq!((&whole["matched_blocks"], whole.get("predicted_blocks")), (&json!(2), None));
+    feed(&daemon, &socket_a, "a", 3, &[removed(&[2, 1], "GPU")]);
+    let gone = of("a");
+    assert_eq!((&gone["matched_blocks"], gone.get("predicted_blocks")), (&json!(0), None));
+
+    let (daemon, _sockets) = labelled(["role=x", "role=x"], "[predict]\nttl = \"1ms\"");
+    let long = json!({ "token_ids": vec![5; 64], "worker": "a" });
+    assert_eq!(daemon.post("/v1/picked", &long).json(200), json!({ "predicted_blocks": 4 }));
+    eventually("its time is over", || metric(&daemon, "kvscout_predicted_blocks") == 0);
+    let question = json!({ "token_ids": vec![5; 64] });
+    assert_eq!(line(&daemon, "a", 0, &question).get("predicted_blocks"), None);
+    let unknown = json!({ "token_ids": TOKENS, "worker": "c" });
+    assert_eq!(daemon.post("/v1/picked", &unknown).json(404)["reason"], "unknown_worker");
+}
+
+#[test]
+fn c14_pods_that_hold_the_same_are_told_apart_by_their_labels() {
+    let (daemon, [socket_a, socket_b]) = labelled(["role=prefill", "role=decode"], "");
+    for (pod, socket) in [("a", &socket_a), ("b", &socket_b)] {
+        feed(&daemon, socket, pod, 0, &[stored(&[1, 2], None, &TOKENS[..8])]);
+    }
+    let asked = |more: Value| {
+        let mut question = json!({ "token_ids": TOKENS });
+        let fields = more.as_object().unwrap().clone();
+        question.as_object_mut().unwrap().extend(fields);
+        let answer = daemon.post("/v1/score", &question).json(200);
+        let workers = answer["workers"].as_array().unwrap().clone();
+        workers.iter().map(|line| line["worker"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(json!({})), ["a", "b"]);
+    assert_eq!(asked(json!({ "labels": { "role": "prefill" } })), ["a"]);
+    assert_eq!(asked(json!({ "labels": { "role": ["decode", "both"] } })), ["b"]);
+    assert_eq!(asked(json!({ "labels": ["role=decode", "role=prefill"] })), ["a", "b"]);
+    assert_eq!(asked(json!({ "labels": { "role": "prefill" }, "candidates": ["b"] })), [""; 0]);
+    assert_eq!(asked(json!({ "labels": { "zone": "x" } })), [""; 0]);
+    assert_eq!(daemon.worker("a", 0)["labels"], json!({ "role": "prefill" }));
+}
+
+#[test]
+fn x2_who_claims_what_it_does_not_hold_is_found_by_its_receipts() {
+    for (quarantine, first) in [(false, "a"), (true, "b")] {
+        let config = format!("[receipts]\nquarantine = {quarantine}");
+        let (daemon, [socket_a, socket_b]) = labelled(["role=x", "role=x"], &config);
+        feed(&daemon, &socket_a, "a", 0, &[stored(&[1, 2], None, &TOKENS[..8])]);
+        feed(&daemon, &socket_b, "b", 0, &[stored(&[1], None, &TOKENS[..4])]);
+        let receipt = |pod: &str, delivered: u32| {
+            let body = json!({
+                "worker": pod, "expected_cached_tokens": 800, "cached_tokens": delivered,
+            });
+            daemon.post("/v1/receipt", &body).json(200)["verdict"].clone()
+        };
+        for _ in 0..16 {
+            assert_eq!((receipt("a", 0), receipt("b", 790)), (json!("over"), json!("kept")));
+        }
+        let answer = daemon.post("/v1/score", &json!({ "token_ids": TOKENS })).json(200);
+        assert_eq!(answer["workers"][0]["worker"], first, "{answer}");
+        let liar = line(&daemon, "a", 0, &json!({ "token_ids": TOKENS }));
+        assert_eq!(liar.get("quarantined"), quarantine.then_some(&json!(true)));
+        assert_eq!(liar["matched_blocks"], if quarantine { 0 } else { 2 });
+        let known = daemon.worker("a", 0)["receipts"].clone();
+        assert_eq!((&known["over"], &known["is_off"]), (&json!(16), &json!(true)));
+        assert_eq!(known["expected_tokens"], 12_800);
+        assert_eq!(daemon.worker("a", 0)["warnings"], json!(["receipts_fall_short"]));
+        assert_eq!(daemon.worker("b", 0)["receipts"]["is_off"], false);
+        assert_eq!(metric(&daemon, "kvscout_workers_off"), 1);
+        let over = "kvscout_receipts_total{verdict=\"over\"} 16";
+        assert!(daemon.get("/metrics").body.contains(over));
+        assert!(daemon.stderr().contains("holds less than it announces"));
+    }
+}

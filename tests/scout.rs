@@ -265,6 +265,39 @@ fn a_block_offloaded_by_name_counts_in_its_tier_after_it_left_the_gpu() {
 }
 
 #[test]
+fn dynamos_hashes_find_exactly_what_is_held_where_they_are_kept() {
+    // Of tokens 0..4 and 4..8, as Python's `xxhash` computes them.
+    let hashes = [9_143_094_415_614_847_814, 12_124_091_508_212_882_195];
+    fn request(hashes: &[u64]) -> Request<'_> {
+        let block_size = BlockSize::new(SIZE).unwrap();
+        let blocks = Blocks::Local { hashes, block_size };
+        Request { blocks, ..Request::new("m", Prompt::new(&[])) }
+    }
+    let mut scratch = Scratch::default();
+    let without = scout();
+    without.register(Registration::new("a", "m")).unwrap();
+    let error = without.score(&request(&hashes), &mut scratch).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+
+    let scout = Scout::new(Options { local_hashes: 100, ..Options::default() }).unwrap();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let b = scout.register(Registration::new("b", "m")).unwrap();
+    let tokens: Vec<u32> = (0..8).collect();
+    scout.apply(a, 0, &batch(1.0, &[stored(&[1, 2], None, &tokens)])).unwrap();
+    // The second block in another place of a prompt is not the second of this one.
+    scout.apply(b, 0, &batch(1.0, &[stored(&[3], None, &tokens[4..])])).unwrap();
+    let mut held = |hashes: &[u64]| {
+        let ranked = scout.score(&request(hashes), &mut scratch).unwrap();
+        [a, b].map(|worker| ranked.find(worker).unwrap().score.matched_blocks)
+    };
+    assert_eq!(held(&hashes), [2, 0]);
+    assert_eq!(held(&[hashes[1]]), [0, 1]);
+    assert_eq!(held(&[hashes[0], 7, hashes[1]]), [1, 0]);
+    scout.apply(a, 1, &batch(2.0, &[removed(&[2], "GPU")])).unwrap();
+    assert_eq!(held(&hashes), [1, 0]);
+}
+
+#[test]
 fn media_that_are_not_known_never_count() {
     let scout = scout();
     let a = scout.register(Registration::new("a", "m")).unwrap();

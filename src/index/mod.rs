@@ -34,6 +34,7 @@
 //! in which a name was bound to several blocks is that of arrival; a batch may be seen in part while
 //! it is applied; and [`Stats`] miss what other clients have changed since they last asked for them.
 
+mod holdings;
 pub(crate) mod image;
 mod memory;
 #[cfg(feature = "redis")]
@@ -42,6 +43,7 @@ pub mod redis;
 use std::future::Future;
 use std::ops::Range;
 
+pub use holdings::Holding;
 pub use image::Image;
 pub(crate) use memory::Held;
 pub use memory::{MemoryIndex, MemoryOptions};

@@ -8,8 +8,10 @@
 mod clear;
 mod directory;
 mod edition;
+mod explain;
 mod follow;
 mod habit;
+mod local;
 mod prompt;
 mod query;
 mod ranking;
@@ -25,6 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+pub use self::explain::{Divergence, Explained, ExplainedGroup, KnownBy, Missing, Stretch};
 pub use self::follow::{Ask, Progress};
 pub use self::habit::{Copies, OnClear};
 pub use self::query::Scratch;
@@ -34,6 +37,7 @@ pub use self::warning::Warning;
 
 use self::directory::{Directory, Worker};
 use self::edition::Editions;
+use self::local::LocalHashes;
 use self::roster::Generation;
 use self::stream::{Shared, Stream};
 use crate::block::{BlockSize, Name, Prompt, WorkerId};
@@ -41,7 +45,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, MemoryIndex, MemoryOptions, Stats};
+use crate::index::{Applied, Holding, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::sequencer::{SequencerCounters, Stage};
 use crate::ingest::verify::{Candidates, Checks, Status};
 use crate::ingest::{Trust, Verdict};
@@ -52,7 +56,7 @@ use crate::score::{GroupFacts, Weights};
 /// # Defaults
 ///
 /// No extra seeds; the defaults of [`Weights`], [`Limits`] and [`MemoryOptions`]; a random key; 32 MiB
-/// of chains, about three million blocks.
+/// of chains, about three million blocks; none of Dynamo's hashes.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Texts of `PYTHONHASHSEED` to try beside unset, `0` and `42`.
@@ -68,6 +72,9 @@ pub struct Options {
     /// Bytes for names of prompts that were asked about before, so that a next turn is not hashed
     /// again; used only where blocks are known by name alone.
     pub chain_memory: usize,
+    /// How many of Dynamo's hashes of single blocks are kept for [`Blocks::Local`]; some 50 bytes each.
+    /// With 0 none are, and storing costs nothing for them.
+    pub local_hashes: usize,
 }
 
 impl Default for Options {
@@ -79,6 +86,7 @@ impl Default for Options {
             memory: MemoryOptions::default(),
             digest_key: None,
             chain_memory: 32 << 20,
+            local_hashes: 0,
         }
     }
 }
@@ -157,6 +165,17 @@ pub enum Blocks<'a> {
     Names {
         /// The names, in prompt order.
         names: &'a [Name],
+        /// Tokens in a block.
+        block_size: BlockSize,
+    },
+    /// By Dynamo's hashes of its single blocks: XXH3-64, seed 1337, of each block's tokens as
+    /// little-endian words of 32 bits.
+    ///
+    /// They find what was stored since this scout was made, as text alone (without adapter, salt or
+    /// items) and with its tokens, as far as [`Options::local_hashes`] reach; never more than is held.
+    Local {
+        /// The hashes, in prompt order.
+        hashes: &'a [u64],
         /// Tokens in a block.
         block_size: BlockSize,
     },
@@ -304,6 +323,7 @@ impl Scout {
                 vocabularies: RwLock::default(),
                 generation: Generation::default(),
                 editions: Editions::default(),
+                local: LocalHashes::new(options.local_hashes),
                 shadows: Arc::default(),
             },
             weights: options.weights,
@@ -436,6 +456,19 @@ impl Scout {
     fn status(&self, worker: &Worker) -> WorkerStatus {
         let adapters = self.directory.read().adapters(&worker.registration.tenant);
         worker.status(&self.shared.index, &adapters)
+    }
+
+    /// Hands everything that workers hold, by name, to `each`; see [`Image::holdings`](crate::index::Image::holdings) for what is left
+    /// out.
+    ///
+    /// Batches wait for some 25 ms for a million blocks, and half as much memory as the index has is
+    /// needed meanwhile. A batch that is being applied may be in it by half.
+    ///
+    /// # Errors
+    ///
+    /// None that is known of: what was just written is readable.
+    pub fn holdings(&self, each: impl FnMut(Holding<'_>)) -> Result<(), Error> {
+        self.shared.index.export().holdings(each)
     }
 
     /// Sizes of the index.

@@ -19,6 +19,7 @@ const STRETCH: RangeInclusive<usize> = 16..=64;
 pub(super) enum Asked<'a> {
     Prompt(PromptBlocks<'a>),
     Names(NameBlocks<'a>),
+    Contents(&'a [Digest]),
 }
 
 impl<'a> Asked<'a> {
@@ -38,6 +39,13 @@ impl<'a> Asked<'a> {
             Blocks::Names { names, block_size } => {
                 (shape.size == block_size).then_some(Asked::Names(NameBlocks(names)))
             }
+            Blocks::Local { hashes, block_size } => {
+                if shape != Shape::plain(block_size) {
+                    return None;
+                }
+                shared.local.resolve(hashes, digests);
+                Some(Asked::Contents(digests))
+            }
         }
     }
 }
@@ -48,6 +56,7 @@ impl BlockSource for Asked<'_> {
         match self {
             Asked::Prompt(blocks) => blocks.len(),
             Asked::Names(blocks) => blocks.len(),
+            Asked::Contents(digests) => digests.len(),
         }
     }
 
@@ -56,6 +65,7 @@ impl BlockSource for Asked<'_> {
         match self {
             Asked::Prompt(blocks) => blocks.digests(from, least),
             Asked::Names(blocks) => blocks.digests(from, least),
+            Asked::Contents(digests) => digests.get(from..).unwrap_or_default(),
         }
     }
 
@@ -63,6 +73,7 @@ impl BlockSource for Asked<'_> {
         match self {
             Asked::Prompt(blocks) => blocks.name(vocabulary, block),
             Asked::Names(blocks) => blocks.name(vocabulary, block),
+            Asked::Contents(_) => None,
         }
     }
 }

@@ -55,13 +55,15 @@ impl Scout {
     ///
     /// # Errors
     ///
-    /// [`UnknownModel`](ErrorKind::UnknownModel) when no worker of the tenant serves the model.
+    /// [`UnknownModel`](ErrorKind::UnknownModel) when no worker of the tenant serves the model;
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for [`Blocks::Local`] where no such hashes are kept.
     pub fn score<'s>(
         &self,
         request: &Request<'_>,
         scratch: &'s mut Scratch,
     ) -> Result<Ranking<'s>, Error> {
         let Scratch { roster, answer, work } = scratch;
+        self.check(&request.blocks)?;
         if self.waiting.load(Ordering::Relaxed) > 0
             && let Blocks::Prompt(prompt) = request.blocks
         {
@@ -75,9 +77,14 @@ impl Scout {
                 let prompt = with_adapter(roster, request, prompt);
                 (Blocks::Prompt(prompt), Length { tokens, is_unknown: false })
             }
-            Blocks::Names { names, block_size } => {
+            Blocks::Names { block_size, .. } | Blocks::Local { block_size, .. } => {
+                let blocks = match request.blocks {
+                    Blocks::Names { names, .. } => names.len(),
+                    Blocks::Local { hashes, .. } => hashes.len(),
+                    Blocks::Prompt(_) => 0,
+                };
                 // One more than the blocks have, so that the last one may count as cached.
-                let tokens = names.len() * block_size.tokens() + 1;
+                let tokens = blocks * block_size.tokens() + 1;
                 (request.blocks, Length { tokens, is_unknown: true })
             }
         };
@@ -93,11 +100,22 @@ impl Scout {
                 let adapter = prompt.lora.map(|lora| lora.name);
                 self.shared.editions.of(request.tenant, adapter)
             }
-            Blocks::Names { .. } => 0,
+            Blocks::Names { .. } | Blocks::Local { .. } => 0,
         };
         Lookup { scout: self, roster, blocks, edition, length, answer: &mut *answer, work }.run();
         answer.rank();
         Ok(Ranking::new(roster, answer))
+    }
+
+    /// Refuses what cannot be looked up.
+    #[inline]
+    pub(super) fn check(&self, blocks: &Blocks<'_>) -> Result<(), Error> {
+        match blocks {
+            Blocks::Local { .. } if !self.shared.local.are_kept() => Err(Error::invalid(
+                "hashes of single blocks are not kept here (Options::local_hashes is 0)",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Who answers a request: the last one's roster if that still holds.
@@ -120,7 +138,7 @@ impl Scout {
     }
 
     #[cold]
-    fn find_roster(&self, request: &Request<'_>) -> Result<Arc<Roster>, Error> {
+    pub(super) fn find_roster(&self, request: &Request<'_>) -> Result<Arc<Roster>, Error> {
         let directory = self.directory.read();
         let roster = directory.roster(&self.shared.generation, request.tenant, request.model);
         roster.ok_or_else(|| {
@@ -137,7 +155,7 @@ impl Scout {
 
     /// Lets a query's prompt prove the contract of workers whose batches wait for it.
     #[cold]
-    fn settle(&self, roster: &Roster, prompt: &Prompt<'_>) {
+    pub(super) fn settle(&self, roster: &Roster, prompt: &Prompt<'_>) {
         for &id in roster.ids() {
             let Some(worker) = self.directory.read().get(id).cloned() else { continue };
             let mut stream = worker.stream.lock();
@@ -368,7 +386,7 @@ fn stretch<T>(all: &[T], worker: impl Fn(&T) -> WorkerId, id: WorkerId) -> &[T] 
 
 /// Fills in what is known of the request's adapter.
 #[inline]
-fn with_adapter<'a>(
+pub(super) fn with_adapter<'a>(
     roster: &'a Roster,
     request: &Request<'a>,
     mut prompt: Prompt<'a>,

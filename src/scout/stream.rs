@@ -21,6 +21,7 @@ use self::audit::{Found, Shadow};
 use super::edition::Editions;
 use super::follow::Progress;
 use super::habit::{Copies, OnClear};
+use super::local::LocalHashes;
 use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
@@ -64,6 +65,7 @@ pub(super) struct Shared {
     pub(super) vocabularies: RwLock<Vocabularies>,
     pub(super) generation: Generation,
     pub(super) editions: Editions,
+    pub(super) local: LocalHashes,
     /// How many workers are being audited.
     pub(super) shadows: Arc<AtomicUsize>,
 }
@@ -478,6 +480,10 @@ impl Stream {
         let parent =
             translate::blocks(stored, outline, tokens, &shared.key, edition, verifier, blocks)?;
         let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
+        if outline.dense && outline.shape.lookahead == 0 && shared.local.are_kept() {
+            let size = outline.shape.size.tokens();
+            shared.local.learn(&shared.key, tokens, size, &blocks[before..]);
+        }
         let blocks = before..blocks.len();
         // Copies of an earlier edition are under the same names: the next removal would not tell
         // them from these.

@@ -22,7 +22,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::intake::TopicCounters;
-use crate::service::Service;
+use crate::service::{BOUNDS, Service};
 use crate::state::Report;
 
 /// One HTTP route and the status of its answer.
@@ -41,6 +41,24 @@ pub(crate) struct Metrics {
     pub(crate) requests: Family<Answered, Counter>,
     /// Time within the index for one question, tokens already read.
     pub(crate) score_seconds: Histogram,
+    /// Receipts by whether they were as expected.
+    receipts: Family<Received, Counter>,
+    /// How far off expectations were, either way.
+    error_tokens: Histogram,
+}
+
+/// How a receipt compares with what was expected.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Received {
+    verdict: &'static str,
+}
+
+impl Metrics {
+    /// Counts a receipt.
+    pub(crate) fn count_receipt(&self, verdict: &'static str, off_by: u32) {
+        self.receipts.get_or_create(&Received { verdict }).inc();
+        self.error_tokens.observe(f64::from(off_by));
+    }
 }
 
 impl Default for Metrics {
@@ -49,6 +67,8 @@ impl Default for Metrics {
             requests: Family::default(),
             // 10 us, where the answers for short prompts are, to 0.33 s.
             score_seconds: Histogram::new(exponential_buckets(10e-6, 2.0, 16)),
+            receipts: Family::default(),
+            error_tokens: Histogram::new(BOUNDS.map(f64::from)),
         }
     }
 }
@@ -178,13 +198,19 @@ impl Exposition {
     /// Everything that `service` counts.
     pub(crate) fn new(service: Arc<Service>) -> Exposition {
         let mut registry = Registry::with_prefix("kvscout");
-        let Metrics { requests, score_seconds } = service.metrics();
+        let Metrics { requests, score_seconds, receipts, error_tokens } = service.metrics();
         registry.register("http_requests", "Answers by route and status", requests.clone());
         registry.register_with_unit(
             "score",
             "Time within the index for one question",
             Unit::Seconds,
             score_seconds.clone(),
+        );
+        registry.register("receipts", "Receipts by verdict", receipts.clone());
+        registry.register(
+            "prediction_error_tokens",
+            "Tokens by which receipts differed from what was expected",
+            error_tokens.clone(),
         );
         registry.register_collector(Box::new(Snapshot(service)));
         Exposition { registry }
@@ -214,6 +240,8 @@ impl Collector for Snapshot {
         let by_audit = AuditState::ALL.map(AuditState::as_str).into_iter().zip(totals.audited);
         gauges(&mut to, "audited_workers", "Workers by what audits say", "audit", by_audit)?;
         for (name, help, value) in [
+            ("predicted_blocks", "Blocks that picks predict", self.0.predicted_blocks() as u64),
+            ("workers_off", "Workers whose receipts fall short", self.0.workers_off() as u64),
             ("sources_up", "Sources whose publisher is connected", totals.sources_up),
             ("replays_running", "Replays under way", running as u64),
             ("replays_waiting", "Replays that wait for their turn", waiting as u64),

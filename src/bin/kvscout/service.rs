@@ -3,33 +3,46 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+mod dump;
+mod labels;
+mod peers;
+mod picks;
+mod question;
 mod readiness;
+mod receipts;
 mod returning;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use kvscout::block::WorkerId;
+use kvscout::block::{BlockSize, WorkerId};
 use kvscout::ingest::zmq::{
     Endpoint, Mode, Receiver, Replays, RoundOptions, Source, SourceId, SourceStatus,
 };
 use kvscout::ingest::{Reason, ReplayOptions, Trust};
 use kvscout::score::Score;
 use kvscout::scout::{
-    Adapter, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
+    self, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
 };
 use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
 use tracing::info;
 
+pub(crate) use self::dump::Stored;
+use self::labels::Labelled;
+pub(crate) use self::labels::{Labels, Wanted};
+use self::picks::Picks;
+pub(crate) use self::question::{Adapter, Candidate, Medium, Question};
 use self::readiness::Readiness;
+use self::receipts::Receipts;
+pub(crate) use self::receipts::{BOUNDS, ReceiptOptions, Record, histogram};
 use self::returning::Attached;
-use crate::config::{Config, OnGap};
+use crate::config::{Config, Dialects, OnGap};
 use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
@@ -44,6 +57,17 @@ pub(crate) enum Refusal {
     UnknownWorker(String),
     /// No worker serves the model.
     UnknownModel(String),
+    /// No such replica.
+    UnknownPeer(String),
+    /// One of the candidates of a question is wrong.
+    Candidate {
+        /// Which one.
+        n: usize,
+        /// What is wrong with it.
+        wrong: String,
+    },
+    /// A pod has several ranks, and none is named.
+    Rank(String),
     /// A value is out of range or contradicts another.
     Invalid(String),
     /// A resource is not there at the moment.
@@ -57,6 +81,9 @@ impl Refusal {
             Refusal::Conflict(message)
             | Refusal::UnknownWorker(message)
             | Refusal::UnknownModel(message)
+            | Refusal::UnknownPeer(message)
+            | Refusal::Rank(message)
+            | Refusal::Candidate { wrong: message, .. }
             | Refusal::Invalid(message)
             | Refusal::Unavailable(message) => message,
         }
@@ -89,6 +116,8 @@ pub(crate) struct Enrolment {
     pub(crate) replay: Option<Endpoint>,
     /// Who wants it.
     pub(crate) origin: Origin,
+    /// What routers tell it apart by; the ones that it has if none are given.
+    pub(crate) labels: Option<Labels>,
 }
 
 /// Who had a worker registered.
@@ -109,6 +138,42 @@ pub(crate) struct WorkerView {
     pub(crate) feed: Option<Feed>,
     /// What its own source has counted.
     pub(crate) source: Option<SourceStatus>,
+    /// What routers tell it apart by.
+    pub(crate) labels: Labels,
+    /// What it delivered of what was expected, as far as routers said.
+    pub(crate) receipts: Option<Record>,
+}
+
+/// One worker in an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row<'s> {
+    /// The worker, and what it holds. Its weighted score includes what is predicted.
+    pub(crate) ranked: Ranked<'s>,
+    /// Leading blocks beyond those that it holds which it was given to compute lately.
+    pub(crate) predicted_blocks: u32,
+    /// Whether it is left out of the ranking because it did not deliver what it announced.
+    pub(crate) quarantined: bool,
+    /// Whether it counts as holding nothing, for that or any other reason.
+    pub(crate) excluded: bool,
+}
+
+impl WorkerView {
+    /// Where its batches come from: the port in use, where any was asked for.
+    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+        match (&self.source, &self.feed) {
+            (Some(source), _) => Some(&source.endpoint),
+            (None, Some(Feed::Source { endpoint, .. })) => Some(endpoint),
+            _ => None,
+        }
+    }
+
+    /// Where its past batches are asked for.
+    pub(crate) fn replay(&self) -> Option<&Endpoint> {
+        match &self.feed {
+            Some(Feed::Source { replay, .. }) => replay.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 /// The daemon without its protocols.
@@ -130,6 +195,10 @@ pub(crate) struct Service {
     returning: Mutex<BTreeMap<WorkerId, Attached>>,
     readiness: Readiness,
     state: Option<State>,
+    labels: Labelled,
+    peers: Mutex<BTreeSet<String>>,
+    picks: Picks,
+    receipts: Receipts,
     departed: Mutex<Totals>,
     metrics: Metrics,
 }
@@ -153,6 +222,10 @@ impl Service {
             memory: config.memory,
             digest_key: None,
             chain_memory: config.chain_memory,
+            local_hashes: match config.dialects {
+                Dialects { dynamo_hashes: true, dynamo_blocks } => dynamo_blocks.get(),
+                _ => 0,
+            },
         };
         let state = State::open(config)?;
         let (scout, workers) = match &state {
@@ -198,6 +271,10 @@ impl Service {
             returning: Mutex::default(),
             readiness: Readiness::new(config.ready),
             state,
+            labels: Labelled::default(),
+            peers: Mutex::new(config.state.from.iter().cloned().collect()),
+            picks: Picks::new(config.predict, config.predict_weight)?,
+            receipts: Receipts::new(config.receipts),
             departed: Mutex::default(),
             metrics: Metrics::default(),
         };
@@ -216,6 +293,7 @@ impl Service {
                     mode: entry.mode,
                     replay: replay.transpose()?,
                     origin: Origin::Configured,
+                    labels: Some(entry.labels.clone()),
                 };
                 self.register(enrolment)
             });
@@ -271,7 +349,7 @@ impl Service {
         }
         let _one_at_a_time = self.enrolling.lock();
         self.make_way(&enrolment)?;
-        let Enrolment { registration, endpoint, mode, replay, origin } = enrolment;
+        let Enrolment { registration, endpoint, mode, replay, origin, labels } = enrolment;
         let (pod, rank) = (registration.pod.clone(), registration.rank);
         let conflict = |what: &str| {
             Refusal::Conflict(format!(
@@ -291,6 +369,7 @@ impl Service {
                     if *before != endpoint || *past != replay {
                         return Err(conflict(&format!("with endpoint {before}")));
                     }
+                    labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
                     return Ok(());
                 }
                 Some((_, Some(Feed::Topic))) => return Err(conflict("by its topic")),
@@ -310,6 +389,7 @@ impl Service {
             self.switchboard.down.lock().insert(source, Instant::now());
             let endpoint = endpoint.clone();
             feeds.insert(worker, Feed::Source { source, endpoint, mode, replay, origin });
+            labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
             worker
         };
         if let Err(error) = self.receiver.add(source, Source::new(endpoint.clone(), mode)) {
@@ -322,7 +402,7 @@ impl Service {
 
     /// Makes an adapter's name stand for a model.
     pub(crate) fn register_adapter(&self, tenant: &str, name: &str, model: &str) {
-        let adapter = Adapter { model: model.to_owned(), id: None, path: None };
+        let adapter = scout::Adapter { model: model.to_owned(), id: None, path: None };
         self.scout.register_adapter(tenant, name, adapter);
     }
 
@@ -375,6 +455,9 @@ impl Service {
         }
         let gone = self.scout.unregister(worker);
         self.switchboard.feeds.lock().remove(&worker);
+        self.labels.forget(worker);
+        self.picks.forget(worker);
+        self.receipts.forget(worker);
         self.returning.lock().remove(&worker);
         gone
     }
@@ -432,37 +515,47 @@ impl Service {
     pub(crate) fn score<T>(
         &self,
         request: &Request<'_>,
-        read: impl FnOnce(&[Ranked<'_>]) -> T,
+        read: impl FnOnce(&[Row<'_>]) -> T,
     ) -> Result<T, Refusal> {
         let start = Instant::now();
         let answer = SCRATCH.with_borrow_mut(|scratch| {
             let ranked = self.scout.score(request, scratch)?;
             self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
-            Ok::<T, Error>(read(&self.heard(ranked)))
+            let mut rows = self.heard(ranked);
+            self.picks.predict(request, &mut rows);
+            Ok::<T, Error>(read(&rows))
         });
         Ok(answer?)
     }
 
     /// The answer with the trust of workers that were never heard of, and without what workers hold that
-    /// may have lost it.
-    fn heard<'r>(&self, ranking: Ranking<'r>) -> Vec<Ranked<'r>> {
-        let unheard = |ranked: &Ranked<'_>| ranked.trust == Trust::Exact && ranked.as_of.is_none();
-        let mut ranked: Vec<Ranked<'r>> = ranking.iter().collect();
-        if ranked.iter().any(unheard) {
+    /// may have lost it, or that do not deliver.
+    fn heard<'r>(&self, ranking: Ranking<'r>) -> Vec<Row<'r>> {
+        let unheard =
+            |row: &Row<'_>| row.ranked.trust == Trust::Exact && row.ranked.as_of.is_none();
+        let row = |ranked| Row { ranked, predicted_blocks: 0, quarantined: false, excluded: false };
+        let mut rows: Vec<Row<'r>> = ranking.iter().map(row).collect();
+        if rows.iter().any(unheard) {
             let feeds = self.switchboard.feeds.lock();
-            for ranked in ranked.iter_mut().filter(|ranked| unheard(ranked)) {
+            for Row { ranked, .. } in rows.iter_mut().filter(|row| unheard(row)) {
                 let feed = feeds.get(&ranked.worker);
                 ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
             }
         }
-        if self.on_gap == OnGap::Exclude && ranked.iter().any(|ranked| may_be_gone(ranked.trust)) {
-            for excluded in ranked.iter_mut().filter(|ranked| may_be_gone(ranked.trust)) {
-                excluded.score = Score::NOTHING;
+        for worker in self.receipts.quarantined(Instant::now()) {
+            let row = rows.iter_mut().find(|row| row.ranked.worker == worker);
+            row.into_iter().for_each(|row| row.quarantined = true);
+        }
+        let excludes = self.on_gap == OnGap::Exclude;
+        let is_out = |row: &Row<'_>| row.quarantined || excludes && may_be_gone(row.ranked.trust);
+        if rows.iter().any(is_out) {
+            for row in rows.iter_mut().filter(|row| is_out(row)) {
+                (row.ranked.score, row.excluded) = (Score::NOTHING, true);
             }
             // Stable: among equals the order stays.
-            ranked.sort_by(|a, b| b.score.weighted.total_cmp(&a.score.weighted));
+            rows.sort_by(|a, b| b.ranked.score.weighted.total_cmp(&a.ranked.score.weighted));
         }
-        ranked
+        rows
     }
 
     /// What a worker's own source has counted.
@@ -481,6 +574,29 @@ impl Service {
         }
     }
 
+    /// The sizes of blocks that workers of a model announced; the usual one as long as none has.
+    pub(crate) fn block_sizes(
+        &self,
+        tenant: &str,
+        model: &str,
+    ) -> Result<BTreeSet<BlockSize>, Refusal> {
+        let (mut sizes, mut serving) = (BTreeSet::new(), false);
+        for WorkerStatus { registration, groups, .. } in self.scout.workers() {
+            let serves = registration.model.as_deref().is_none_or(|serves| serves == model);
+            if registration.tenant == tenant && serves {
+                serving = true;
+                sizes.extend(groups.iter().map(|facts| facts.shape.size));
+            }
+        }
+        match (serving, sizes.is_empty()) {
+            (true, true) => Ok(BTreeSet::from([BlockSize::DEFAULT])),
+            (true, false) => Ok(sizes),
+            (false, _) => Err(Refusal::UnknownModel(format!(
+                "no worker serves model '{model}' for tenant '{tenant}'"
+            ))),
+        }
+    }
+
     /// Every worker, by tenant, pod and rank.
     pub(crate) fn workers(&self) -> Vec<WorkerView> {
         let feeds = self.switchboard.feeds.lock().clone();
@@ -488,7 +604,9 @@ impl Service {
             let feed = feeds.get(&status.worker).cloned();
             let source = self.source_of(feed.as_ref());
             status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
-            WorkerView { status, feed, source }
+            let labels = self.labels.of(status.worker);
+            let receipts = self.receipts.of(status.worker);
+            WorkerView { status, feed, source, labels, receipts }
         });
         views.collect()
     }

@@ -16,6 +16,7 @@ use crate::ingest::Trust;
 use crate::ingest::sequencer::{AuditState, Comparison};
 use crate::ingest::verify::Verifier;
 use crate::scout::follow::Progress;
+use crate::scout::local::LocalHashes;
 use crate::scout::standing::{Post, Slab};
 use crate::scout::vocabulary::Vocabularies;
 
@@ -107,6 +108,8 @@ impl Shadow {
             vocabularies: Vocabularies::default().into(),
             generation: Default::default(),
             editions: Default::default(),
+            // What a shadow learns, nobody asks it.
+            local: LocalHashes::new(0),
             shadows: Arc::default(),
         };
         let post = Post::new(Arc::<Slab>::default(), live.seat.worker);

@@ -18,6 +18,7 @@ use kvscout::event;
 use kvscout::index::MemoryOptions;
 use kvscout::ingest::ReplayOptions;
 use kvscout::ingest::zmq::{self, Endpoint, RoundOptions};
+use kvscout::predict::PredictOptions;
 use kvscout::score::Weights;
 use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
@@ -29,6 +30,7 @@ use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
+use crate::service::ReceiptOptions;
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
@@ -43,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) seeds: Vec<String>,
     /// Which of Mooncake's two documented answers `/query` gives.
     pub(crate) mooncake_answer: MooncakeAnswer,
+    /// What other projects' clients need.
+    pub(crate) dialects: Dialects,
     /// Whether one bound endpoint may tell pods apart by what they say.
     pub(crate) trust_topics: bool,
     /// That endpoint.
@@ -69,6 +73,12 @@ pub(crate) struct Config {
     pub(crate) replay: ReplayOptions,
     /// What a replay may cost; its largest message is that of `zmq`.
     pub(crate) rounds: RoundOptions,
+    /// How long picks count, and how many.
+    pub(crate) predict: PredictOptions,
+    /// What a predicted block is worth.
+    pub(crate) predict_weight: f64,
+    /// What follows from receipts.
+    pub(crate) receipts: ReceiptOptions,
     /// What becomes of workers that lost something.
     pub(crate) on_gap: OnGap,
     /// How often engines' own metrics are asked for.
@@ -81,6 +91,15 @@ pub(crate) struct Config {
     pub(crate) sources: Vec<SourceEntry>,
     /// LoRA adapters that requests may name.
     pub(crate) adapters: Vec<AdapterEntry>,
+}
+
+/// What other projects' clients need, and costs something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dialects {
+    /// Whether Dynamo's hashes of single blocks are kept.
+    pub(crate) dynamo_hashes: bool,
+    /// How many.
+    pub(crate) dynamo_blocks: NonZeroUsize,
 }
 
 /// What is kept over a restart.
@@ -126,6 +145,11 @@ impl Default for Config {
             log_level: Level::Info,
             seeds: Vec::new(),
             mooncake_answer: MooncakeAnswer::Doc,
+            dialects: Dialects {
+                dynamo_hashes: false,
+                // Some 50 MB. A zero would not compile.
+                dynamo_blocks: const { NonZeroUsize::new(1 << 20).unwrap() },
+            },
             trust_topics: false,
             topic_bind: None,
             topic_tenant: Registration::DEFAULT_TENANT.to_owned(),
@@ -148,6 +172,13 @@ impl Default for Config {
             // A few seconds of a replay in ten minutes, if the buffer still has everything; else one attempt.
             replay: ReplayOptions { audit: Duration::from_secs(600), ..ReplayOptions::default() },
             rounds: RoundOptions::default(),
+            predict: PredictOptions::default(),
+            // Less than any tier that is announced on the device or beside it, more than none.
+            predict_weight: 0.5,
+            receipts: ReceiptOptions {
+                quarantine: false,
+                quarantine_for: Duration::from_secs(300),
+            },
             on_gap: OnGap::Flag,
             metrics_interval: Duration::from_secs(30),
             silent_after: Duration::from_secs(300),
@@ -166,6 +197,8 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "log.level" => log_level;
     "seeds" => seeds;
     "mooncake_answer" => mooncake_answer;
+    "dialects.dynamo_hashes" => dialects.dynamo_hashes;
+    "dialects.dynamo_blocks" => dialects.dynamo_blocks;
     "trust_topics" => trust_topics;
     "topic_bind" => topic_bind;
     "topic_tenant" => topic_tenant;
@@ -183,6 +216,11 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "memory.budget" => memory.budget;
     "limits.unplaced_per_worker" => memory.unplaced_per_worker;
     "limits.chain_memory_bytes" => chain_memory;
+    "predict.ttl" => predict.ttl;
+    "predict.most_blocks" => predict.most_blocks;
+    "predict.weight" => predict_weight;
+    "receipts.quarantine" => receipts.quarantine;
+    "receipts.quarantine_for" => receipts.quarantine_for;
     "on_gap" => on_gap;
     "silent_after" => silent_after;
     "metrics_interval" => metrics_interval;

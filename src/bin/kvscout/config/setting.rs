@@ -14,6 +14,7 @@ use toml::Value;
 use super::OnGap;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
+use crate::service::Labels;
 
 /// A type of configuration values.
 pub(super) trait Setting: Sized {
@@ -142,6 +143,27 @@ impl Setting for Vec<String> {
 
     fn write(&self) -> Option<Value> {
         Some(Value::Array(self.iter().map(text).collect()))
+    }
+}
+
+/// Commas divide, as for other lists.
+impl Setting for Labels {
+    const EXPECTED: &'static str = "a list of texts such as \"role=prefill\"";
+
+    fn read(texts: &[String]) -> Option<Labels> {
+        let parts = texts.iter().flat_map(|text| text.split(',')).map(str::trim);
+        let label = |part: &str| match part.split_once('=') {
+            Some((name, value)) if !name.is_empty() && !value.is_empty() => {
+                Some((name.to_owned(), value.to_owned()))
+            }
+            _ => None,
+        };
+        parts.filter(|part| !part.is_empty()).map(label).collect()
+    }
+
+    fn write(&self) -> Option<Value> {
+        let labels = self.iter().map(|(name, value)| text(&format!("{name}={value}")));
+        Some(Value::Array(labels.collect()))
     }
 }
 

@@ -10,6 +10,7 @@ use toml::Value;
 
 use super::setting::{Key, Setting, assign, keys};
 use super::{ConfigError, set, texts, unknown};
+use crate::service::Labels;
 
 /// One engine, with all its data-parallel ranks.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub(crate) struct SourceEntry {
     pub(crate) copies: Copies,
     /// Who dials.
     pub(crate) mode: Mode,
+    /// What routers tell it apart by.
+    pub(crate) labels: Labels,
 }
 
 /// Every key of a `[[source]]`.
@@ -54,6 +57,7 @@ pub(crate) const KEYS: &[Key<SourceEntry>] = keys! { SourceEntry {
     "on_clear" => on_clear;
     "copies" => copies;
     "mode" => mode;
+    "labels" => labels;
 }};
 
 impl SourceEntry {
@@ -71,6 +75,7 @@ impl SourceEntry {
             on_clear: OnClear::default(),
             copies: Copies::default(),
             mode: Mode::Connect,
+            labels: Labels::new(),
         }
     }
 

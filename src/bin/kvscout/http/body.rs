@@ -1,8 +1,11 @@
-//! A JSON body, field by field: each error names its field, and none repeats a value, which could
-//! be a salt or a token.
+//! A body, field by field: each error names its field, and none repeats a value, which could be a salt
+//! or a token.
+//!
+//! Whatever a body came as, it is read as a JSON object and, for lists of numbers, as their bytes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use kvscout::block::{BlockSize, Name, TokenId};
 use kvscout::ingest::zmq::Endpoint;
@@ -10,6 +13,8 @@ use serde::Deserialize;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
+use super::packed;
+use super::query::parameters;
 use super::refusal::HttpError;
 
 const U32: &str = "an integer from 0 to 4294967295";
@@ -20,28 +25,84 @@ const SIZE: &str = "a number of tokens from 1";
 /// The expectations that a number may meet.
 const NUMBERS: [&str; 4] = [U32, U64, I64, SIZE];
 
+/// The parameters of a binary body that may be given several times.
+const LISTS: [&str; 2] = ["candidates", "labels"];
+
+/// What a request brought.
+#[derive(Debug, Default)]
+pub(super) struct Body {
+    json: Vec<u8>,
+    /// What came as bytes, and what of it belongs to which field.
+    bytes: Vec<u8>,
+    binaries: Vec<(String, Range<usize>)>,
+}
+
+impl Body {
+    /// A JSON object.
+    pub(super) fn json(json: Vec<u8>) -> Body {
+        Body { json, ..Body::default() }
+    }
+
+    /// A msgpack map.
+    pub(super) fn msgpack(bytes: Vec<u8>) -> Result<Body, HttpError> {
+        let packed::Unpacked { json, binaries } =
+            packed::unpack(&bytes).map_err(|wrong| HttpError::no_msgpack(&wrong))?;
+        Ok(Body { json, bytes, binaries })
+    }
+
+    /// Token ids, and the other fields in the part of the address after the question mark.
+    pub(super) fn tokens(bytes: Vec<u8>, query: &str) -> Result<Body, HttpError> {
+        let mut fields = parameters(query, &LISTS)?;
+        if fields.contains_key("token_ids") {
+            return Err(HttpError::field("token_ids", "the body is these; give them once"));
+        }
+        if let Some(rank) = fields.get_mut("rank")
+            && let Some(Ok(number)) = rank.as_str().map(str::parse::<u32>)
+        {
+            *rank = number.into();
+        }
+        let json = serde_json::to_vec(&fields).unwrap_or_default();
+        let binaries = vec![("token_ids".to_owned(), 0..bytes.len())];
+        Ok(Body { json, bytes, binaries })
+    }
+
+    /// Its fields.
+    pub(super) fn fields(&self) -> Result<Fields<'_>, HttpError> {
+        let mut fields = Fields::parse(&self.json)?;
+        let binary =
+            |(name, place): &(String, Range<usize>)| (name.clone(), &self.bytes[place.clone()]);
+        fields.binaries = self.binaries.iter().map(binary).collect();
+        Ok(fields)
+    }
+}
+
 /// The fields of a JSON object; what is null is not there.
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
     /// The place of the object within the body, with a dot behind; empty for the body itself.
     within: String,
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
+    binaries: BTreeMap<String, &'a [u8]>,
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of a body.
-    pub(super) fn parse(body: &'a [u8]) -> Result<Fields<'a>, HttpError> {
+    /// The fields of a JSON object.
+    fn parse(body: &'a [u8]) -> Result<Fields<'a>, HttpError> {
         let fields = serde_json::from_slice(body).map_err(|error| match error.classify() {
             // It is JSON so far, but of another kind.
             Category::Data => HttpError::no_object(kind(body.trim_ascii_start())),
             _ => HttpError::no_json(&error),
         })?;
-        Ok(Fields { within: String::new(), fields }.without_nulls())
+        let binaries = BTreeMap::new();
+        Ok(Fields { within: String::new(), fields, binaries }.without_nulls())
     }
 
     fn inner(value: &'a RawValue, within: String) -> Result<Fields<'a>, HttpError> {
         match serde_json::from_str(value.get()) {
-            Ok(fields) => Ok(Fields { within: format!("{within}."), fields }.without_nulls()),
+            Ok(fields) => {
+                let within = format!("{within}.");
+                Ok(Fields { within, fields, binaries: BTreeMap::new() }.without_nulls())
+            }
             Err(_) => Err(wrong(within, "an object", value)),
         }
     }
@@ -57,12 +118,14 @@ impl<'a> Fields<'a> {
 
     /// Whether the field is there.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.fields.contains_key(name)
+        self.fields.contains_key(name) || self.binaries.contains_key(name)
     }
 
     /// Refuses fields other than these.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), HttpError> {
-        match self.fields.keys().find(|name| !known.contains(&&***name)) {
+        let names = self.fields.keys().map(|name| &**name);
+        let mut names = names.chain(self.binaries.keys().map(String::as_str));
+        match names.find(|name| !known.contains(name)) {
             None => Ok(()),
             Some(name) => Err(HttpError::field(
                 self.path(name),
@@ -72,7 +135,12 @@ impl<'a> Fields<'a> {
     }
 
     fn get<T: Deserialize<'a>>(&self, name: &str, expected: &str) -> Result<Option<T>, HttpError> {
-        let Some(value) = self.fields.get(name) else { return Ok(None) };
+        let Some(value) = self.fields.get(name) else {
+            return match self.binaries.contains_key(name) {
+                true => Err(binary(self.path(name), expected)),
+                false => Ok(None),
+            };
+        };
         match serde_json::from_str(value.get()) {
             Ok(found) => Ok(Some(found)),
             Err(_) => Err(wrong(self.path(name), expected, value)),
@@ -151,9 +219,15 @@ impl<'a> Fields<'a> {
         Err(HttpError::field(self.path(name), wrong))
     }
 
-    /// The token ids of a prompt.
+    /// The token ids of a prompt: a list, or their bytes, four for each, the least first.
     pub(super) fn tokens(&self, name: &str) -> Result<Vec<TokenId>, HttpError> {
-        self.list(name, U32)
+        let Some(bytes) = self.binaries.get(name) else { return self.list(name, U32) };
+        let (words, rest) = bytes.as_chunks::<4>();
+        if rest.is_empty() {
+            return Ok(words.iter().map(|word| TokenId::from_le_bytes(*word)).collect());
+        }
+        let wrong = format!("expected four bytes for each token, found {} bytes", bytes.len());
+        Err(HttpError::field(self.path(name), wrong))
     }
 
     /// The names of a prompt's blocks: unsigned, or signed with the same bits.
@@ -175,6 +249,9 @@ impl<'a> Fields<'a> {
     /// A list that must be there.
     fn list<T: Deserialize<'a>>(&self, name: &str, expected: &str) -> Result<Vec<T>, HttpError> {
         let missing = || self.missing(name, &format!("a list, each {expected}"));
+        if self.binaries.contains_key(name) {
+            return Err(binary(self.path(name), "a list"));
+        }
         let value = self.fields.get(name).ok_or_else(missing)?;
         if let Ok(list) = serde_json::from_str(value.get()) {
             return Ok(list);
@@ -215,17 +292,71 @@ impl<'a> Fields<'a> {
         values.into_iter().enumerate().map(element).collect::<Result<_, _>>().map(Some)
     }
 
+    /// Names with the values that each may have, if they are there: an object of texts or lists of
+    /// texts, or a list of texts such as `name=value`.
+    pub(super) fn choices(&self, name: &str) -> Result<Option<Vec<(String, String)>>, HttpError> {
+        const EXPECTED: &str = "an object of texts or lists of texts";
+        let Some(value) = self.get::<&'a RawValue>(name, EXPECTED)? else { return Ok(None) };
+        let mut pairs = Vec::new();
+        if let Ok(texts) = serde_json::from_str::<Vec<String>>(value.get()) {
+            for (n, text) in texts.iter().enumerate() {
+                let wrong = || HttpError::element(&self.path(name), n, "expected name=value");
+                let (name, value) = text.split_once('=').ok_or_else(wrong)?;
+                pairs.push((name.to_owned(), value.to_owned()));
+            }
+            return Ok(Some(pairs));
+        }
+        let inner = Fields::inner(value, self.path(name))?;
+        for (name, value) in &inner.fields {
+            match serde_json::from_str::<Vec<String>>(value.get()) {
+                Ok(values) => {
+                    pairs.extend(values.into_iter().map(|value| (name.to_string(), value)))
+                }
+                Err(_) => {
+                    let value = inner.get(name, "a text or a list of texts")?;
+                    pairs.extend(value.map(|value| (name.to_string(), value)));
+                }
+            }
+        }
+        Ok(Some(pairs))
+    }
+
+    /// The name of a field with its place within the body.
+    pub(super) fn place(&self, name: &str) -> String {
+        self.path(name)
+    }
+
+    /// An object of texts, if it is there.
+    pub(super) fn texts(&self, name: &str) -> Result<Option<BTreeMap<String, String>>, HttpError> {
+        let Some(value) = self.get::<&'a RawValue>(name, "an object of texts")? else {
+            return Ok(None);
+        };
+        let inner = Fields::inner(value, self.path(name))?;
+        let names = inner.fields.keys().map(|name| name.to_string());
+        let text = |name: String| {
+            let text = inner.get::<String>(&name, "a text")?;
+            Ok(text.map(|text| (name, text)))
+        };
+        names.filter_map(|name| text(name).transpose()).collect::<Result<_, _>>().map(Some)
+    }
+
     /// An object or a text, if it is there.
     pub(super) fn object_or_text(
         &self,
         name: &str,
     ) -> Result<Option<Result<Fields<'a>, String>>, HttpError> {
-        let Some(value) = self.fields.get(name) else { return Ok(None) };
+        let Some(value) = self.get::<&'a RawValue>(name, "an object or a text")? else {
+            return Ok(None);
+        };
         match serde_json::from_str::<String>(value.get()) {
             Ok(text) => Ok(Some(Err(text))),
             Err(_) => Fields::inner(value, self.path(name)).map(|fields| Some(Ok(fields))),
         }
     }
+}
+
+fn binary(path: String, expected: &str) -> HttpError {
+    HttpError::field(path, format!("expected {expected}, found bytes"))
 }
 
 fn wrong(path: String, expected: &str, found: &RawValue) -> HttpError {
@@ -339,6 +470,24 @@ mod tests {
             let error = serde_json::to_value(&error).unwrap();
             assert_eq!(error["reason"], "invalid_json");
             assert!(error["error"].as_str().unwrap().contains(said), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn tokens_in_bytes_have_four_each() {
+        let body = Body::tokens(vec![1, 2, 0, 0, 255, 255, 255, 255], "model=m&labels=a").unwrap();
+        let fields = body.fields().unwrap();
+        assert_eq!(fields.tokens("token_ids").unwrap(), [513, u32::MAX]);
+        assert_eq!(fields.text("model").unwrap().as_deref(), Some("m"));
+        assert!(fields.has("token_ids") && fields.only(&["model", "labels"]).is_err());
+        let body = Body::msgpack(b"\x81\xa9token_ids\xc4\x05\x01\0\0\0\0".to_vec()).unwrap();
+        let fields = body.fields().unwrap();
+        for error in [
+            fields.tokens("token_ids").unwrap_err(),
+            fields.text("token_ids").unwrap_err(),
+            fields.names("token_ids").unwrap_err(),
+        ] {
+            assert_eq!(serde_json::to_value(&error).unwrap()["field"], "token_ids");
         }
     }
 

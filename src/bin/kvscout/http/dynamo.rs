@@ -1,16 +1,20 @@
 //! The dialect of Dynamo's standalone indexer: numeric instances, routing groups, tokens.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use axum::http::StatusCode;
-use kvscout::block::{Lora, Prompt};
+use kvscout::block::{Lora, Name, Prompt};
 use kvscout::ingest::zmq::Mode;
 use kvscout::scout::{Blocks, Registration, Request};
 use serde_json::{Map, Value, json};
 
-use super::Answer;
 use super::body::Fields;
-use super::mooncake::{Instance, by_instance};
+use super::mooncake::{Instance, block_size, by_instance};
+use super::own;
 use super::refusal::HttpError;
-use crate::service::{Enrolment, Origin, Service};
+use super::{Answer, App};
+use crate::service::{Enrolment, Origin, Refusal, Service, Stored, WorkerView};
 
 /// Registers a worker; the pod is the decimal text of `instance_id`, the tenant the routing group.
 pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
@@ -25,7 +29,8 @@ pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer,
     let endpoint = fields.required_endpoint("endpoint")?;
     let replay = fields.endpoint("replay_endpoint")?;
     let (mode, origin) = (Mode::Connect, Origin::Requested);
-    service.register(Enrolment { registration, endpoint, mode, replay, origin })?;
+    let labels = own::labels(fields)?;
+    service.register(Enrolment { registration, endpoint, mode, replay, origin, labels })?;
     Ok(Answer::with(StatusCode::CREATED, &json!({ "status": "ok" })))
 }
 
@@ -51,31 +56,140 @@ pub(super) fn query(service: &Service, fields: &Fields<'_>) -> Result<Answer, Ht
         blocks: Blocks::Prompt(prompt),
         candidates: None,
     };
-    let found = service.score(&request, by_instance)?;
+    Ok(scores(&service.score(&request, by_instance)?))
+}
+
+fn scores(found: &BTreeMap<String, Instance>) -> Answer {
     let device = found.iter().map(|(id, instance)| (id.clone(), instance.by_rank(0)));
     let scores: Map<String, Value> = device.collect();
     let instances: Map<String, Value> =
         found.iter().map(|(id, instance)| (id.clone(), tiers(instance))).collect();
-    Ok(Answer::ok(&json!({
+    Answer::ok(&json!({
         "scores": scores,
         // How often blocks were asked for lately, which is not kept; Dynamo's own default.
         "frequencies": [],
         "instances": instances,
-    })))
+    }))
 }
 
-/// Cannot be answered: Dynamo's local hashes have a key that is known to all, the index's digests
-/// have one that nobody knows, and neither can be made of the other.
-pub(super) fn query_by_hash(fields: &Fields<'_>) -> Result<Answer, HttpError> {
+/// The same by Dynamo's hashes of single blocks, where they are kept: they have a key that is known to
+/// all, the index's digests have one that nobody knows, and neither can be made of the other.
+pub(super) fn query_by_hash(app: &App, fields: &Fields<'_>) -> Result<Answer, HttpError> {
     if fields.has("cache_salt") {
         return Err(HttpError::field("cache_salt", "hashes carry their salt; leave it out"));
     }
-    fields.names("block_hashes")?;
-    Err(HttpError::not_implemented(
-        "hashes of single blocks ('block_hashes', XXH3) cannot be looked up: blocks are kept under \
-         keyed digests; send 'token_ids' to /query, or the engine's own rolling hashes as \
-         'seq_hashes' with 'model' and 'block_size'",
-    ))
+    let model = fields.required_text("model_name")?;
+    let names = fields.names("block_hashes")?;
+    if !app.dynamo_hashes {
+        return Err(HttpError::not_implemented(
+            "hashes of single blocks ('block_hashes', XXH3) are not kept: blocks are known by keyed \
+             digests; set dialects.dynamo_hashes = true, or send 'token_ids' to /query, or the \
+             engine's own rolling hashes as 'seq_hashes' with 'model' and 'block_size'",
+        ));
+    }
+    let hashes: Vec<u64> = names.into_iter().map(|Name(hash)| hash).collect();
+    let tenant = group(fields)?;
+    let mut found: BTreeMap<String, Instance> = BTreeMap::new();
+    // Whoever cuts prompts otherwise is asked in its own way.
+    for block_size in app.service.block_sizes(&tenant, &model)? {
+        let request = Request {
+            tenant: &tenant,
+            model: Some(&model),
+            blocks: Blocks::Local { hashes: &hashes, block_size },
+            candidates: None,
+        };
+        for (pod, instance) in app.service.score(&request, by_instance)? {
+            found.entry(pod).or_default().add(&instance);
+        }
+    }
+    Ok(scores(&found))
+}
+
+/// The instances of a model and a routing group; of all where those are not given.
+pub(super) fn workers(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
+    let (model, group) = (fields.text("model_name")?, fields.text("routing_group")?);
+    let mut instances: BTreeMap<(String, String), (Map<String, Value>, WorkerView)> =
+        BTreeMap::new();
+    for view in service.workers() {
+        let Registration { pod, rank, tenant, model: serves, .. } = &view.status.registration;
+        let other_model = serves.is_some() && model.is_some() && *serves != model;
+        if other_model || group.as_ref().is_some_and(|group| group != tenant) {
+            continue;
+        }
+        let (key, rank) = ((tenant.clone(), pod.clone()), rank.to_string());
+        let endpoint = view.endpoint().map(ToString::to_string).into();
+        instances.entry(key).or_insert_with(|| (Map::new(), view)).0.insert(rank, endpoint);
+    }
+    let instance =
+        |((group, pod), (endpoints, view)): ((String, String), (Map<_, _>, WorkerView))| {
+            json!({
+                "instance_id": instance_id(&pod), "model_name": view.status.registration.model,
+                "routing_group": group, "block_size": block_size(&view), "endpoints": endpoints,
+            })
+        };
+    Ok(Answer::ok(&instances.into_iter().map(instance).collect::<Vec<_>>()))
+}
+
+/// Everything that is held, as events that would bring it about: names, no tokens and no salts.
+pub(super) fn dump(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
+    let Ok(_turn) = Arc::clone(&app.snapshots).try_acquire_owned() else {
+        let busy = "a dump or a snapshot is being made; try again later".to_owned();
+        return Err(Refusal::Unavailable(busy).into());
+    };
+    let (mut answer, mut number) = (Map::new(), 0_u64);
+    for (context, stored) in app.service.dump()? {
+        let mut key = format!("{}:{}", context.model.as_deref().unwrap_or(""), context.tenant);
+        if answer.contains_key(&key) {
+            // Engines of one model that cut blocks differently.
+            key = format!("{key}:{}", context.block_size);
+        }
+        let events = stored.iter().map(|stored| {
+            number += 1;
+            event(number - 1, stored)
+        });
+        let events: Vec<Value> = events.collect();
+        answer.insert(key, json!({ "block_size": context.block_size.get(), "events": events }));
+    }
+    Ok(Answer::ok(&answer))
+}
+
+fn event(number: u64, stored: &Stored) -> Value {
+    let Stored { pod, rank, tier, parent, names } = stored;
+    let blocks: Vec<Value> = names.iter().map(|name| json!({ "block_hash": name.0 })).collect();
+    json!({
+        "worker_id": instance_id(pod), "tier": tier.as_str(),
+        "event": {
+            "event_id": number, "dp_rank": rank,
+            "data": { "stored": { "parent_hash": parent.map(|name| name.0), "blocks": blocks } },
+        },
+    })
+}
+
+/// A number, as it was registered; a pod of another name has none.
+fn instance_id(pod: &str) -> Value {
+    pod.parse::<u64>().map_or_else(|_| json!(pod), |id| json!(id))
+}
+
+/// Adds a replica to the list; doing so again changes nothing.
+pub(super) fn register_peer(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
+    let url = fields.required_text("url")?;
+    if !(url.starts_with("http://") || url.starts_with("https://")) || url.contains('@') {
+        // Not repeated: there may be a password in it.
+        return Err(HttpError::field("url", "expected http://host:port"));
+    }
+    app.service.add_peer(url)?;
+    Ok(Answer::with(StatusCode::CREATED, &json!({ "status": "ok" })))
+}
+
+/// Takes a replica from the list.
+pub(super) fn deregister_peer(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
+    app.service.remove_peer(&fields.required_text("url")?)?;
+    Ok(Answer::ok(&json!({ "status": "ok" })))
+}
+
+/// The list.
+pub(super) fn peers(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
+    Ok(Answer::ok(&app.service.peers()))
 }
 
 fn tiers(instance: &Instance) -> Value {
@@ -94,8 +208,6 @@ fn group(fields: &Fields<'_>) -> Result<String, HttpError> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     #[test]

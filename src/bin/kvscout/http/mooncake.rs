@@ -3,22 +3,79 @@
 use std::collections::BTreeMap;
 
 use kvscout::block::{BlockSize, Lora, Prompt};
+use kvscout::ingest::verify::{Contract, Status};
 use kvscout::ingest::zmq::Mode;
-use kvscout::scout::{Blocks, Ranked, Registration, Request};
+use kvscout::scout::{Blocks, Registration, Request, WorkerStatus};
 use serde_json::{Map, Value, json};
 
 use super::body::Fields;
+use super::own;
 use super::refusal::HttpError;
-use super::{Answer, MooncakeAnswer};
-use crate::service::{Enrolment, Origin, Refusal, Service};
+use super::{Answer, App, MooncakeAnswer};
+use crate::service::{Enrolment, Origin, Refusal, Row, Service, WorkerView};
 
 /// The publishers that may register.
 const TYPES: [&str; 3] = ["vLLM", "SGLang", "Mooncake"];
 
+/// The fields of each request. Mooncake's C++ implementation refuses others, so that a misspelt tenant is
+/// no silent miss; its API document says nothing of them.
+const REGISTER: [&str; 14] = [
+    "endpoint",
+    "replay_endpoint",
+    "type",
+    "modelname",
+    "instance_id",
+    "block_size",
+    "dp_rank",
+    "tenant_id",
+    "lora_name",
+    "additionalsalt",
+    "additional_salt",
+    "hash_profile",
+    "cache_group",
+    "labels",
+];
+const UNREGISTER: [&str; 3] = ["instance_id", "tenant_id", "dp_rank"];
+const QUERY: [&str; 10] = [
+    "model",
+    "modelname",
+    "block_size",
+    "token_ids",
+    "tenant_id",
+    "lora_name",
+    "lora_id",
+    "cache_salt",
+    "instance_id",
+    "cache_group",
+];
+const QUERY_BY_HASH: [&str; 8] = [
+    "model",
+    "modelname",
+    "block_size",
+    "seq_hashes",
+    "block_hash",
+    "tenant_id",
+    "instance_id",
+    "cache_group",
+];
+
+/// Refuses other fields where the C++ implementation is meant.
+fn check(fields: &Fields<'_>, form: MooncakeAnswer, known: &[&str]) -> Result<(), HttpError> {
+    match form {
+        MooncakeAnswer::Doc => Ok(()),
+        MooncakeAnswer::Branch => fields.only(known),
+    }
+}
+
 /// The fields of a registration that both documented forms require, and what kvscout makes of the
 /// rest: `lora_name` registers an adapter of the model; `additionalsalt`, `hash_profile` and
 /// `cache_group` are accepted, since the contract is detected from the engine's own events.
-pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
+pub(super) fn register(
+    service: &Service,
+    fields: &Fields<'_>,
+    form: MooncakeAnswer,
+) -> Result<Answer, HttpError> {
+    check(fields, form, &REGISTER)?;
     let endpoint = fields.required_endpoint("endpoint")?;
     let kind = fields.required_text("type")?;
     if !TYPES.contains(&kind.as_str()) {
@@ -36,7 +93,8 @@ pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer,
     let replay = fields.endpoint("replay_endpoint")?;
     let lora = fields.text("lora_name")?;
     let (mode, origin) = (Mode::Connect, Origin::Requested);
-    service.register(Enrolment { registration, endpoint, mode, replay, origin })?;
+    let labels = own::labels(fields)?;
+    service.register(Enrolment { registration, endpoint, mode, replay, origin, labels })?;
     if let Some(lora) = lora {
         service.register_adapter(&tenant, &lora, &model);
     }
@@ -44,7 +102,12 @@ pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer,
 }
 
 /// Removes the worker of (instance, tenant, rank); without a rank, all of the instance.
-pub(super) fn unregister(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
+pub(super) fn unregister(
+    service: &Service,
+    fields: &Fields<'_>,
+    form: MooncakeAnswer,
+) -> Result<Answer, HttpError> {
+    check(fields, form, &UNREGISTER)?;
     let instance = fields.required_text("instance_id")?;
     let tenant = tenant(fields)?;
     let ranks = service.unregister(&tenant, &instance, fields.u32("dp_rank")?, None)?;
@@ -62,6 +125,7 @@ pub(super) fn query(
     fields: &Fields<'_>,
     form: MooncakeAnswer,
 ) -> Result<Answer, HttpError> {
+    check(fields, form, &QUERY)?;
     fields.block_size("block_size")?;
     let token_ids = fields.tokens("token_ids")?;
     let salt = fields.text("cache_salt")?;
@@ -81,10 +145,73 @@ pub(super) fn query_by_hash(
     fields: &Fields<'_>,
     form: MooncakeAnswer,
 ) -> Result<Answer, HttpError> {
+    check(fields, form, &QUERY_BY_HASH)?;
     let name = if fields.has("block_hash") { "block_hash" } else { "seq_hashes" };
     let names = fields.names(name)?;
     let block_size: BlockSize = fields.required_block_size("block_size")?;
     ask(service, fields, Blocks::Names { names: &names, block_size }, form)
+}
+
+/// What is registered for which model: `contexts`, without seeds and root hashes.
+pub(super) fn global_view(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
+    type Context = (Option<String>, String, Option<u32>);
+    let mut contexts: BTreeMap<Context, (BTreeMap<String, Vec<u32>>, Value)> = BTreeMap::new();
+    for view in app.service.workers() {
+        let Registration { pod, rank, tenant, model, .. } = &view.status.registration;
+        let context = (model.clone(), tenant.clone(), block_size(&view));
+        let (instances, profile) = contexts.entry(context).or_default();
+        instances.entry(pod.clone()).or_default().push(*rank);
+        if profile.is_null() {
+            *profile = hash_profile(&view.status);
+        }
+    }
+    let contexts: Vec<Value> = contexts
+        .into_iter()
+        .map(|((model, tenant, block_size), (instances, profile))| {
+            json!({
+                "model_name": model, "lora_name": "", "block_size": block_size,
+                "tenant_id": tenant, "hash_profile": profile, "instances": instances,
+            })
+        })
+        .collect();
+    Ok(Answer::ok(&json!({ "context_count": contexts.len(), "contexts": contexts })))
+}
+
+/// Every worker as it could be registered.
+pub(super) fn services(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
+    let services: Vec<Value> = app.service.workers().iter().map(service_of).collect();
+    Ok(Answer::ok(&json!({ "count": services.len(), "services": services })))
+}
+
+fn service_of(view: &WorkerView) -> Value {
+    let Registration { pod, rank, tenant, model, .. } = &view.status.registration;
+    let kind = match &view.status.contract {
+        Status::Verified(Contract::Sglang) => Some("SGLang"),
+        Status::Verified(Contract::Vllm(_)) => Some("vLLM"),
+        _ => None,
+    };
+    json!({
+        "endpoint": view.endpoint().map(ToString::to_string),
+        "replay_endpoint": view.replay().map(ToString::to_string),
+        "type": kind, "modelname": model, "tenant_id": tenant, "instance_id": pod,
+        "block_size": block_size(view), "dp_rank": rank,
+        "hash_profile": hash_profile(&view.status),
+    })
+}
+
+/// The one in the engine's events; before those, the one that was registered.
+pub(super) fn block_size(view: &WorkerView) -> Option<u32> {
+    let announced = view.status.groups.first().map(|facts| facts.shape.size);
+    announced.or(view.status.registration.block_size).map(BlockSize::get)
+}
+
+/// How names are made, where that is known to be one of Mooncake's ways.
+fn hash_profile(status: &WorkerStatus) -> Value {
+    let Status::Verified(Contract::Vllm(contract)) = &status.contract else { return Value::Null };
+    json!({
+        "strategy": "vllm_v1", "algorithm": contract.algorithm().as_str(),
+        "index_projection": "low64_be",
+    })
 }
 
 fn ask(
@@ -156,6 +283,14 @@ impl Instance {
         [tier(0), tier(1), tier(2), tier(3)]
     }
 
+    /// Takes what another answer says of the same ranks, where that is more.
+    pub(super) fn add(&mut self, other: &Instance) {
+        for (&rank, tokens) in &other.ranks {
+            let most = self.ranks.entry(rank).or_default();
+            most.iter_mut().zip(tokens).for_each(|(most, tokens)| *most = (*most).max(*tokens));
+        }
+    }
+
     /// One tier's tokens by rank.
     pub(super) fn by_rank(&self, tier: usize) -> Value {
         let ranks = self.ranks.iter();
@@ -164,9 +299,9 @@ impl Instance {
 }
 
 /// An answer grouped by pod; pods that hold nothing are in it, too.
-pub(super) fn by_instance(ranked: &[Ranked<'_>]) -> BTreeMap<String, Instance> {
+pub(super) fn by_instance(rows: &[Row<'_>]) -> BTreeMap<String, Instance> {
     let mut instances: BTreeMap<String, Instance> = BTreeMap::new();
-    for worker in ranked {
+    for Row { ranked: worker, .. } in rows {
         let instance = instances.entry(worker.pod.to_string()).or_default();
         instance.ranks.insert(worker.rank, worker.score.tier_tokens);
     }

@@ -7,11 +7,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::Answer;
+use super::body::Fields;
+use super::packed::Malformed;
+use super::routes::ROUTES;
 use crate::service::Refusal;
 
 /// An error as HTTP answers it: Mooncake's `{"error", "reason", "field"?, "index"?}`, of which
 /// Dynamo's clients read `error`.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct HttpError {
     #[serde(skip)]
     status: StatusCode,
@@ -44,6 +47,16 @@ impl HttpError {
         HttpError { error, index: Some(index), ..HttpError::field(name, "") }
     }
 
+    /// The same about a field of an object within the body.
+    pub(super) fn within(mut self, fields: &Fields<'_>) -> HttpError {
+        if let Some(field) = &mut self.field {
+            let place = fields.place(field);
+            self.error = self.error.replacen(field.as_str(), &place, 1);
+            *field = place;
+        }
+        self
+    }
+
     /// 400: the body is JSON of another kind.
     pub(super) fn no_object(found: &str) -> HttpError {
         let error = format!("the body is no JSON object: expected an object, found {found}");
@@ -60,6 +73,13 @@ impl HttpError {
         )
     }
 
+    /// 400: the body is no msgpack map.
+    pub(super) fn no_msgpack(wrong: &Malformed) -> HttpError {
+        let Malformed { what, at } = wrong;
+        let error = format!("the body is no msgpack map of fields: {what}, at byte {at}");
+        HttpError::new(StatusCode::BAD_REQUEST, "invalid_msgpack", error)
+    }
+
     pub(super) fn too_large(limit: usize) -> HttpError {
         let error = format!("the body is larger than {limit} bytes (limits.max_body_bytes)");
         HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", error)
@@ -70,22 +90,14 @@ impl HttpError {
         HttpError::new(StatusCode::REQUEST_TIMEOUT, "timeout", error)
     }
 
-    pub(super) fn unsupported(kind: &str) -> HttpError {
-        let error = match kind {
-            "application/msgpack" | "application/x-msgpack" => {
-                "msgpack bodies are not supported yet; send application/json".to_owned()
-            }
-            _ => format!("content type '{kind}' is not supported; send application/json"),
-        };
+    pub(super) fn unsupported(kind: &str, supported: &str) -> HttpError {
+        let error = format!("content type '{kind}' is not supported here; send {supported}");
         HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type", error)
     }
 
     pub(super) fn unknown_path(path: &str) -> HttpError {
-        let error = format!(
-            "no route '{path}'; there are /v1/score, /v1/admin/clear, /query, /query_by_hash, /register, \
-             /unregister, /workers, /health, /ready, /snapshot \
-             and /metrics"
-        );
+        let routes: Vec<&str> = ROUTES.iter().map(|route| route.path).collect();
+        let error = format!("no route '{path}'; there are {}", routes.join(", "));
         HttpError::new(StatusCode::NOT_FOUND, "unknown_path", error)
     }
 
@@ -112,10 +124,16 @@ impl HttpError {
 
 impl From<Refusal> for HttpError {
     fn from(refusal: Refusal) -> HttpError {
+        if let Refusal::Candidate { n, wrong } = refusal {
+            return HttpError::element("candidates", n, &wrong);
+        }
         let (status, reason, error) = match refusal {
             Refusal::Conflict(error) => (StatusCode::CONFLICT, "conflict", error),
             Refusal::UnknownWorker(error) => (StatusCode::NOT_FOUND, "unknown_worker", error),
             Refusal::UnknownModel(error) => (StatusCode::NOT_FOUND, "unknown_model", error),
+            Refusal::UnknownPeer(error) => (StatusCode::NOT_FOUND, "unknown_peer", error),
+            Refusal::Rank(error) => return HttpError::field("rank", error),
+            Refusal::Candidate { wrong, .. } => (StatusCode::BAD_REQUEST, "invalid_field", wrong),
             Refusal::Invalid(error) => (StatusCode::BAD_REQUEST, "invalid", error),
             Refusal::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
         };

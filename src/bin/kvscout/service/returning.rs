@@ -6,7 +6,7 @@ use kvscout::scout::Registration;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{Enrolment, Origin, Refusal, Service};
+use super::{Enrolment, Labels, Origin, Refusal, Service};
 use crate::config::Config;
 use crate::intake::Feed;
 use crate::state;
@@ -16,19 +16,27 @@ use crate::state;
 #[serde(tag = "fed", rename_all = "snake_case")]
 pub(super) enum Attached {
     /// By a source of its own.
-    Source { endpoint: String, replay: Option<String>, bound: bool, configured: bool },
+    Source {
+        endpoint: String,
+        replay: Option<String>,
+        bound: bool,
+        configured: bool,
+        #[serde(default)]
+        labels: Labels,
+    },
     /// By messages on the shared endpoint.
     Topic,
 }
 
 impl Attached {
-    fn of(feed: &Feed) -> Attached {
+    fn of(feed: &Feed, labels: Labels) -> Attached {
         match feed {
             Feed::Source { endpoint, replay, mode, origin, .. } => Attached::Source {
                 endpoint: endpoint.to_string(),
                 replay: replay.as_ref().map(ToString::to_string),
                 bound: *mode != Mode::Connect,
                 configured: *origin == Origin::Configured,
+                labels,
             },
             Feed::Topic => Attached::Topic,
         }
@@ -53,7 +61,7 @@ impl Service {
         let returning = self.returning.lock();
         for worker in &mut snapshot.registrations.workers {
             let attached = match feeds.get(&worker.worker) {
-                Some(feed) => Some(Attached::of(feed)),
+                Some(feed) => Some(Attached::of(feed, self.labels.of(worker.worker))),
                 None => returning.get(&worker.worker).cloned(),
             };
             // Names and numbers in plain structs, which always serialize.
@@ -125,13 +133,14 @@ impl Service {
     }
 
     fn dial_again(&self, state: &WorkerState, attached: Attached) -> Result<(), String> {
-        let Attached::Source { endpoint, replay, .. } = &attached else { return Ok(()) };
+        let Attached::Source { endpoint, replay, labels, .. } = &attached else { return Ok(()) };
         let enrolment = Enrolment {
             registration: state.into(),
             endpoint: over_tcp(endpoint)?,
             mode: Mode::Connect,
             replay: replay.as_deref().map(over_tcp).transpose()?,
             origin: Origin::Requested,
+            labels: Some(labels.clone()),
         };
         self.returning.lock().insert(state.worker, attached);
         self.register(enrolment).map_err(Refusal::into_message)

@@ -1,0 +1,382 @@
+//! The HTTP dialects: every form of a request and of an answer, and their description.
+#![cfg(feature = "daemon")]
+
+mod daemon_support;
+mod failures_support;
+mod openapi_support;
+mod zmq_support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use daemon_support::{Batch, Daemon};
+use failures_support::{batch, removed, stored, with};
+use serde_json::{Value, json};
+use zmq_support::{bound_publisher, eventually};
+
+const MSGPACK: &str = "application/msgpack";
+
+/// Two blocks and one token more.
+const TOKENS: [u32; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+
+/// A daemon with these lines in its configuration, and pods that dial nobody else.
+struct Site {
+    daemon: Daemon,
+    pods: Vec<(String, zmq::Socket, u64)>,
+}
+
+impl Site {
+    /// Pods by name, each with further keys of its `[[source]]`.
+    fn new(pods: &[(&str, &str)], config: &str) -> Site {
+        let mut file = config.to_owned();
+        let mut publishers = Vec::new();
+        for (name, keys) in pods {
+            let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
+            file += &format!(
+                "\n[[source]]\nname = \"{name}\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"\n{keys}\n"
+            );
+            publishers.push(((*name).to_owned(), socket, 0));
+        }
+        let daemon = Daemon::start(&[], &file, &[]);
+        eventually("the sources are added", || daemon.get("/ready").status == 200);
+        Site { daemon, pods: publishers }
+    }
+
+    fn feed(&mut self, pod: &str, events: &[Value]) {
+        let (name, socket, seq) = self.pods.iter_mut().find(|(name, ..)| name == pod).unwrap();
+        self.daemon.feed(socket, "", &Batch { seq: *seq, payload: batch(events) }, name);
+        *seq += 1;
+    }
+
+    /// A question's answer; `kind` is that of its body, `accept` what is asked for.
+    fn send(&self, path: &str, kind: &str, accept: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
+        let mut stream = TcpStream::connect(self.daemon.address()).unwrap();
+        let accept =
+            if accept.is_empty() { String::new() } else { format!("accept: {accept}\r\n") };
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n\
+             {accept}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let kind = head.lines().find_map(|line| line.strip_prefix("content-type: "));
+        (status, kind.unwrap_or_default().to_owned(), answer[end + 4..].to_vec())
+    }
+
+    fn msgpack(&self, path: &str, body: &Value) -> Value {
+        let packed = rmp_serde::to_vec_named(body).unwrap();
+        let (status, kind, answer) = self.send(path, MSGPACK, "", &packed);
+        assert_eq!((status / 100, kind.as_str()), (2, MSGPACK), "{path}");
+        rmp_serde::from_slice(&answer).unwrap()
+    }
+}
+
+fn little_endian(tokens: &[u32]) -> Vec<u8> {
+    tokens.iter().flat_map(|token| token.to_le_bytes()).collect()
+}
+
+/// A msgpack map of texts and numbers, with the tokens in binary.
+fn with_binary_tokens(fields: &[(&str, &str)], tokens: &[u32]) -> Vec<u8> {
+    let mut body = vec![0x80 + fields.len() as u8 + 1];
+    let text = |body: &mut Vec<u8>, text: &str| {
+        body.push(0xa0 + text.len() as u8);
+        body.extend(text.as_bytes());
+    };
+    for (name, value) in fields {
+        text(&mut body, name);
+        text(&mut body, value);
+    }
+    text(&mut body, "token_ids");
+    let bytes = little_endian(tokens);
+    body.extend([0xc6]);
+    body.extend((bytes.len() as u32).to_be_bytes());
+    body.extend(bytes);
+    body
+}
+
+#[test]
+fn a_question_in_msgpack_has_the_answer_that_it_has_in_json() {
+    let mut site = Site::new(&[("7", "")], "");
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    for (path, body) in [
+        ("/query", json!({ "model": "m", "block_size": 4, "token_ids": TOKENS })),
+        ("/query", json!({ "model_name": "m", "token_ids": TOKENS, "tenant_id": "anything" })),
+        ("/query_by_hash", json!({ "model": "m", "block_size": 4, "seq_hashes": [11, 12] })),
+        ("/v1/score", json!({ "model": "m", "token_ids": TOKENS, "candidates": ["7", "8"] })),
+        ("/v1/explain", json!({ "model": "m", "token_ids": TOKENS })),
+    ] {
+        let answer = site.daemon.post(path, &body).json(200);
+        assert!(answer.to_string().contains('8') || answer.to_string().contains('2'), "{answer}");
+        assert_eq!(site.msgpack(path, &body), answer, "{path} {body}");
+    }
+    for (path, model) in [("/query", "model"), ("/query", "model_name"), ("/v1/score", "model")] {
+        let body = json!({ model: "m", "token_ids": TOKENS });
+        let expected = site.daemon.post(path, &body).json(200);
+        let packed = with_binary_tokens(&[(model, "m")], &TOKENS);
+        let (status, _, answer) = site.send(path, MSGPACK, "application/json", &packed);
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!((status, answer), (200, expected), "{path}");
+    }
+    let (status, kind, answer) = site.send("/query", MSGPACK, "", b"\x81\xa5model\xa1m");
+    let error: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(
+        (status, kind.as_str(), &error["field"]),
+        (400, "application/json", &json!("token_ids"))
+    );
+    let cut = [&with_binary_tokens(&[("model", "m")], &[])[..19], &[0xc4, 3, 1, 2, 3]].concat();
+    let (status, _, answer) = site.send("/query", MSGPACK, "", &cut);
+    let error: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((status, &error["field"]), (400, &json!("token_ids")), "{error}");
+    let looked = site.daemon.send("GET", "/services", "accept: application/json\r\n", "").json(200);
+    assert_eq!(looked["count"], 1);
+}
+
+#[test]
+fn tokens_alone_are_a_question_too() {
+    let mut site = Site::new(&[("7", "labels = [\"role=prefill\"]"), ("8", "")], "");
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    let body = json!({
+        "model": "m", "token_ids": TOKENS, "candidates": ["7", "nobody"], "labels": { "role": "prefill" },
+    });
+    let expected = site.daemon.post("/v1/score", &body).json(200);
+    assert_eq!(expected["workers"][0]["matched_blocks"], 2);
+    let kind = "application/octet-stream";
+    let path = "/v1/score?model=m&candidates=7&candidates=nobody&labels=role%3Dprefill";
+    let (status, _, answer) = site.send(path, kind, "", &little_endian(&TOKENS));
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((status, answer), (200, expected));
+    for (path, length, field) in [
+        ("/v1/score?model=m", 5, "token_ids"),
+        ("/v1/score?modell=m", 4, "modell"),
+        ("/v1/score?token_ids=1", 4, "token_ids"),
+        ("/v1/score?model=m&model=n", 4, "model"),
+        ("/v1/score?labels=role", 4, "labels"),
+        ("/v1/picked?worker=7&rank=x", 4, "rank"),
+    ] {
+        let (status, _, answer) = site.send(path, kind, "", &vec![0; length]);
+        let error: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!((status, &error["field"]), (400, &json!(field)), "{path}: {error}");
+    }
+    let path = "/v1/picked?model=m&worker=8&rank=0";
+    let (status, _, answer) = site.send(path, kind, "", &little_endian(&TOKENS));
+    assert_eq!((status, &answer[..]), (200, &b"{\"predicted_blocks\":0}"[..]));
+}
+
+#[test]
+fn several_questions_are_answered_in_order_and_one_that_is_wrong_alone() {
+    let mut site = Site::new(&[("7", "")], "");
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    let one = |tokens: &[u32]| json!({ "model": "m", "token_ids": tokens });
+    let body = json!({ "requests": [
+        one(&TOKENS), { "model": "m" }, one(&TOKENS[..4]), { "model": "x", "token_ids": [] }, "text",
+        { "model": "m", "token_ids": [1], "candidates": [{ "worker": "7", "rank": 9 }] },
+    ]});
+    let answer = site.daemon.post("/v1/score/batch", &body).json(200);
+    let answers = answer["answers"].as_array().unwrap();
+    assert_eq!(answers[0], site.daemon.post("/v1/score", &one(&TOKENS)).json(200));
+    assert_eq!(answers[1]["field"], "requests[1].token_ids");
+    assert_eq!(answers[2]["workers"][0]["matched_blocks"], 1);
+    assert_eq!(answers[3]["reason"], "unknown_model");
+    assert_eq!((&answers[4]["field"], &answers[4]["index"]), (&json!("requests"), &json!(4)));
+    assert_eq!(answers[5]["field"], "requests[5].candidates");
+    let (mixed, many) = (json!({ "requests": [], "model": "m" }), vec![json!({}); 4097]);
+    let none = json!({});
+    for (body, field) in
+        [(mixed, "model"), (json!({ "requests": many }), "requests"), (none, "requests")]
+    {
+        assert_eq!(site.daemon.post("/v1/score/batch", &body).json(400)["field"], field);
+    }
+}
+
+#[test]
+fn labels_are_replaced_by_a_later_registration_and_come_back_after_a_restart() {
+    let directory =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("labels-{}", std::process::id()));
+    let flags = ["--state", directory.to_str().unwrap()];
+    let daemon = Daemon::start(&flags, "", &[]);
+    let register = |daemon: &Daemon, labels: Option<Value>| {
+        let mut body = json!({
+            "endpoint": "tcp://127.0.0.1:9", "type": "vLLM", "modelname": "m", "instance_id": "a",
+            "block_size": 16, "dp_rank": 0,
+        });
+        labels.into_iter().for_each(|labels| body["labels"] = labels);
+        daemon.post("/register", &body)
+    };
+    for (labels, after) in [
+        (
+            Some(json!({ "role": "prefill", "zone": "x" })),
+            json!({ "role": "prefill", "zone": "x" }),
+        ),
+        (None, json!({ "role": "prefill", "zone": "x" })),
+        (Some(json!({ "role": "decode" })), json!({ "role": "decode" })),
+    ] {
+        register(&daemon, labels).json(200);
+        assert_eq!(daemon.worker("a", 0)["labels"], after);
+    }
+    for labels in
+        [json!({ "role": 5 }), json!(["role"]), json!({ "": "x" }), json!({ "x": "y".repeat(300) })]
+    {
+        let error = register(&daemon, Some(labels)).json(400);
+        assert!(error["field"].as_str().unwrap().starts_with("labels"), "{error}");
+    }
+    daemon.terminate();
+    let daemon = Daemon::start(&flags, "", &[]);
+    assert_eq!(daemon.worker("a", 0)["labels"], json!({ "role": "decode" }));
+}
+
+#[test]
+fn an_explanation_names_the_first_divergence_of_each_worker() {
+    let mut site = Site::new(&[("far", ""), ("hole", ""), ("new", "")], "");
+    site.feed("far", &[stored(&[1, 2], None, &TOKENS[..8])]);
+    site.feed("hole", &[stored(&[1, 2], None, &TOKENS[..8]), removed(&[1], "GPU")]);
+    site.feed("new", &[with(stored(&[9], None, &[7; 4]), &[("medium", json!("CPU"))])]);
+    let question = json!({ "model": "m", "token_ids": TOKENS });
+    let answer = site.daemon.post("/v1/explain", &question).json(200);
+    let group = |n: usize| answer["workers"][n]["groups"][0].clone();
+    let held = json!([{ "from": 0, "to": 2, "tier": "gpu", "known_by": "content" }]);
+    assert_eq!((&group(0)["held"], &group(0)["divergence"]), (&held, &Value::Null));
+    let hole = json!({ "block": 0, "why": "hole", "next_block": 1 });
+    assert_eq!((&group(1)["held"], &group(1)["divergence"]), (&json!([]), &hole));
+    assert_eq!(group(2)["divergence"], json!({ "block": 0, "why": "elsewhere" }));
+    let asked = json!({ "model": "m", "token_ids": TOKENS, "candidates": ["new", "x"] });
+    let answer = site.daemon.post("/v1/explain", &asked).json(200);
+    assert_eq!(answer["workers"].as_array().unwrap().len(), 1);
+    assert_eq!(answer["unknown_candidates"], json!(["x"]));
+}
+
+#[test]
+fn dynamos_hashes_are_answered_only_where_they_are_kept() {
+    // Of tokens 0..4 and 4..8, as Python's `xxhash` computes them; the second as a signed number.
+    let hashes = json!([9_143_094_415_614_847_814_u64, 12_124_091_508_212_882_195_u64 as i64]);
+    let body = json!({ "model_name": "m", "block_hashes": hashes });
+    let without = Site::new(&[("7", "")], "");
+    let error = without.daemon.post("/query_by_hash", &body).json(501);
+    assert!(error["error"].as_str().unwrap().contains("dialects.dynamo_hashes"), "{error}");
+
+    let mut site = Site::new(&[("7", "")], "[dialects]\ndynamo_hashes = true\n");
+    let mut held = json!({ "scores": { "7": { "0": 0 } }, "frequencies": [], "instances": {
+        "7": { "longest_matched": 0, "gpu": 0, "dp": { "0": 0 }, "cpu": 0, "disk": 0 },
+    }});
+    assert_eq!(site.daemon.post("/query_by_hash", &body).json(200), held);
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    let asked = json!({ "model_name": "m", "token_ids": TOKENS });
+    held = site.daemon.post("/query", &asked).json(200);
+    assert_eq!(held["scores"]["7"]["0"], 8);
+    assert_eq!(site.daemon.post("/query_by_hash", &body).json(200), held);
+    let unknown = json!({ "model_name": "x", "block_hashes": hashes });
+    assert_eq!(site.daemon.post("/query_by_hash", &unknown).json(404)["reason"], "unknown_model");
+}
+
+#[test]
+fn unknown_fields_are_refused_where_mooncakes_implementation_refuses_them() {
+    let query = json!({ "model": "m", "block_size": 16, "token_ids": [1], "tenant": "x" });
+    let dynamo = json!({ "model_name": "m", "token_ids": [1], "tenant": "x" });
+    for (config, status) in [("", 200), ("mooncake_answer = \"branch\"", 400)] {
+        let site = Site::new(&[("7", "")], config);
+        let answer = site.daemon.post("/query", &query).json(status);
+        assert_eq!(answer.get("field"), (status == 400).then(|| json!("tenant")).as_ref());
+        site.daemon.post("/query", &dynamo).json(200);
+        let register = json!({
+            "endpoint": "tcp://127.0.0.1:9", "type": "vLLM", "modelname": "m", "instance_id": "a",
+            "block_size": 16, "dp_rank": 0, "rank": 0, "additional_salt": "s",
+        });
+        let answer = site.daemon.post("/register", &register).json(status);
+        assert_eq!(answer.get("field"), (status == 400).then(|| json!("rank")).as_ref());
+    }
+}
+
+#[test]
+fn peers_are_a_bounded_list() {
+    let daemon = Daemon::start(&[], "", &[]);
+    let peer = |n: u32| json!({ "url": format!("http://peer-{n}:13333") });
+    for n in [2, 1, 2] {
+        assert_eq!(daemon.post("/register_peer", &peer(n)).json(201), json!({ "status": "ok" }));
+    }
+    let listed = json!(["http://peer-1:13333", "http://peer-2:13333"]);
+    assert_eq!(daemon.get("/peers").json(200), listed);
+    daemon.post("/deregister_peer", &peer(1)).json(200);
+    assert_eq!(daemon.post("/deregister_peer", &peer(1)).json(404)["reason"], "unknown_peer");
+    for url in ["peer", "http://name:s3cr3t@peer:1", ""] {
+        let error = daemon.post("/register_peer", &json!({ "url": url })).json(400);
+        assert!(error["field"] == "url" && !error.to_string().contains("s3cr3t"), "{error}");
+    }
+    for n in 3..258 {
+        daemon.post("/register_peer", &peer(n)).json(201);
+    }
+    assert_eq!(daemon.post("/register_peer", &peer(258)).json(503)["reason"], "unavailable");
+}
+
+#[test]
+fn the_description_is_what_the_daemon_takes_and_gives() {
+    let mut site =
+        Site::new(&[("7", "labels = [\"role=prefill\"]")], "[dialects]\ndynamo_hashes = true\n");
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    let document = site.daemon.get("/openapi.json").json(200);
+    let description = openapi_support::Description::new(&document);
+    let mut examples = 0;
+    for (path, operation) in description.operations("get") {
+        let answer = site.daemon.get(path);
+        let answered = serde_json::from_str::<Value>(&answer.body).ok();
+        description.check_answer(path, operation, answer.status, answered.as_ref());
+    }
+    for (path, operation) in description.operations("post") {
+        for (name, example) in description.examples(operation) {
+            description.check_body(path, operation, example);
+            let answer = site.daemon.post(path, example);
+            let is_known = answer.status < 400 || answer.status == 404;
+            assert!(is_known, "{path}, {name}: {} {}", answer.status, answer.body);
+            let answered = serde_json::from_str(&answer.body).unwrap();
+            description.check_answer(path, operation, answer.status, Some(&answered));
+            examples += 1;
+        }
+    }
+    assert!(examples >= 17, "{examples}");
+    for (path, wrong) in [
+        ("/v1/score", json!({ "model": "m" })),
+        ("/v1/score", json!({ "token_ids": [-1] })),
+        ("/v1/score", json!({ "token_ids": [1], "modell": "m" })),
+        (
+            "/v1/receipt",
+            json!({ "worker": "7", "cached_tokens": "5", "expected_cached_tokens": 5 }),
+        ),
+        ("/register", json!({ "modelname": "m", "endpoint": "tcp://a:1" })),
+    ] {
+        let (_, operation) = description.operations("post").find(|(p, _)| *p == path).unwrap();
+        assert!(description.wrong_body(operation, &wrong).is_some(), "{path} {wrong}");
+        site.daemon.post(path, &wrong).json(400);
+    }
+}
+
+/// A Python that has `msgpack`, which is not ours.
+fn python() -> Option<Command> {
+    let found = ["python3", "/usr/bin/python3"].into_iter().find(|python| {
+        let mut probe = Command::new(python);
+        probe.args(["-c", "import msgpack"]).stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    });
+    let required = std::env::var_os("KVSCOUT_TEST_CLIENTS").is_some();
+    assert!(found.is_some() || !required, "there is no Python with msgpack");
+    found.map(Command::new)
+}
+
+#[test]
+fn a_client_written_with_pythons_msgpack_is_answered() {
+    let Some(mut python) = python() else {
+        eprintln!("skipped: there is no Python with msgpack (Debian: python3-msgpack)");
+        return;
+    };
+    let mut site = Site::new(&[("7", "")], "[dialects]\ndynamo_hashes = true\n");
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/dialects_client.py");
+    let run = python.arg(script).arg(site.daemon.address()).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&run.stdout).trim(), "10 answers", "{said}");
+}
