@@ -6,7 +6,7 @@
 //! the others. Whose copies go is listed first (`Losers`).
 
 use super::arena::CHUNK_BYTES;
-use super::run::{EXTRAS, KIDS, Run, RunId, USED};
+use super::run::{KIDS, Run, RunId, USED};
 use super::sync::{Ordering, guard};
 use super::write::Pen;
 use crate::block::WorkerId;
@@ -14,7 +14,7 @@ use crate::block::WorkerId;
 /// Room that a store of one stretch may need at once.
 const RESERVE: usize = 64 << 10;
 /// What an unplaced block takes in its maps and lists, about; `bytes` adds them up.
-const UNPLACED: usize = 288;
+const UNPLACED: usize = 320;
 /// Runs looked at to find the one that was not used for longest.
 const SAMPLE: usize = 48;
 /// How many runs are looked at to find some that a flooding worker holds, and how many of those are
@@ -177,24 +177,14 @@ impl Pen<'_> {
         let ends = holders.iter().flat_map(|&s| self.w.cuts.held(s, 0, len).map(|h| h.1));
         let from = ends.max().unwrap_or(0).saturating_sub(BITE);
         for &slot in &holders {
-            let gone: Vec<(u32, u32)> = self.w.cuts.held(slot, from, len).collect();
-            if !gone.is_empty() {
+            if self.w.cuts.held(slot, from, len).next().is_some() {
                 self.shared.losers.add(self.w.slots.worker(slot));
             }
-            for (lo, hi) in gone {
-                if run.get(EXTRAS) > 0 {
-                    for at in lo..hi {
-                        if self.w.extras.remove(&(id, at, slot)).is_some() {
-                            run.set(EXTRAS, run.get(EXTRAS) - 1);
-                        }
-                    }
-                }
-                let entries = u64::from(hi - lo);
-                self.w.entries -= entries;
-                self.w.evicted += entries;
-                self.w.slots.count(slot, -(entries as i64));
+            self.give_up(run, slot, from);
+            if !self.w.cuts.fit() {
+                // A shorter cut may be one more.
+                self.give_up(run, slot, 0);
             }
-            self.w.cuts.keep_first(slot, from);
         }
         guard::open(run.guard());
         self.w.cuts.save(run, &mut self.w.book);

@@ -46,6 +46,8 @@ pub(super) struct Names {
     pub(super) more: HashMap<(RunId, u32), More>,
     pub(super) also: HashMap<(RunId, u32), Vec<(VocId, Name)>>,
     pub(super) dups: HashMap<(VocId, Name), Vec<Place>>,
+    /// Every unplaced block, in no order, so that a sweep can visit a few at a time.
+    pub(super) orphans: Vec<(VocId, Name)>,
     last: u32,
 }
 
@@ -91,7 +93,8 @@ impl Names {
 
     /// Bytes of unplaced blocks.
     pub(super) fn orphan_bytes(&self) -> usize {
-        self.vocabularies.values().map(|v| v.orphans.bytes()).sum()
+        let list = self.orphans.capacity() * size_of::<(VocId, Name)>();
+        list + self.vocabularies.values().map(|v| v.orphans.bytes()).sum::<usize>()
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::ahead::Ahead;
 use super::cut::{ALL, Cut};
+use super::hold::MOST_HOLDERS;
 use super::names::VocId;
 use super::orphan::Link;
 use super::run::{
@@ -138,7 +139,8 @@ impl<'a> Pen<'a> {
                 let (same, named) = common(run, at, len, rest);
                 if same > 0 {
                     self.hold(id, lane.slot, at, at + same as u32);
-                    let known = named && run.get(VOCABULARY) == lane.voc.0 && self.w.unplaced == 0;
+                    let known =
+                        named && run.get(VOCABULARY) == lane.voc.0 && !self.w.awaits_names();
                     for (i, block) in rest[..same].iter().enumerate().filter(|_| !known) {
                         if !self.bind_and_settle(lane, id, at + i as u32, block.name) {
                             let refused = at + i as u32..at + same as u32;
@@ -168,7 +170,12 @@ impl<'a> Pen<'a> {
                 break;
             }
             let base;
-            if at == len && len > 0 && len < LONGEST && self.holds_all(run, lane.slot) {
+            if at == len
+                && len > 0
+                && len < LONGEST
+                && (run.get(CUT_COUNT) + run.get(PART_COUNT)) < MOST_HOLDERS as u32
+                && self.holds_all(run, lane.slot)
+            {
                 base = len;
                 let most = rest.len().min((LONGEST - len) as usize).min(STRETCH);
                 self.append(lane, id, &rest[..most]);
@@ -208,7 +215,7 @@ impl<'a> Pen<'a> {
                     return i;
                 }
                 self.link(lane.voc, &lane.table, block.name, id, at);
-                if self.w.unplaced > 0 {
+                if self.w.awaits_names() {
                     self.settle_below(lane, block.name, Place { run: id.0, at });
                 }
             } else if !self.bind_and_settle(lane, id, at, block.name) {
@@ -226,7 +233,7 @@ impl<'a> Pen<'a> {
             return false;
         }
         self.bind(lane.voc, &lane.table, id, at, name);
-        if self.w.unplaced > 0 {
+        if self.w.awaits_names() {
             self.settle_below(lane, name, place);
         }
         true
@@ -287,9 +294,9 @@ impl<'a> Pen<'a> {
         above: (RunId, u32),
         blocks: &[Block],
     ) -> Option<(RunId, u32)> {
-        let unplaced = std::mem::take(&mut self.w.unplaced);
+        let outer = std::mem::replace(&mut self.w.adopting, true);
         let (run, at, placed) = self.place(lane, above, blocks);
-        self.w.unplaced = unplaced;
+        self.w.adopting = outer;
         (placed == blocks.len()).then_some((run, at))
     }
 
