@@ -11,8 +11,13 @@
 //! from the root is a prompt prefix. A block is **placed** when its path is known. A name means a
 //! block within one (space, vocabulary); several placed blocks may carry the same 64-bit name, and
 //! a removal then hits the one that the worker holds. At most [`MOST_MEANINGS`] may: a store that
-//! would make a name mean one more is refused from that block on.
+//! would make a name mean one more is refused from that block on. So is one that would give a block
+//! more than [`MOST_NAMES`] names of one vocabulary.
 //!
+//! - The names of a (space, vocabulary) are known as long as some worker has it as its [`Home`]. When
+//!   the last one leaves, by [`remove`](Index::remove) or [`assign`](Index::assign), they are gone, also from
+//!   blocks that others keep: a vocabulary that is used again begins without names. To clear a
+//!   worker's blocks is not leaving.
 //! - A *placed* block stays in the tree as long as some worker holds it or something below it.
 //! - A block whose parent is not placed (an orphan), or that is known by name only, is
 //!   **unplaced**. It can be removed and it can be matched by name, but it never matches by
@@ -44,6 +49,12 @@ pub const MOST_MEANINGS: usize = 16;
 /// handful, one for each kind of layer; who names many more must not make each of its changes look
 /// through them, nor use up what there is for all workers. A group that holds nothing does not count.
 pub const MOST_GROUPS: usize = 64;
+
+/// How many names of one (space, vocabulary) a [`Store`] may give one placed block. Engines have one
+/// for each content; one that hides extra keys calls a shared beginning by a name for each of them.
+/// Who makes up ever new ones must not take memory for them. See [`Index::evicted`] for blocks that
+/// come to have more in another way: names that move with their worker, orphans that are placed.
+pub const MOST_NAMES: usize = 64;
 
 /// One block of a [`Store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,9 +124,10 @@ pub struct Applied {
     /// Copies added to unplaced blocks.
     pub unplaced: u64,
     /// Copies not added because the worker's share of unplaced blocks was full, because a name meant
-    /// [`MOST_MEANINGS`] other blocks, because the worker held blocks of [`MOST_GROUPS`] other groups,
-    /// or because no memory was left and nothing could be evicted; and copies given up because a
-    /// backend cannot say more exactly who holds what of a stretch of blocks, or for more holders.
+    /// [`MOST_MEANINGS`] other blocks or a block had [`MOST_NAMES`] other names, because the worker held
+    /// blocks of [`MOST_GROUPS`] other groups, or because no memory was left and nothing could be
+    /// evicted; and copies given up because a backend cannot say more exactly who holds what of a
+    /// stretch of blocks, or for more holders.
     pub refused: u64,
 }
 
@@ -291,8 +303,9 @@ pub struct Stats {
     pub unplaced: u64,
     /// (block, worker, group, tier) entries.
     pub entries: u64,
-    /// Entries of workers, groups and tiers that were cleared or forgotten, which no answer shows and
-    /// `entries` does not count, but which are still to be swept.
+    /// What is still to be swept, which no answer shows: entries of workers, groups and tiers that were
+    /// cleared or forgotten, which `entries` does not count, names of vocabularies that are no worker's
+    /// home any more, and those vocabularies.
     pub unswept: u64,
     /// Entries given up so far because the memory was full; they are not in `entries` any more.
     /// [`Index::evicted`] says whose.
@@ -312,7 +325,9 @@ pub trait Index: Send + Sync {
     /// Gives a worker its home, before its first [`Change`].
     ///
     /// Called again with another vocabulary, the worker's names move there with everything they
-    /// mean; the space of a worker that holds blocks never changes.
+    /// mean; the space of a worker that holds blocks never changes. A name that moves to a block with
+    /// [`MOST_NAMES`] others is forgotten, and with it the worker's copies of that block, which
+    /// [`evicted`](Index::evicted) says.
     fn assign(
         &self,
         worker: WorkerId,
@@ -346,7 +361,9 @@ pub trait Index: Send + Sync {
 
     /// Whether the index gave up copies of a worker that the worker did not remove, since it has a
     /// home or was last cleared in all tiers, whichever is later: what lookups say of it is less than
-    /// its changes amount to. `false` for an unknown worker.
+    /// its changes amount to. `false` for an unknown worker. Copies go where memory is full, and where
+    /// a block that comes to have more names than [`MOST_NAMES`] by other ways than a store: with an
+    /// orphan that is placed, which is given up, or with names that move.
     ///
     /// True before the first of them is missing: an answer was whole if this is false after the
     /// lookup, and the worker was not cleared in between.

@@ -240,6 +240,8 @@ pub struct EventCounters {
     /// Copies refused, or given up again, because something of the worker was too much: blocks known by
     /// name only, cache groups, blocks of one name, holes, or memory.
     pub refused: u64,
+    /// Events of a pool about blocks of another tenant or model, passed over.
+    pub foreign: u64,
 }
 
 /// The KV-cache block index of a set of workers, with everything that feeds and reads it.

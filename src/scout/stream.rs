@@ -22,9 +22,11 @@ use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
-use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId};
+use crate::block::{
+    BlockSize, Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId,
+};
 use crate::error::Error;
-use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
+use crate::event::{Batch, Cleared, Event, Limits, Origin, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{
@@ -68,11 +70,24 @@ pub(super) struct Seat {
     pub(super) worker: WorkerId,
     pub(super) space: SpaceId,
     pub(super) tenant: Box<str>,
+    /// `None` answers for any.
+    pub(super) model: Option<Box<str>>,
     pub(super) version: Option<Version>,
+    /// As the operator says.
+    pub(super) block_size: Option<BlockSize>,
     pub(super) on_clear: OnClear,
     pub(super) copies: Copies,
     /// Opened before a batch changes anything; closed by [`Worker`](super::directory::Worker).
     pub(super) post: Post,
+}
+
+impl Seat {
+    /// Whether an event is about blocks of somebody else, by its own word.
+    fn is_foreign(&self, origin: Origin<'_>) -> bool {
+        let Origin::Pool { tenant, model } = origin else { return false };
+        let is_other = |said: Option<&str>, ours: &str| said.is_some_and(|said| said != ours);
+        is_other(tenant, &self.tenant) || self.model.as_deref().is_some_and(|m| is_other(model, m))
+    }
 }
 
 #[derive(Debug)]
@@ -293,6 +308,13 @@ impl Stream {
         let mut events = batch.events();
         while let Some(event) = events.next_into(&mut self.scratch.tokens) {
             match event {
+                Ok(Event::Stored(Stored { origin, .. }))
+                | Ok(Event::Removed(Removed { origin, .. }))
+                | Ok(Event::Cleared(Cleared { origin, .. }))
+                    if self.seat.is_foreign(origin) =>
+                {
+                    self.events.foreign += 1;
+                }
                 Ok(Event::Stored(stored)) => {
                     if self.stored(shared, &stored, &mut progress.applied).is_err() {
                         self.flush(shared, &mut progress.applied)?;
@@ -305,7 +327,7 @@ impl Stream {
                     self.release(&mut moving);
                     // What was refused before it does not matter any more.
                     self.flush(shared, &mut progress.applied)?;
-                    self.cleared(shared, cleared.tier)?;
+                    self.cleared(shared, cleared)?;
                 }
                 Err(error) => {
                     self.flush(shared, &mut progress.applied)?;
@@ -425,6 +447,9 @@ impl Stream {
             self.events.other_unit += 1;
             return Ok(());
         }
+        if !describes {
+            self.assume_group(stored);
+        }
         if outline.dense {
             self.verifier.sample(stored, outline.shape, &self.scratch.tokens);
         }
@@ -443,7 +468,8 @@ impl Stream {
         let blocks = before..blocks.len();
         // Copies of an earlier edition are under the same names: the next removal would not tell
         // them from these.
-        let once = seat.copies == Copies::Presence || edition > 0;
+        let once =
+            seat.copies == Copies::Presence || edition > 0 || stored.origin != Origin::Engine;
         planned.push(Planned::Store { shape, group, tier, parent, blocks, once });
         Ok(())
     }
@@ -482,6 +508,20 @@ impl Stream {
                 self.groups.insert(at, GroupFacts { group, rule, shape });
                 true
             }
+        }
+    }
+
+    /// Takes a group of which only names were told to be cut as the event says, or the operator: a
+    /// publisher without tokens says no more. The first block with tokens on the GPU says it better.
+    fn assume_group(&mut self, stored: &Stored<'_>) {
+        let at = self.groups.partition_point(|facts| facts.group < stored.group);
+        if self.groups.get(at).is_some_and(|facts| facts.group == stored.group) {
+            return;
+        }
+        if let Some(size) = BlockSize::new(stored.block_size).or(self.seat.block_size) {
+            let rule = rule(stored.kind, stored.window);
+            let (group, shape) = (stored.group, Shape::plain(size));
+            self.groups.insert(at, GroupFacts { group, rule, shape });
         }
     }
 
@@ -529,11 +569,11 @@ impl Stream {
         }
     }
 
-    fn cleared(&mut self, shared: &Shared, named: Option<Tier>) -> Result<(), Error> {
+    fn cleared(&mut self, shared: &Shared, cleared: Cleared<'_>) -> Result<(), Error> {
         self.events.cleared += 1;
-        let tier = match self.seat.on_clear {
-            OnClear::Gpu => named.or(Some(Tier::Gpu)),
-            OnClear::All => named,
+        let tier = match (self.seat.on_clear, cleared.origin) {
+            (OnClear::Gpu, Origin::Engine) => cleared.tier.or(Some(Tier::Gpu)),
+            _ => cleared.tier,
         };
         if tier.is_none() {
             self.lane.cleared();

@@ -113,6 +113,7 @@ impl Totals {
         sum.sparse += part.sparse;
         sum.other_unit += part.other_unit;
         sum.refused += part.refused;
+        sum.foreign += part.foreign;
     }
 
     /// Counts a present worker by its trust and its warnings, and what it holds back.
@@ -244,6 +245,7 @@ impl Collector for Snapshot {
             ("sparse_events", "Stores whose tokens do not cover their blocks", events.sparse),
             ("other_unit_events", "Stores in units other than blocks", events.other_unit),
             ("refused_blocks", "Copies refused as beyond a worker's share", events.refused),
+            ("foreign_events", "Events of pools about other tenants or models", events.foreign),
             ("evicted_entries", "Entries given up because the memory was full", index.evicted),
             ("messages", "Messages received", totals.messages),
             ("message_bytes", "Bytes of their payloads", totals.bytes),

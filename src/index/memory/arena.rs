@@ -175,12 +175,13 @@ pub(super) struct Book {
     next: u32,
     made: usize,
     live: usize,
+    outside: usize,
 }
 
 impl Default for Book {
     fn default() -> Book {
         // Unit 0 is given up: its address means nowhere.
-        Book { free: [Cell::NONE; 20], next: 1, made: 0, live: 0 }
+        Book { free: [Cell::NONE; 20], next: 1, made: 0, live: 0, outside: 0 }
     }
 }
 
@@ -247,7 +248,23 @@ impl Book {
     }
 
     /// Bytes in use.
+    #[inline]
     pub(super) fn live(&self) -> usize {
         self.live * 8
+    }
+
+    /// Counts bytes that were asked of the system beside the arena.
+    pub(super) fn add_outside(&mut self, bytes: usize) {
+        self.outside += bytes;
+    }
+
+    pub(super) fn drop_outside(&mut self, bytes: usize) {
+        self.outside -= bytes;
+    }
+
+    /// Bytes of directories.
+    #[inline]
+    pub(super) fn outside(&self) -> usize {
+        self.outside
     }
 }

@@ -15,9 +15,9 @@ mod export;
 mod hold;
 mod import;
 mod losers;
+mod map;
 mod names;
 mod orphan;
-
 mod run;
 mod slot;
 mod slots;
@@ -87,7 +87,8 @@ impl MemoryIndex {
         let options = MemoryOptions { budget: options.budget.min(15 << 30), ..options };
         let mut book = Book::default();
         let shared = Shared::new(&mut book);
-        MemoryIndex { shared, writer: Mutex::new(Writer::new(options, book)) }
+        let unplaced = shared.names.read().unplaced.clone();
+        MemoryIndex { shared, writer: Mutex::new(Writer::new(options, book, unplaced)) }
     }
 
     /// An index in the state that an image shows, but for what it leaves out (see [`Image`]).

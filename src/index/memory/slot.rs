@@ -156,6 +156,12 @@ impl Default for Slots {
 }
 
 impl Slots {
+    /// Bytes of the pages where so many slots were given out.
+    pub(super) fn bytes(slots: usize) -> usize {
+        let chunks = slots.div_ceil(64 * PAGES);
+        CHUNKS * size_of::<OnceLock<Chunk>>() + chunks * PAGES * size_of::<Page>()
+    }
+
     /// The 64 slots of a page.
     #[inline]
     pub(super) fn page(&self, page: u32) -> Option<&Page> {

@@ -1,4 +1,5 @@
-//! Retirement: a slot dies in one step, its entries are swept in small ones.
+//! Retirement: a slot dies in one step, its entries are swept in small ones; so are the names of a
+//! vocabulary that nobody speaks any more.
 //!
 //! Invariants: readers attribute a dead slot's bits to nobody; the writer strips a run of the dead,
 //! and what only they kept below it, before it looks at what the run's blocks are or mean
@@ -8,8 +9,8 @@ use super::run::{EXTRAS, FRESH, KIDS, LAST_KID, OFFSET, RunId};
 use super::sync::guard;
 use super::write::Pen;
 
-/// Runs or unplaced blocks that a sweep visits after each change; fewer where a test has to meet the
-/// dead before they are swept.
+/// Runs, unplaced blocks or blocks with names that nobody speaks that a sweep visits after each change;
+/// fewer where a test has to meet the dead before they are swept.
 pub(super) const STEP: usize = if cfg!(test) { 1 } else { 32 };
 /// How many of them it visits when somebody asks for sizes, and how many blocks may go meanwhile:
 /// well under a millisecond, for all changes wait for it.
@@ -84,17 +85,24 @@ impl Pen<'_> {
         }
     }
 
-    /// Visits so many runs and unplaced blocks; whether anything is left to sweep.
+    /// Whether there is anything to sweep.
+    #[inline]
+    pub(super) fn is_dirty(&self) -> bool {
+        self.w.slots.has_dead() || !self.w.leaving.is_empty()
+    }
+
+    /// Visits so many runs, unplaced blocks, or blocks with names that nobody speaks; whether anything
+    /// is left to sweep.
     pub(super) fn sweep(&mut self, steps: usize) -> bool {
-        for _ in 0..steps {
+        for step in 0..steps {
             if !self.w.slots.has_dead() {
-                return false;
+                return self.forget_names(steps - step);
             }
             if self.w.slots.left() == 0 {
                 // Nothing mentions any of the dead, those included that died since it began.
                 self.w.slots.begin();
                 self.w.slots.end(&self.shared.slots);
-                return false;
+                continue;
             }
             if !self.w.slots.is_sweeping() {
                 self.w.slots.begin();
@@ -111,7 +119,12 @@ impl Pen<'_> {
                 self.w.slots.end(&self.shared.slots);
             }
         }
-        self.w.slots.has_dead()
+        self.is_dirty()
+    }
+
+    /// Entries and names that are still to be swept, and vocabularies that go with the last of theirs.
+    pub(super) fn unswept(&self) -> u64 {
+        self.w.slots.left() + self.w.unspoken + self.w.leaving.len() as u64
     }
 
     /// Sweeps a little.

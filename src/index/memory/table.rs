@@ -80,6 +80,7 @@ impl Table {
         };
         let first = new_bucket(arena, book, 0, &Half::default());
         let _ = table.levels[0].set([AtomicU32::new(first.0)].into());
+        book.add_outside(4);
         table
     }
 
@@ -94,15 +95,11 @@ impl Table {
                 book.give(arena, Kind::Bucket, bucket);
             }
         }
+        book.drop_outside(4 << depth);
     }
 
     pub(super) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed) as usize
-    }
-
-    /// Bytes of the directory.
-    pub(super) fn directory_bytes(&self) -> usize {
-        4 << self.depth.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -257,6 +254,20 @@ impl Table {
         false
     }
 
+    /// The first place of the bucket that an entry of the directory names, if that is the first of
+    /// the bucket's entries; `Err` behind the last entry.
+    pub(super) fn first_at(&self, arena: &Arena, at: u64) -> Result<Option<Place>, ()> {
+        if at >> self.depth.load(Ordering::Relaxed) != 0 {
+            return Err(());
+        }
+        let bucket = arena.bucket(self.bucket(at));
+        if at >> depth_of(load(bucket, 0)) != 0 {
+            return Ok(None);
+        }
+        let slot = (1..=SLOTS).map(|i| load(bucket, i)).find(|&slot| slot != 0);
+        Ok(slot.map(Place::of))
+    }
+
     /// Every place, with its slot's part of the hash.
     pub(super) fn places(&self, arena: &Arena) -> Vec<Place> {
         let depth = self.depth.load(Ordering::Relaxed);
@@ -277,7 +288,7 @@ impl Table {
         let head = load(bucket, 0);
         let own = depth_of(head);
         if own == self.depth.load(Ordering::Relaxed) {
-            self.double(own);
+            self.double(book, own);
         }
         let depth = self.depth.load(Ordering::Relaxed);
         let goes = |slot: u64| {
@@ -306,9 +317,10 @@ impl Table {
         guard::close(word(bucket, 0));
     }
 
-    fn double(&self, depth: u32) {
+    fn double(&self, book: &mut Book, depth: u32) {
         let low = (0..1u64 << depth).map(|at| AtomicU32::new(self.bucket(at).0));
         let _ = self.levels[depth as usize + 1].set(low.collect());
+        book.add_outside(4 << depth);
         self.depth.store(depth + 1, Ordering::Release);
     }
 }

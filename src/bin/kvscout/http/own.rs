@@ -251,6 +251,7 @@ fn worker(view: &WorkerView) -> Value {
             "sparse": events.sparse,
             "other_unit": events.other_unit,
             "refused": events.refused,
+            "foreign": events.foreign,
         },
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "contract": contract(status),
