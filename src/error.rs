@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Decode,
     /// A backend or a socket did not answer as it should.
     Unavailable,
+    /// A backend refuses this client: a password or a permission is wrong or missing.
+    Denied,
 }
 
 /// An error of this crate. The message names the value that was wrong and what would be right.
@@ -36,6 +38,13 @@ impl Error {
     /// Whether the same call may succeed later without any change by the caller.
     pub fn is_retryable(&self) -> bool {
         self.kind == ErrorKind::Unavailable
+    }
+
+    /// That something which was asked did not answer as it should: for the callers' own ways of asking, such
+    /// as the HTTP call of an engine's tokenizer.
+    #[cold]
+    pub fn unavailable(message: impl Into<Box<str>>) -> Error {
+        Error::new(ErrorKind::Unavailable, message)
     }
 
     #[cold]

@@ -55,8 +55,10 @@
 //! | feature | adds |
 //! |---|---|
 //! | `zmq` | [`ingest`]`::zmq`: receive engines' events over ZeroMQ (builds libzmq, needs a C++ compiler) |
+//! | `redis` | `index::redis`: the way to a Redis or Valkey server that several processes share; needs a tokio runtime |
 //! | `conformance` | `conformance`: the contract of an [`Index`](index::Index) as a test for any backend |
-//! | `daemon` | the `kvscout` binary; includes `zmq` |
+//! | `tokenizers` | `tokenize`: text and chats to token ids, from Hugging Face's files |
+//! | `daemon` | the `kvscout` binary; includes `redis` and `zmq` |
 //!
 //! Start reading at [`scout`]; [`block`] defines the words.
 
@@ -70,6 +72,8 @@ pub mod index;
 pub mod ingest;
 pub mod score;
 pub mod scout;
+#[cfg(feature = "tokenizers")]
+pub mod tokenize;
 
 pub use error::{Error, ErrorKind};
 pub use scout::Scout;

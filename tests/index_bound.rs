@@ -296,6 +296,27 @@ fn r10_what_is_counted_is_what_the_allocator_gave() {
             store(index, GOOD, &trunk.branch(1, seed, 2), 1..2);
         }
     });
+    assert_counted("groups, some of which are given up", |index| {
+        for w in 0..200 {
+            index.assign(WorkerId(w), home(0)).unwrap();
+            for group in 0..100 {
+                store_in(index, w, group, TIERS[group as usize % 5], &trunk.blocks(0..2));
+                remove_in(index, w, group.saturating_sub(1), &trunk.names[..2]);
+            }
+        }
+    });
+    assert_counted("unplaced blocks of many groups that went", |index| {
+        for w in 0..8 {
+            index.assign(WorkerId(w), home(w / 2)).unwrap();
+            for group in 0..30 {
+                let unknown = Block { name: Name(7 + u64::from(group)), digest: None };
+                let blocks = [&trunk.blocks(1..60)[..], &[unknown]].concat();
+                let store = Store { group: Group(group), ..store_of(&trunk, 1, &blocks) };
+                index.apply(WorkerId(w), &[Change::Store(store)]).unwrap();
+            }
+        }
+        (0..5).for_each(|w| index.remove(WorkerId(w)));
+    });
     assert_counted("holes", |index| {
         for w in 0..40 {
             index.assign(WorkerId(w), home(0)).unwrap();
@@ -472,6 +493,28 @@ fn sizes_are_told_without_sweeping_all_that_the_gone_held() {
     let (stats, asked) = swept_after(&index);
     assert_eq!((stats.blocks, stats.entries), (3, 3));
     assert!(asked < 1_000, "{asked}");
+}
+
+#[test]
+fn names_that_nobody_speaks_are_told_until_they_are_forgotten() {
+    let index = indexes(1);
+    let chain = Chain::new(1, 4_000);
+    store(&index, GOOD, &chain, 0..4_000);
+    let before = index.stats();
+    let vocabularies = 1..11;
+    vocabularies.clone().for_each(|n| {
+        index.assign(WorkerId(n), home(n)).unwrap();
+        store(&index, WorkerId(n), &chain.clone().of(n), 0..4_000);
+    });
+    let full = index.stats();
+    assert_eq!(full.unswept, 0);
+    vocabularies.for_each(|n| index.remove(WorkerId(n)));
+    let stats = index.stats();
+    assert!(stats.entries == 4_000 && stats.unswept > 30_000, "{stats:?}");
+    let (after, asked) = swept_after(&index);
+    assert!(asked > 10 && asked < 1_000, "{asked}");
+    let left = after.bytes - before.bytes;
+    assert!(left < (full.bytes - before.bytes) / 20, "{before:?} {full:?} {after:?}");
 }
 
 /// A prompt of which only names are known.

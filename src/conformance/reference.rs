@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::index::{
-    Applied, BlockSource, Change, Home, MOST_GROUPS, MOST_MEANINGS, MOST_NAMES, Match, Matches,
-    MemoryOptions, Parent, Query, Span, Stats, Store,
+    Applied, Block, BlockSource, Change, Home, MOST_GROUPS, MOST_MEANINGS, MOST_NAMES, Match,
+    Matches, MemoryOptions, Parent, Query, Span, Stats, Store,
 };
 
 /// The literal reference index.
@@ -204,6 +204,16 @@ impl Reference {
             }
             Parent::Unknown => (None, None),
         };
+        if let (Parent::Block(name), Some(Block { digest: Some(_), .. })) =
+            (store.parent, store.blocks.first())
+        {
+            let spot = match above {
+                Some(path) => Spot::Placed(path),
+                None => Spot::Unplaced((space, vocabulary, name)),
+            };
+            let held = self.copies.get(&spot).is_some_and(|c| c.keys().any(|k| k.0 == worker));
+            applied.unknown_parents += u64::from(!held);
+        }
         for (at, block) in store.blocks.iter().enumerate() {
             let meaning = (space, vocabulary, block.name);
             let mut link = None;

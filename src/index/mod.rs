@@ -29,11 +29,14 @@
 
 pub(crate) mod image;
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::future::Future;
 use std::ops::Range;
 
 pub use image::Image;
+pub(crate) use memory::Held;
 pub use memory::{MemoryIndex, MemoryOptions};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
@@ -121,6 +124,9 @@ pub struct Applied {
     pub removed: u64,
     /// Names in a [`Change::Remove`] of which the worker held no copy.
     pub unknown_removals: u64,
+    /// Stores of blocks with a content below a block of which the worker held no copy in any group and
+    /// tier, and that are not said to start a prompt. An engine stores a block while it holds the one before.
+    pub unknown_parents: u64,
     /// Copies added to unplaced blocks.
     pub unplaced: u64,
     /// Copies not added because the worker's share of unplaced blocks was full, because a name meant

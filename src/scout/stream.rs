@@ -6,15 +6,18 @@
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
+pub(super) mod audit;
 pub(super) mod feed;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::EventCounters;
+use self::audit::{Found, Shadow};
 use super::edition::Editions;
 use super::follow::Progress;
 use super::habit::{Copies, OnClear};
@@ -22,6 +25,7 @@ use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
+use super::{EventCounters, Unexplained};
 use crate::block::{
     BlockSize, Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId,
 };
@@ -62,6 +66,8 @@ pub(super) struct Shared {
     pub(super) vocabularies: RwLock<Vocabularies>,
     pub(super) generation: Generation,
     pub(super) editions: Editions,
+    /// How many workers are being audited.
+    pub(super) shadows: Arc<AtomicUsize>,
 }
 
 /// What a stream needs to know of the worker that it belongs to.
@@ -109,6 +115,11 @@ pub(super) struct Stream {
     /// Adapters whose blocks it stored.
     adapters: BTreeSet<Box<str>>,
     events: EventCounters,
+    unexplained: Unexplained,
+    /// What is held is less than the effect of the batches, by an operator's word.
+    cleared_by_hand: bool,
+    shadow: Option<Box<Shadow>>,
+    found: Found,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
     applied_to: Option<Watermark>,
@@ -175,6 +186,10 @@ impl Stream {
             seen_on_gpu: Vec::new(),
             adapters: BTreeSet::new(),
             events: EventCounters::default(),
+            unexplained: Unexplained::default(),
+            cleared_by_hand: false,
+            shadow: None,
+            found: Found::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
             applied_to: None,
@@ -201,6 +216,7 @@ impl Stream {
             verifier: Verifier::resume(contract, state.hides_extras, shape),
             groups: state.groups.iter().map(|group| group.facts).collect(),
             seen_on_gpu: on_gpu.map(|group| group.facts.group).collect(),
+            cleared_by_hand: state.cleared_by_hand,
             applied_to: state.watermark,
             ..Stream::new(seat)
         }
@@ -216,6 +232,7 @@ impl Stream {
         state.incarnation = self.incarnation;
         state.watermark = self.applied_to;
         state.unsound = self.lane.unsound();
+        state.cleared_by_hand = self.cleared_by_hand;
         state.hides_extras = self.verifier.hides_extras();
         state.contract = self.verifier.status().into();
         state.groups = self.groups.iter().map(group).collect();
@@ -244,8 +261,16 @@ impl Stream {
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
+        self.whole_again();
+        self.found.as_of = None;
         self.incarnation += 1;
         self.begin(shared)
+    }
+
+    /// Says that nothing is held and that this is so by the engine's own word.
+    fn whole_again(&mut self) {
+        self.cleared_by_hand = false;
+        self.unexplained = Unexplained::default();
     }
 
     /// Feeds a batch's first blocks to the contract check, as long as that is open.
@@ -368,7 +393,7 @@ impl Stream {
         drop(changes);
         blocks.clear();
         names.clear();
-        self.count(applied?, total);
+        self.count(shared, applied?, total);
         Ok(())
     }
 
@@ -388,7 +413,7 @@ impl Stream {
                     self.store_once(shared, Store { shape, group, tier, parent, blocks })?
                 }
             };
-            self.count(applied, total);
+            self.count(shared, applied, total);
         }
         Ok(())
     }
@@ -440,7 +465,7 @@ impl Stream {
         }
         if describes && self.has_too_many_groups(stored.group) {
             let refused = stored.names.names().count() as u64;
-            self.count(Applied { refused, ..Applied::default() }, total);
+            self.count(shared, Applied { refused, ..Applied::default() }, total);
             return Ok(());
         }
         if describes && !self.learn_group(stored, outline.shape) {
@@ -578,6 +603,7 @@ impl Stream {
         if tier.is_none() {
             self.lane.cleared();
             self.verifier.cleared();
+            self.whole_again();
         }
         shared.index.apply(self.seat.worker, &[Change::Clear { tier }]).map(drop)
     }
@@ -592,6 +618,8 @@ impl Stream {
         self.applied_to = self.lane.watermark();
         self.lane.cleared();
         self.verifier.cleared();
+        self.whole_again();
+        self.cleared_by_hand = true;
         shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
     }
 
@@ -600,10 +628,16 @@ impl Stream {
         self.lane.degrade(Reason::Undecodable);
     }
 
-    fn count(&mut self, applied: Applied, total: &mut Applied) {
+    fn count(&mut self, shared: &Shared, applied: Applied, total: &mut Applied) {
         self.events.stored += applied.stored;
         self.events.removed += applied.removed;
         self.events.unknown_removals += applied.unknown_removals;
+        self.events.unknown_parents += applied.unknown_parents;
+        self.unexplained.changes += applied.stored + applied.removed;
+        let unknown = applied.unknown_removals + applied.unknown_parents;
+        if unknown > 0 && !self.may_lack(shared) {
+            self.unexplained.unknown += unknown;
+        }
         self.events.refused += applied.refused;
         if applied.refused > 0 {
             self.lane.degrade(Reason::Overflow);
@@ -611,8 +645,21 @@ impl Stream {
         total.stored += applied.stored;
         total.removed += applied.removed;
         total.unknown_removals += applied.unknown_removals;
+        total.unknown_parents += applied.unknown_parents;
         total.unplaced += applied.unplaced;
         total.refused += applied.refused;
+    }
+
+    /// Whether it is known why blocks may be missing that the engine holds: something was lost, given up or
+    /// left out, or copies are not counted.
+    fn may_lack(&self, shared: &Shared) -> bool {
+        self.lane.unsound().is_some()
+            || self.cleared_by_hand
+            || self.seat.copies == Copies::Presence
+            || self.seat.on_clear == OnClear::Gpu
+            || self.events.other_unit > 0
+            || shared.editions.any_of(&self.seat.tenant)
+            || shared.index.evicted(self.seat.worker)
     }
 
     /// How far queries can believe what the index shows of the worker; its groups have this number.
@@ -663,6 +710,11 @@ impl Stream {
 
     pub(super) fn events(&self) -> EventCounters {
         self.events
+    }
+
+    /// What losses without a gap would look like.
+    pub(super) fn unexplained(&self) -> Unexplained {
+        self.unexplained
     }
 
     /// How the contract check went.

@@ -182,7 +182,7 @@ impl Pen<'_> {
     }
 
     /// Takes the last blocks of a run without children from their holders, or from one of them.
-    fn cut_holders(&mut self, id: RunId, worker: Option<WorkerId>) {
+    pub(super) fn cut_holders(&mut self, id: RunId, worker: Option<WorkerId>) {
         let run = self.run(id);
         let len = run.len();
         self.w.cuts.load(run);

@@ -326,7 +326,7 @@ impl<'a> Pen<'a> {
     }
 
     /// The end of an empty run without children.
-    fn end(&mut self, run: Run<'a>) {
+    pub(super) fn end(&mut self, run: Run<'a>) {
         let (parent, at, head) = (run.parent(), run.get(OFFSET), run.field(HEAD));
         let hash = self.shared.kid_hash(parent, at, head);
         let place = Place { run: run.id.0, at: 0 };

@@ -4,9 +4,7 @@
 //! one go; it stays until all it held is gone, by its own word or with its home. `any` is how many are
 //! listed, so that queries of an index that never was full read one word.
 
-use parking_lot::RwLock;
-
-use super::sync::{AtomicU32, Ordering, fence};
+use super::sync::{AtomicU32, Ordering, RwLock, fence};
 use crate::block::WorkerId;
 
 #[derive(Debug)]

@@ -16,8 +16,11 @@ mod hold;
 mod import;
 mod losers;
 mod map;
+#[cfg(all(test, loom))]
+mod model;
 mod names;
 mod orphan;
+mod residency;
 mod run;
 mod slot;
 mod slots;
@@ -33,6 +36,7 @@ use std::future::{Future, ready};
 use parking_lot::Mutex;
 
 use self::arena::Book;
+pub(crate) use self::residency::Held;
 pub(crate) use self::walk::Scratch;
 use self::write::{Pen, Shared, Writer};
 use super::{Applied, BlockSource, Change, Home, Image, Index, Matches, Query, Stats};

@@ -256,6 +256,14 @@ impl Pen<'_> {
         voc.orphans.holders(name).any(|slot| slot == lane.slot)
     }
 
+    /// Whether a worker holds an unplaced block in any group and tier.
+    pub(super) fn has_orphan(&self, lane: &Lane, name: Name) -> bool {
+        let slots = self.w.slots_of(lane.worker);
+        let names = self.shared.names.read();
+        let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
+        voc.orphans.holders(name).any(|slot| slots.contains(&slot))
+    }
+
     pub(super) fn hold_orphan(
         &mut self,
         id: VocId,

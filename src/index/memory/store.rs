@@ -57,7 +57,12 @@ impl<'a> Pen<'a> {
             }
             Parent::Block(name) => {
                 let of_shape = |pen: &Self, p: Place| pen.shape(RunId(p.run)) == store.shape;
-                match self.meaning(lane, name, of_shape) {
+                let place = self.meaning(lane, name, of_shape);
+                let describes = store.blocks.first().is_some_and(|block| block.digest.is_some());
+                if describes && !self.is_known(lane, name, place) {
+                    applied.unknown_parents += 1;
+                }
+                match place {
                     Some(place) => Above::At(RunId(place.run), place.at + 1),
                     None => Above::Name(name),
                 }
@@ -123,6 +128,23 @@ impl<'a> Pen<'a> {
         let meant = held.or(places.first()).copied();
         self.w.places = places;
         meant
+    }
+
+    /// Whether a worker holds a copy of a block that lies there, if anywhere.
+    #[inline]
+    fn is_known(&mut self, lane: &Lane, name: Name, place: Option<Place>) -> bool {
+        let Some(place) = place else { return self.has_orphan(lane, name) };
+        let run = self.run(RunId(place.run));
+        // The usual case, without a look at the lists of holders.
+        if run.get(CUT_COUNT) == 1 && run.get(PART_COUNT) == 0 {
+            let cut = Cut::of(run.raw(INLINE), run.raw(INLINE + 1));
+            let mine = cut.page == lane.slot / 64 && cut.bits >> (lane.slot % 64) & 1 == 1;
+            if mine && place.at < cut.end {
+                return true;
+            }
+        }
+        self.holds(place, lane.slot)
+            || self.w.slots_of(lane.worker).into_iter().any(|slot| self.holds(place, slot))
     }
 
     /// Stores blocks with contents below a place, as many as there is room for; returns the place

@@ -82,6 +82,13 @@ impl Engine {
         Ok(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64())
     }
 
+    /// Asks `/tokenize` with a JSON body.
+    #[cfg(feature = "tokenizers")]
+    pub(super) fn tokenize(&self, body: &str) -> Result<String, kvscout::Error> {
+        let url = format!("{}/tokenize", self.base);
+        parse(body).and_then(|body| self.post(&url, &body)).map_err(kvscout::Error::unavailable)
+    }
+
     fn get(&self, url: &str) -> Result<String, String> {
         let mut request = self.agent.get(url);
         if let Some(key) = &self.key {

@@ -5,6 +5,8 @@ mod engine;
 mod heard;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tokenizers")]
+mod tokenizer;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -79,6 +81,10 @@ pub(crate) struct Args {
     /// Send it one prompt twice, one token each, and compare its answer with the prediction
     #[arg(long, requires = "engine")]
     probe: bool,
+    /// A tokenizer.json, its folder, or a model in the Hugging Face cache: compare it with the engine's /tokenize
+    #[cfg(feature = "tokenizers")]
+    #[arg(long, value_name = "SOURCE", requires = "engine")]
+    tokenizer: Option<String>,
     /// How long to listen [default: 10]
     #[arg(long, value_name = "SECONDS", default_value_t = 10, hide_default_value = true)]
     seconds: u64,
@@ -132,7 +138,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         block_size: args.block_size,
         twice,
     };
-    let findings = diagnose(&facts);
+    #[cfg_attr(not(feature = "tokenizers"), expect(unused_mut))]
+    let mut findings = diagnose(&facts);
+    #[cfg(feature = "tokenizers")]
+    if let (Some(source), Some(engine)) = (&args.tokenizer, &engine) {
+        let served = facts.said.models.as_ref().and_then(|models| models.as_ref().ok()?.first());
+        let model = args.model.as_deref().or(served.map(String::as_str));
+        findings.push(tokenizer::check(source, model, engine));
+    }
     print(&findings, args.json).map_err(|error| Failure::Failed(error.to_string()))?;
     match findings.iter().any(|finding| finding.level == Level::Problem) {
         true => Err(Failure::Found),

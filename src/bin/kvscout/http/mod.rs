@@ -22,7 +22,6 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use kvscout::ingest::snapshot::Snapshot;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
@@ -360,7 +359,7 @@ async fn snapshot(State(app): State<Arc<App>>) -> Response {
         let busy = "another snapshot is being sent; try again later".to_owned();
         return HttpError::from(Refusal::Unavailable(busy)).into_response();
     };
-    let run = move || written(&app.service.snapshot());
+    let run = move || app.service.snapshot().into_bytes();
     match tokio::task::spawn_blocking(run).await {
         Ok(bytes) => {
             let body = Bytes::from_owner(Sent { bytes, _turn: turn });
@@ -368,13 +367,6 @@ async fn snapshot(State(app): State<Arc<App>>) -> Response {
         }
         Err(_) => HttpError::internal("the snapshot could not be taken").into_response(),
     }
-}
-
-fn written(snapshot: &Snapshot) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(snapshot.image.as_bytes().len() + (64 << 10));
-    // Memory does not refuse to be written to.
-    let _ = snapshot.write(&mut bytes);
-    bytes
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
