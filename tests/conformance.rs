@@ -3,7 +3,7 @@
 
 use kvscout::block::{Group, SpaceId, Tier, VocabularyId, WorkerId};
 use kvscout::conformance::{self, Step};
-use kvscout::index::{Home, Image, MemoryIndex, MemoryOptions};
+use kvscout::index::{Home, Image, MOST_GROUPS, MemoryIndex, MemoryOptions};
 use proptest::prelude::*;
 
 #[test]
@@ -74,6 +74,25 @@ fn crowding() -> impl Strategy<Value = Step> {
         1 => worker().prop_map(|w| Step::Clear(w, None)),
         1 => (3u32..5, home).prop_map(|(w, home)| Step::Assign(WorkerId(w), home)),
         4 => path().prop_map(|path| Step::Lookup { space: SpaceId(0), path }),
+    ]
+}
+
+/// A few workers in so many groups that some of them are one too many.
+fn grouping() -> impl Strategy<Value = Step> {
+    let worker = || (0u32..2).prop_map(WorkerId);
+    let group = || (0..MOST_GROUPS as u32 + 4).prop_map(Group);
+    let path = || prop::collection::vec(1u8..3, 1..3);
+    let tier = || prop_oneof![3 => Just(Tier::Gpu), 1 => Just(Tier::Unknown)];
+    prop_oneof![
+        40 => (worker(), path(), tier(), group(), prop::bool::weighted(0.8)).prop_map(
+            |(worker, path, tier, group, content)| {
+                Step::Store { worker, path, from: 0, tier, group, content }
+            }
+        ),
+        8 => (worker(), path(), tier(), group())
+            .prop_map(|(worker, path, tier, group)| Step::Remove { worker, path, tier, group }),
+        1 => (worker(), prop::option::weighted(0.8, tier())).prop_map(|(w, t)| Step::Clear(w, t)),
+        2 => path().prop_map(|path| Step::Lookup { space: SpaceId(0), path }),
     ]
 }
 
@@ -234,4 +253,33 @@ fn names_that_move_mean_what_is_there_before_anything_is_placed_below_it() {
     let steps = history([0, 0, 0, 1, 2].map(home).to_vec(), steps);
     let options = MemoryOptions::default();
     conformance::run(&MemoryIndex::new(options), options, &steps).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn any_history_of_many_groups_gives_what_the_reference_gives(
+        steps in prop::collection::vec(grouping(), 100..400),
+        every in 50usize..400,
+    ) {
+        let home = Home { space: SpaceId(0), vocabulary: VocabularyId(0) };
+        let groups = 0..MOST_GROUPS as u32 - 2;
+        let first = groups.map(|group| Step::Store {
+            worker: WorkerId(0),
+            path: vec![1],
+            from: 0,
+            tier: Tier::Gpu,
+            group: Group(group),
+            content: group % 5 > 0,
+        });
+        let steps = history(vec![home; 2], first.chain(steps).collect());
+        let options = MemoryOptions::default();
+        let rebuild = |index| through_image(index, options);
+        let index = MemoryIndex::new(options);
+        let run = conformance::run_rebuilding(index, every, rebuild, options, &steps);
+        if let Err(difference) = run {
+            prop_assert!(false, "{}", difference);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use failures_support::*;
 use kvscout::block::{Prompt, WorkerId};
 use kvscout::event::{DecodeErrorKind, Limits};
 use kvscout::hash::vllm::Algorithm;
-use kvscout::index::{MOST_MEANINGS, MemoryOptions};
+use kvscout::index::{MOST_GROUPS, MOST_MEANINGS, MemoryOptions};
 use kvscout::ingest::{Reason, Trust, Verdict};
 use kvscout::scout::{Options, Registration, Request, Scout, Scratch};
 use serde_json::{Value, json};
@@ -314,6 +314,37 @@ fn x5_a_name_that_means_more_blocks_than_collide_by_chance_is_refused() {
     }
     assert_eq!(removed, MOST_MEANINGS as u64);
     assert_eq!(site.scout.stats().blocks, 3, "the bystander's own");
+}
+
+#[test]
+fn x5_a_publisher_that_names_a_hundred_thousand_groups_has_as_many_as_an_engine_may_have() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    let of_group = |event: Value, n: u64| with(event, &[("group_idx", json!(n))]);
+    let (mut stored, mut refused) = (0, 0);
+    let events: Vec<Value> = (0..100_000_u64)
+        .map(|n| match n % 2 {
+            0 => of_group(self::stored(&[7], None, &TOKENS[..4]), n),
+            _ => of_group(stored_by_name(&[8], "GPU"), n),
+        })
+        .collect();
+    for chunk in events.chunks(10_000) {
+        let applied = site.apply(worker, chunk).applied;
+        stored += applied.stored;
+        refused += applied.refused;
+    }
+    assert_eq!((stored, refused), (MOST_GROUPS as u64, 100_000 - MOST_GROUPS as u64));
+    let status = site.status(worker);
+    assert_eq!(status.trust, Trust::Degraded(Reason::Overflow));
+    assert!(status.groups.len() <= MOST_GROUPS, "{}", status.groups.len());
+    assert_eq!(site.scout.stats().entries, 3 + MOST_GROUPS as u64, "with the bystander's own");
+    // Removals of what it does not hold, and the groups that it has, go on.
+    let gone: Vec<Value> = (0..10_000).map(|n| of_group(removed(&[7], "GPU"), n)).collect();
+    assert_eq!(site.apply(worker, &gone).applied.removed, MOST_GROUPS as u64 / 2);
+    // A new life has groups of its own.
+    site.restart(worker);
+    site.apply(worker, &[of_group(self::stored(&[7], None, &TOKENS[..4]), 1 << 20)]);
+    assert_eq!((site.matched("a", &TOKENS), site.trust(worker)), (1, Trust::Exact));
 }
 
 /// A chain of 100 blocks that no other seed begins, and one token more.

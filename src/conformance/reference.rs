@@ -1,14 +1,15 @@
 //! The model of [`crate::index`], written down as literally as it is stated there.
 //!
-//! A placed block is its path from the root; nothing is shared, nothing is incremental. Slow on
+//! A placed block is its path from the root: a number for (the path before it, its content). What is
+//! placed and what names mean is worked out anew from who holds copies whenever some go. Slow on
 //! purpose: this is what every backend is compared with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::index::{
-    Applied, Block, BlockSource, Change, Home, MOST_MEANINGS, MOST_NAMES, Match, Matches,
-    MemoryOptions, Parent, Query, Span, Stats, Store,
+    Applied, Block, BlockSource, Change, Home, MOST_GROUPS, MOST_MEANINGS, MOST_NAMES, Match,
+    Matches, MemoryOptions, Parent, Query, Span, Stats, Store,
 };
 
 /// The literal reference index.
@@ -20,6 +21,11 @@ pub struct Reference {
     /// In the order in which the bindings were made.
     meanings: BTreeMap<Meaning, Vec<Path>>,
     links: BTreeMap<Meaning, Link>,
+    /// Every path that was ever spoken of, by its number; the roots are among them.
+    paths: Vec<Step>,
+    numbers: HashMap<Step, Path>,
+    /// How often a path got a name so far, so that few are searched for those that they have.
+    named: HashMap<Path, usize>,
     /// Workers that lost copies.
     losers: BTreeSet<WorkerId>,
 }
@@ -27,17 +33,21 @@ pub struct Reference {
 type Copies = BTreeMap<(WorkerId, Group, Tier), u32>;
 type Meaning = (SpaceId, VocabularyId, Name);
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Spot {
     Placed(Path),
     Unplaced(Meaning),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Path {
-    space: SpaceId,
-    shape: Shape,
-    digests: Vec<Digest>,
+/// A path from the root; equal paths have equal numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Path(usize);
+
+/// The last step of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    Root(SpaceId, Shape),
+    Block(usize, Digest),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +61,36 @@ impl Reference {
     /// An empty reference with these limits.
     pub fn new(options: MemoryOptions) -> Reference {
         Reference { options, ..Reference::default() }
+    }
+
+    fn path(&mut self, step: Step) -> Path {
+        let Reference { paths, numbers, .. } = self;
+        *numbers.entry(step).or_insert_with(|| {
+            paths.push(step);
+            Path(paths.len() - 1)
+        })
+    }
+
+    /// The path without its last block; `None` for a root.
+    fn before(&self, path: Path) -> Option<Path> {
+        match self.paths[path.0] {
+            Step::Root(..) => None,
+            Step::Block(before, _) => Some(Path(before)),
+        }
+    }
+
+    fn shape(&self, mut path: Path) -> Shape {
+        loop {
+            match self.paths[path.0] {
+                Step::Root(_, shape) => return shape,
+                Step::Block(before, _) => path = Path(before),
+            }
+        }
+    }
+
+    fn fits(&self, path: Path, link: Option<Link>) -> bool {
+        let last = |digest| matches!(self.paths[path.0], Step::Block(_, d) if d == digest);
+        link.is_none_or(|l| last(l.digest) && self.shape(path) == l.shape)
     }
 
     /// See [`crate::index::Index::assign`]; `false` where that is an error.
@@ -69,7 +109,7 @@ impl Reference {
             for (meaning, paths) in self.meanings.clone().into_iter().filter(|(m, _)| is_old(m)) {
                 self.meanings.remove(&meaning);
                 for path in paths {
-                    match self.is_full(moved(&meaning), &path) {
+                    match self.is_full(moved(&meaning), path) {
                         true => left.push(path),
                         false => self.bind(moved(&meaning), path),
                     }
@@ -149,11 +189,17 @@ impl Reference {
     fn store(&mut self, worker: WorkerId, home: Home, store: &Store<'_>, applied: &mut Applied) {
         let Home { space, vocabulary } = home;
         let key = (worker, store.group, store.tier);
-        let root = Path { space, shape: store.shape, digests: Vec::new() };
+        let groups = self.copies.values().flat_map(|c| c.keys()).filter(|k| k.0 == worker);
+        let groups: BTreeSet<Group> = groups.map(|k| k.1).chain([store.group]).collect();
+        if groups.len() > MOST_GROUPS {
+            applied.refused += store.blocks.len() as u64;
+            return;
+        }
+        let root = self.path(Step::Root(space, store.shape));
         let (mut above, mut above_name) = match store.parent {
             Parent::Root => (Some(root), None),
             Parent::Block(name) => {
-                let of_shape = |p: &Path| p.shape == store.shape;
+                let of_shape = |p: Path| self.shape(p) == store.shape;
                 (self.meaning(worker, (space, vocabulary, name), of_shape), Some(name))
             }
             Parent::Unknown => (None, None),
@@ -161,8 +207,8 @@ impl Reference {
         if let (Parent::Block(name), Some(Block { digest: Some(_), .. })) =
             (store.parent, store.blocks.first())
         {
-            let spot = match &above {
-                Some(path) => Spot::Placed(path.clone()),
+            let spot = match above {
+                Some(path) => Spot::Placed(path),
                 None => Spot::Unplaced((space, vocabulary, name)),
             };
             let held = self.copies.get(&spot).is_some_and(|c| c.keys().any(|k| k.0 == worker));
@@ -171,42 +217,38 @@ impl Reference {
         for (at, block) in store.blocks.iter().enumerate() {
             let meaning = (space, vocabulary, block.name);
             let mut link = None;
-            let path = match (block.digest, &above) {
-                (Some(digest), Some(parent)) => {
-                    let mut path = parent.clone();
-                    path.digests.push(digest);
-                    Some(path)
-                }
+            let path = match (block.digest, above) {
+                (Some(digest), Some(parent)) => Some(self.path(Step::Block(parent.0, digest))),
                 (Some(digest), None) => {
                     link = above_name.map(|parent| Link { shape: store.shape, parent, digest });
-                    self.meaning(worker, meaning, |p| fits(p, link))
+                    self.meaning(worker, meaning, |p| self.fits(p, link))
                 }
                 (None, _) => self.meaning(worker, meaning, |_| true),
             };
-            let crowded = |path: &Path| {
+            let crowded = |path: Path| {
                 let meant = self.meanings.get(&meaning);
-                meant.is_some_and(|m| m.len() >= MOST_MEANINGS && !m.contains(path))
+                meant.is_some_and(|m| m.len() >= MOST_MEANINGS && !m.contains(&path))
             };
             let binds = block.digest.is_some() && above.is_some();
-            let full = |path: &Path| self.is_full(meaning, path);
-            if binds && path.as_ref().is_some_and(|path| crowded(path) || full(path)) {
+            if binds && path.is_some_and(|path| crowded(path) || self.is_full(meaning, path)) {
                 applied.refused += (store.blocks.len() - at) as u64;
                 return;
             }
-            match &path {
+            match path {
                 Some(path) => {
-                    self.add(Spot::Placed(path.clone()), key, 1);
+                    self.add(Spot::Placed(path), key, 1);
                     if binds {
-                        self.bind(meaning, path.clone());
+                        self.bind(meaning, path);
                     }
                     applied.stored += 1;
                 }
                 None => {
                     let spot = Spot::Unplaced(meaning);
-                    let held = |c: &Copies| c.keys().any(|k| k.0 == worker);
                     let is_unplaced = |s: &Spot| matches!(s, Spot::Unplaced(_));
-                    let mine = self.copies.iter().filter(|(s, c)| is_unplaced(s) && held(c));
+                    let unplaced = self.copies.iter().filter(|(s, _)| is_unplaced(s));
+                    let mine = unplaced.flat_map(|(_, c)| c.keys()).filter(|k| k.0 == worker);
                     let full = mine.count() >= self.options.unplaced_per_worker;
+                    let held = |c: &Copies| c.contains_key(&key);
                     let meant = self.meanings.get(&meaning).map_or(0, Vec::len);
                     let crowded = meant >= MOST_MEANINGS && !self.copies.contains_key(&spot);
                     if crowded || full && !self.copies.get(&spot).is_some_and(held) {
@@ -221,7 +263,9 @@ impl Reference {
                     }
                 }
             }
-            self.settle();
+            if self.has_unplaced() {
+                self.settle();
+            }
             above = path;
             above_name = Some(block.name);
         }
@@ -239,7 +283,9 @@ impl Reference {
                 if *n == 0 {
                     copies.remove(&key);
                 }
-                self.settle();
+                if copies.is_empty() {
+                    self.settle();
+                }
                 return true;
             }
         }
@@ -251,15 +297,15 @@ impl Reference {
         &self,
         worker: WorkerId,
         meaning: Meaning,
-        fits: impl Fn(&Path) -> bool,
+        fits: impl Fn(Path) -> bool,
     ) -> Option<Path> {
         let paths = self.meanings.get(&meaning)?;
         let held = |p: &&Path| {
-            let copies = self.copies.get(&Spot::Placed((*p).clone()));
+            let copies = self.copies.get(&Spot::Placed(**p));
             copies.is_some_and(|c| c.keys().any(|k| k.0 == worker))
         };
-        let fitting = || paths.iter().filter(|p| fits(p));
-        fitting().find(held).or_else(|| fitting().next()).cloned()
+        let fitting = || paths.iter().filter(|p| fits(**p));
+        fitting().find(held).or_else(|| fitting().next()).copied()
     }
 
     fn add(&mut self, spot: Spot, key: (WorkerId, Group, Tier), n: u32) {
@@ -270,6 +316,7 @@ impl Reference {
         let paths = self.meanings.entry(meaning).or_default();
         if !paths.contains(&path) {
             paths.push(path);
+            *self.named.entry(path).or_default() += 1;
         }
     }
 
@@ -277,65 +324,91 @@ impl Reference {
     fn settle(&mut self) {
         loop {
             self.copies.retain(|_, copies| !copies.is_empty());
-            let mut placed: BTreeSet<Path> = BTreeSet::new();
-            for spot in self.copies.keys() {
-                if let Spot::Placed(path) = spot {
-                    for n in 1..=path.digests.len() {
-                        placed.insert(Path { digests: path.digests[..n].to_vec(), ..path.clone() });
-                    }
-                }
-            }
+            let placed = self.placed();
             for paths in self.meanings.values_mut() {
-                paths.retain(|p| placed.contains(p));
+                paths.retain(|p| placed[p.0]);
             }
             self.meanings.retain(|_, paths| !paths.is_empty());
             self.links.retain(|m, _| self.copies.contains_key(&Spot::Unplaced(*m)));
             let Some((meaning, path)) = self.placeable() else { return };
             let copies = self.copies.remove(&Spot::Unplaced(meaning)).unwrap_or_default();
             self.links.remove(&meaning);
-            if self.is_full(meaning, &path) {
+            if self.is_full(meaning, path) {
                 self.losers.extend(copies.keys().map(|k| k.0));
                 continue;
             }
             for (key, n) in copies {
-                self.add(Spot::Placed(path.clone()), key, n);
+                self.add(Spot::Placed(path), key, n);
             }
             self.bind(meaning, path);
         }
     }
 
     /// Whether a block has so many other names that it gets no further one.
-    fn is_full(&self, meaning: Meaning, path: &Path) -> bool {
-        let names = self
-            .meanings
-            .iter()
-            .filter(|(m, paths)| (m.0, m.1) == (meaning.0, meaning.1) && paths.contains(path));
-        let names: Vec<Name> = names.map(|(m, _)| m.2).collect();
+    fn is_full(&self, meaning: Meaning, path: Path) -> bool {
+        if self.named.get(&path).is_none_or(|&named| named < MOST_NAMES) {
+            return false;
+        }
+        let vocabulary = |m: &Meaning| (m.0, m.1) == (meaning.0, meaning.1);
+        let all = self.meanings.iter().filter(|(m, paths)| vocabulary(m) && paths.contains(&path));
+        let names: Vec<Name> = all.map(|(m, _)| m.2).collect();
         names.len() >= MOST_NAMES && !names.contains(&meaning.2)
     }
 
     /// An unplaced block whose name, or whose parent's name, means a placed block.
-    fn placeable(&self) -> Option<(Meaning, Path)> {
-        self.copies.keys().find_map(|spot| {
+    fn placeable(&mut self) -> Option<(Meaning, Path)> {
+        if !self.has_unplaced() {
+            return None;
+        }
+        let (meaning, path, below) = self.copies.keys().find_map(|spot| {
             let Spot::Unplaced(meaning) = spot else { return None };
             let link = self.links.get(meaning).copied();
             let paths = self.meanings.get(meaning).map_or(&[][..], Vec::as_slice);
-            if let Some(path) = paths.iter().find(|p| fits(p, link)) {
-                return Some((*meaning, path.clone()));
+            if let Some(path) = paths.iter().find(|p| self.fits(**p, link)) {
+                return Some((*meaning, *path, None));
             }
             let link = link?;
             let parents = self.meanings.get(&(meaning.0, meaning.1, link.parent))?;
-            let mut path = parents.iter().find(|p| p.shape == link.shape)?.clone();
-            path.digests.push(link.digest);
-            Some((*meaning, path))
-        })
+            let parent = parents.iter().find(|p| self.shape(**p) == link.shape)?;
+            Some((*meaning, *parent, Some(link.digest)))
+        })?;
+        let path = match below {
+            Some(digest) => self.path(Step::Block(path.0, digest)),
+            None => path,
+        };
+        Some((meaning, path))
+    }
+
+    fn has_unplaced(&self) -> bool {
+        // They come behind all others.
+        self.copies.last_key_value().is_some_and(|(spot, _)| matches!(spot, Spot::Unplaced(_)))
+    }
+
+    /// Of each path, whether somebody holds its last block or something below it; not of roots.
+    fn placed(&self) -> Vec<bool> {
+        let mut placed = vec![false; self.paths.len()];
+        for spot in self.copies.keys() {
+            let Spot::Placed(path) = *spot else { continue };
+            let mut next = path;
+            while let Some(before) = self.before(next)
+                && !placed[next.0]
+            {
+                placed[next.0] = true;
+                next = before;
+            }
+        }
+        placed
     }
 
     /// See [`crate::index::Index::lookup`].
     pub fn lookup(&self, query: &Query<'_>, blocks: &mut impl BlockSource) -> Matches {
         let mut held: Vec<BTreeMap<(WorkerId, Group), BTreeSet<Tier>>> = Vec::new();
-        let mut path = Path { space: query.space, shape: query.shape, digests: Vec::new() };
-        let mut named: BTreeSet<Path> = [path.clone()].into();
+        let homes = self.homes.values().filter(|home| home.space == query.space);
+        let vocabularies: BTreeSet<VocabularyId> = homes.map(|home| home.vocabulary).collect();
+        let number = |step| self.numbers.get(&step).copied();
+        let root = number(Step::Root(query.space, query.shape));
+        let mut path = root;
+        let mut named: BTreeSet<Path> = root.into_iter().collect();
         for at in 0..blocks.len() {
             let mut here: BTreeMap<(WorkerId, Group), BTreeSet<Tier>> = BTreeMap::new();
             let mut take = |spot: &Spot, vocabulary: Option<VocabularyId>| {
@@ -351,28 +424,19 @@ impl Reference {
             };
             let digest = blocks.digests(at, 1).first().copied();
             if let Some(digest) = digest {
-                path.digests.push(digest);
-                take(&Spot::Placed(path.clone()), None);
+                path = path.and_then(|path| number(Step::Block(path.0, digest)));
+                path.iter().for_each(|&path| take(&Spot::Placed(path), None));
             }
             let mut next_named = BTreeSet::new();
-            let vocabularies: BTreeSet<VocabularyId> = self
-                .homes
-                .values()
-                .filter(|home| home.space == query.space)
-                .map(|home| home.vocabulary)
-                .collect();
-            for vocabulary in vocabularies {
+            for &vocabulary in &vocabularies {
                 let Some(name) = blocks.name(vocabulary, at) else { continue };
                 let meaning = (query.space, vocabulary, name);
                 take(&Spot::Unplaced(meaning), None);
-                for path in self.meanings.get(&meaning).into_iter().flatten() {
-                    let parent = Path {
-                        digests: path.digests[..at.min(path.digests.len() - 1)].to_vec(),
-                        ..path.clone()
-                    };
-                    if digest.is_none() && path.digests.len() == at + 1 && named.contains(&parent) {
-                        take(&Spot::Placed(path.clone()), Some(vocabulary));
-                        next_named.insert(path.clone());
+                for &path in self.meanings.get(&meaning).into_iter().flatten() {
+                    let before = self.before(path);
+                    if digest.is_none() && before.is_some_and(|before| named.contains(&before)) {
+                        take(&Spot::Placed(path), Some(vocabulary));
+                        next_named.insert(path);
                     }
                 }
             }
@@ -419,24 +483,12 @@ impl Reference {
 
     /// See [`crate::index::Index::stats`].
     pub fn stats(&self) -> Stats {
-        let mut blocks = BTreeSet::new();
         let mut stats = Stats::default();
         for (spot, copies) in &self.copies {
             stats.entries += copies.len() as u64;
-            match spot {
-                Spot::Placed(path) => {
-                    for n in 1..=path.digests.len() {
-                        blocks.insert((path.space, path.shape, path.digests[..n].to_vec()));
-                    }
-                }
-                Spot::Unplaced(_) => stats.unplaced += 1,
-            }
+            stats.unplaced += u64::from(matches!(spot, Spot::Unplaced(_)));
         }
-        stats.blocks = blocks.len() as u64;
+        stats.blocks = self.placed().into_iter().filter(|&is| is).count() as u64;
         stats
     }
-}
-
-fn fits(path: &Path, link: Option<Link>) -> bool {
-    link.is_none_or(|l| path.shape == l.shape && path.digests.last() == Some(&l.digest))
 }

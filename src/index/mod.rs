@@ -24,7 +24,8 @@
 //!   content. An orphan is placed as soon as its parent is; a name-only block as soon as some worker
 //!   of its vocabulary stores the same name with its content.
 //! - Residency counts physical copies per (worker, group, tier): a block that was stored twice is
-//!   resident until it was removed twice.
+//!   resident until it was removed twice. A store in one group more than the [`MOST_GROUPS`] of which
+//!   its worker holds blocks is refused as a whole.
 //!
 //! # Clients
 //!
@@ -56,6 +57,11 @@ use crate::error::Error;
 /// of them. Names that move with their worker ([`Index::assign`]) are not refused, nor is the one
 /// unplaced block of a name when it is placed.
 pub const MOST_MEANINGS: usize = 16;
+
+/// Of how many cache groups one worker may hold blocks at a time. Engines have one, hybrid models a
+/// handful, one for each kind of layer; who names many more must not make each of its changes look
+/// through them, nor use up what there is for all workers. A group that holds nothing does not count.
+pub const MOST_GROUPS: usize = 64;
 
 /// How many names of one (space, vocabulary) a [`Store`] may give one placed block. Engines have one
 /// for each content; one that hides extra keys calls a shared beginning by a name for each of them.
@@ -134,8 +140,10 @@ pub struct Applied {
     /// Copies added to unplaced blocks.
     pub unplaced: u64,
     /// Copies not added because the worker's share of unplaced blocks was full, because a name meant
-    /// [`MOST_MEANINGS`] other blocks or a block had [`MOST_NAMES`] other names, or because no memory
-    /// was left and nothing could be evicted.
+    /// [`MOST_MEANINGS`] other blocks or a block had [`MOST_NAMES`] other names, because the worker held
+    /// blocks of [`MOST_GROUPS`] other groups, or because no memory was left and nothing could be
+    /// evicted; and copies given up because a backend cannot say more exactly who holds what of a
+    /// stretch of blocks, or for more holders.
     pub refused: u64,
 }
 
@@ -305,12 +313,16 @@ impl Matches {
 /// Sizes of an index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Placed blocks.
+    /// Placed blocks. While `unswept` is not 0, those that only the gone held may be among them.
     pub blocks: u64,
-    /// Unplaced blocks.
+    /// Unplaced blocks, likewise.
     pub unplaced: u64,
     /// (block, worker, group, tier) entries.
     pub entries: u64,
+    /// What is still to be swept, which no answer shows: entries of workers, groups and tiers that were
+    /// cleared or forgotten, which `entries` does not count, names of vocabularies that are no worker's
+    /// home any more, and those vocabularies.
+    pub unswept: u64,
     /// Entries given up so far because the memory was full; they are not in `entries` any more.
     /// [`Index::evicted`] says whose.
     pub evicted: u64,
@@ -374,6 +386,7 @@ pub trait Index: Send + Sync {
     /// lookup, and the worker was not cleared in between.
     fn evicted(&self, worker: WorkerId) -> impl Future<Output = Result<bool, Error>> + Send;
 
-    /// Sizes, for metrics.
+    /// Sizes, for metrics. A backend that sweeps little by little does some of it here, so that who
+    /// asks again and again while nothing changes finds [`Stats::unswept`] to be 0 in the end.
     fn stats(&self) -> impl Future<Output = Result<Stats, Error>> + Send;
 }

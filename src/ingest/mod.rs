@@ -67,7 +67,8 @@ pub enum Reason {
     OutOfOrder,
     /// A batch or an event could not be decoded or made no sense; its effect is missing.
     Undecodable,
-    /// The worker's share of blocks known by name only was full; further ones were refused.
+    /// Copies were refused because something of the worker was too much
+    /// ([`Applied::refused`](crate::index::Applied::refused)).
     Overflow,
     /// The engine's events leave extra keys out (vLLM before 0.17) and its hash contract is not
     /// known, so that salted and multimodal blocks look like plain text.

@@ -264,7 +264,8 @@ pub struct EventCounters {
     /// Stored events in other units than the group's blocks (chunks of an offload tier, partial
     /// blocks); not counted as resident.
     pub other_unit: u64,
-    /// Copies refused because the share of blocks known by name only was full.
+    /// Copies refused, or given up again, because something of the worker was too much: blocks known by
+    /// name only, cache groups, blocks of one name, holes, or memory.
     pub refused: u64,
     /// Events of a pool about blocks of another tenant or model, passed over.
     pub foreign: u64,

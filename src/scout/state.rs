@@ -16,7 +16,7 @@ use super::{Adapter, Copies, OnClear, Options, Registration, Scout};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
 use crate::error::Error;
 use crate::hash::content::DigestKey;
-use crate::index::{Home, Image, MemoryIndex};
+use crate::index::{Home, Image, MOST_GROUPS, MemoryIndex};
 use crate::ingest::snapshot::{Given, KeptContract, Refused, Registrations, Snapshot, WorkerState};
 use crate::ingest::verify::{Contract, Status};
 
@@ -201,6 +201,9 @@ fn check(registrations: &Registrations, image: &Image) -> Result<(), Error> {
         }
         if !state.groups.is_sorted_by(|a, b| a.facts.group < b.facts.group) {
             return Err(wrong(format!("the groups of worker {number} are out of order")));
+        }
+        if state.groups.len() > MOST_GROUPS {
+            return Err(wrong(format!("worker {number} has more than {MOST_GROUPS} groups")));
         }
     }
     let mut contracts = HashSet::new();

@@ -34,7 +34,9 @@ use crate::error::Error;
 use crate::event::{Batch, Cleared, Event, Limits, Origin, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
-use crate::index::{Applied, Block, Change, Home, Matches, MemoryIndex, Parent, Query, Store};
+use crate::index::{
+    Applied, Block, Change, Home, MOST_GROUPS, Matches, MemoryIndex, Parent, Query, Store,
+};
 use crate::ingest::sequencer::{Sequencer, SequencerCounters, Stage};
 use crate::ingest::snapshot::{GroupState, Watermark, WorkerState};
 use crate::ingest::translate::{self, Rejection};
@@ -341,7 +343,7 @@ impl Stream {
                     self.events.foreign += 1;
                 }
                 Ok(Event::Stored(stored)) => {
-                    if self.stored(shared, &stored).is_err() {
+                    if self.stored(shared, &stored, &mut progress.applied).is_err() {
                         self.flush(shared, &mut progress.applied)?;
                         progress.rejected += 1;
                         self.reject();
@@ -452,11 +454,21 @@ impl Stream {
     }
 
     /// Plans what a stored event changes. An error leaves it out as a whole.
-    fn stored(&mut self, shared: &Shared, stored: &Stored<'_>) -> Result<(), Rejection> {
+    fn stored(
+        &mut self,
+        shared: &Shared,
+        stored: &Stored<'_>,
+        total: &mut Applied,
+    ) -> Result<(), Rejection> {
         let outline = translate::outline(stored, &mut self.scratch.tokens)?;
         let describes = !self.scratch.tokens.is_empty();
         if describes && !outline.dense {
             self.events.sparse += 1;
+        }
+        if describes && self.has_too_many_groups(stored.group) {
+            let refused = stored.names.names().count() as u64;
+            self.count(shared, Applied { refused, ..Applied::default() }, total);
+            return Ok(());
         }
         if describes && !self.learn_group(stored, outline.shape) {
             self.events.other_unit += 1;
@@ -491,6 +503,12 @@ impl Stream {
             seat.copies == Copies::Presence || edition > 0 || stored.origin != Origin::Engine;
         planned.push(Planned::Store { shape, group, tier, parent, blocks, once });
         Ok(())
+    }
+
+    /// Whether a group would be one more than a worker may have: every query looks through them.
+    fn has_too_many_groups(&self, group: Group) -> bool {
+        self.groups.len() >= MOST_GROUPS
+            && self.groups.binary_search_by_key(&group, |facts| facts.group).is_err()
     }
 
     /// Records what an event says about its group; whether its blocks are the group's unit.

@@ -10,7 +10,7 @@ use kvscout::block::{
 };
 use kvscout::index::{
     Applied, Block, BlockSource, Change, Home, Matches, MemoryIndex, MemoryOptions, Parent, Query,
-    Store,
+    Stats, Store,
 };
 
 pub const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
@@ -134,6 +134,18 @@ pub fn remove(index: &MemoryIndex, worker: WorkerId, chain: &Chain, at: Range<us
     let names = &chain.names[at];
     let remove = Change::Remove { group: Group(0), tier: Tier::Gpu, names };
     index.apply(worker, &[remove]).unwrap()
+}
+
+/// Sizes once everything is swept that the gone held.
+pub fn swept(index: &MemoryIndex) -> Stats {
+    swept_after(index).0
+}
+
+/// The same, and how often they had to be asked for.
+pub fn swept_after(index: &MemoryIndex) -> (Stats, usize) {
+    let all = (1..100_000).map(|asked| (index.stats(), asked));
+    let mut done = all.skip_while(|(stats, _)| stats.unswept > 0);
+    done.next().unwrap()
 }
 
 /// Who holds how many leading blocks, by worker.

@@ -9,7 +9,7 @@
 use std::sync::OnceLock;
 
 use super::arena::{CHUNK_BYTES, CHUNKS, Chunk};
-use super::run::{EXTRAS, KIDS, Run, RunId, USED};
+use super::run::{KIDS, Run, RunId, USED};
 use super::store::STRETCH;
 use super::sync::{Ordering, guard};
 use super::write::Pen;
@@ -193,24 +193,14 @@ impl Pen<'_> {
         let ends = holders.iter().flat_map(|&s| self.w.cuts.held(s, 0, len).map(|h| h.1));
         let from = ends.max().unwrap_or(0).saturating_sub(BITE);
         for &slot in &holders {
-            let gone: Vec<(u32, u32)> = self.w.cuts.held(slot, from, len).collect();
-            if !gone.is_empty() {
+            if self.w.cuts.held(slot, from, len).next().is_some() {
                 self.shared.losers.add(self.w.slots.worker(slot));
             }
-            for (lo, hi) in gone {
-                if run.get(EXTRAS) > 0 {
-                    for at in lo..hi {
-                        if self.w.extras.remove(&(id, at, slot)).is_some() {
-                            run.set(EXTRAS, run.get(EXTRAS) - 1);
-                        }
-                    }
-                }
-                let entries = u64::from(hi - lo);
-                self.w.entries -= entries;
-                self.w.evicted += entries;
-                self.w.slots.count(slot, -(entries as i64));
+            self.give_up(run, slot, from);
+            if !self.w.cuts.fit() {
+                // A shorter cut may be one more.
+                self.give_up(run, slot, 0);
             }
-            self.w.cuts.keep_first(slot, from);
         }
         guard::open(run.guard());
         self.w.cuts.save(run, &mut self.w.book);

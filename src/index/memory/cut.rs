@@ -10,6 +10,7 @@
 //! have the same page and end.
 
 use super::arena::{Book, Cell, Kind};
+use super::hold::{MOST_HOLDERS, MOST_PARTS};
 use super::run::{CUT_COUNT, CUTS, CUTS_CLASS, INLINE, PART_COUNT, Run};
 use super::sync::{Ordering, guard};
 
@@ -141,7 +142,7 @@ impl Cuts {
         }
     }
 
-    /// Writes them back. The run's guard is open.
+    /// Writes them back; they [`fit`](Cuts::fit). The run's guard is open.
     pub(super) fn save(&self, run: Run<'_>, book: &mut Book) {
         let (cuts, parts) = (self.cuts.len(), self.parts.len());
         let list = Cell(run.get(CUTS));
@@ -176,6 +177,16 @@ impl Cuts {
         }
         run.set(CUT_COUNT, cuts as u64);
         run.set(PART_COUNT, parts as u64);
+    }
+
+    /// Whether they are no more than a run may have.
+    pub(super) fn fit(&self) -> bool {
+        self.parts.len() <= MOST_PARTS && self.cuts.len() + self.parts.len() <= MOST_HOLDERS
+    }
+
+    /// How many of a run's first blocks a slot holds; [`ALL`] if it holds the whole.
+    pub(super) fn first_of(&self, slot: u32) -> u32 {
+        self.position(slot).map_or(0, |at| self.cuts[at].end)
     }
 
     /// Bytes that they take where they were taken out to.

@@ -23,6 +23,8 @@ const CROWD: u32 = 256;
 
 /// Stretches behind holes that a run may have; few where a test has to make them.
 pub(super) const MOST_PARTS: usize = if cfg!(test) { 64 } else { 1 << 15 };
+/// Cuts and parts together that a run may have: what the largest list of the arena has room for.
+pub(super) const MOST_HOLDERS: usize = 2 * MOST_PARTS;
 
 impl<'a> Pen<'a> {
     #[inline]
@@ -38,7 +40,8 @@ impl<'a> Pen<'a> {
     }
 
     /// One more copy of each of the blocks `lo..hi`, or of the first of them where many second copies
-    /// would have to be counted at a time; up to which.
+    /// would have to be counted at a time; up to which. If their run has as many stretches of holders
+    /// as it may, the slot does not get those that it did not hold, and they are counted as refused.
     pub(super) fn hold(&mut self, id: RunId, slot: u32, lo: u32, mut hi: u32) -> u32 {
         let run = self.run(id);
         let len = run.len();
@@ -67,41 +70,55 @@ impl<'a> Pen<'a> {
             return hi;
         }
         w.cuts.hold(slot, lo, hi, len);
+        if !w.cuts.fit() {
+            w.lost += u64::from(new);
+            return hi;
+        }
         w.entries += u64::from(new);
         w.slots.count(slot, i64::from(new));
-        self.bound_parts(run, slot);
-        let Pen { w, .. } = self;
         guard::open(run.guard());
         w.cuts.save(run, &mut w.book);
         guard::close(run.guard());
         hi
     }
 
-    /// Gives up what a slot holds behind holes if a run, whose holders are in `cuts`, has more such
-    /// stretches than a list can have: nobody evicts like that by chance. The copies are counted as
-    /// refused, so that nobody trusts what is said of the worker from then on.
-    fn bound_parts(&mut self, run: Run<'_>, slot: u32) {
-        if self.w.cuts.parts.len() <= MOST_PARTS {
+    /// Gives up what a slot holds behind holes if a run, whose holders are in `cuts`, has more
+    /// stretches of holders than a list can have, and all that it holds of the run if that is not
+    /// enough: nobody evicts like that by chance. The copies are counted as refused, so that nobody
+    /// trusts what is said of the worker from then on.
+    fn bound_holders(&mut self, run: Run<'_>, slot: u32) {
+        if self.w.cuts.fit() {
             return;
         }
         self.shared.losers.add(self.w.slots.worker(slot));
+        let len = run.len();
+        let first = self.w.cuts.first_of(slot).min(len);
+        self.w.lost += self.give_up(run, slot, first);
+        if !self.w.cuts.fit() {
+            self.w.lost += self.give_up(run, slot, 0);
+        }
+    }
+
+    /// Takes all copies of a run's blocks from `from` on from a slot, in `cuts`; how many they were.
+    pub(super) fn give_up(&mut self, run: Run<'_>, slot: u32, from: u32) -> u64 {
         let Pen { w, .. } = self;
-        let mine = w.cuts.parts.extract_if(.., |p| p.slot == slot);
-        for part in mine.collect::<Vec<_>>() {
-            let entries = u64::from(part.hi - part.lo);
-            w.lost += entries;
-            for at in part.lo..part.hi {
+        let (mut entries, mut copies) = (0, 0);
+        for (lo, hi) in w.cuts.held(slot, from, run.len()) {
+            entries += u64::from(hi - lo);
+            for at in lo..hi {
                 if run.get(EXTRAS) > 0
                     && let Some(more) = w.extras.remove(&(run.id, at, slot))
                 {
-                    w.lost += u64::from(more);
+                    copies += u64::from(more);
                     run.set(EXTRAS, run.get(EXTRAS) - 1);
                 }
             }
-            w.entries -= entries;
-            w.evicted += entries;
-            w.slots.count(slot, -(entries as i64));
         }
+        w.cuts.keep_first(slot, from);
+        w.entries -= entries;
+        w.evicted += entries;
+        w.slots.count(slot, -(entries as i64));
+        copies + entries
     }
 
     /// More copies of one placed block.
@@ -109,6 +126,10 @@ impl<'a> Pen<'a> {
         self.hold(id, slot, at, at + 1);
         if copies > 1 {
             let run = self.run(id);
+            if !self.holds(Place { run: id.0, at }, slot) {
+                self.w.lost += u64::from(copies - 1);
+                return;
+            }
             let more = self.w.extras.or_insert_with((id, at, slot), || {
                 run.set(EXTRAS, run.get(EXTRAS) + 1);
                 0
@@ -226,7 +247,7 @@ impl<'a> Pen<'a> {
         self.w.cuts.release(slot, at, len);
         self.w.entries -= 1;
         self.w.slots.count(slot, -1);
-        self.bound_parts(run, slot);
+        self.bound_holders(run, slot);
         let Pen { w, .. } = self;
         guard::open(run.guard());
         w.cuts.save(run, &mut w.book);
@@ -437,10 +458,13 @@ impl<'a> Pen<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::MOST_HOLDERS;
     use crate::block::{
         BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
     };
-    use crate::index::{Block, Change, Home, MemoryIndex, Parent, Store};
+    use crate::index::{
+        Block, BlockSource, Change, Home, Matches, MemoryIndex, Parent, Query, Store,
+    };
 
     #[test]
     fn copies_lost_behind_too_many_holes_are_counted_as_refused() {
@@ -464,5 +488,83 @@ mod tests {
         }
         assert!(refused > 0, "65 holes are more than a run may have in a test");
         assert_eq!(index.stats().entries + removed + refused, 200);
+    }
+
+    /// Workers hold 1 to 64 blocks of a run, more of them than it may have lengths.
+    #[test]
+    fn holders_beyond_what_a_run_may_have_are_refused_and_the_others_stay() {
+        let index = MemoryIndex::default();
+        let (group, tier) = (Group(0), Tier::Gpu);
+        let home = Home { space: SpaceId(1), vocabulary: VocabularyId(1) };
+        let block = |n| Block { name: Name(n), digest: Some(Digest(n)) };
+        let blocks: Vec<Block> = (1..=64).map(block).collect();
+        let shape = Shape::plain(BlockSize::DEFAULT);
+        let store = |worker, from: usize, to: usize| {
+            let blocks = &blocks[from..to];
+            let parent = match from {
+                0 => Parent::Root,
+                at => Parent::Block(Name(at as u64)),
+            };
+            let store = Store { shape, group, tier, parent, blocks };
+            index.apply(WorkerId(worker), &[Change::Store(store)]).unwrap()
+        };
+        let held = |worker| {
+            let workers = [WorkerId(worker)];
+            let candidates = Some(&workers[..]);
+            let query = Query { space: SpaceId(1), shape, candidates, spans: false };
+            let mut matches = Matches::default();
+            let digests: Vec<Digest> = (1..=64).map(Digest).collect();
+            index.lookup(&query, &mut Prompt(&digests), &mut matches);
+            matches.iter().next().map_or(0, |m| u64::from(m.leading[3]))
+        };
+        let length = |worker: u32| 64 - worker as usize % 64;
+        let (mut stored, mut refused) = (0, 0);
+        for worker in 0..200 {
+            index.assign(WorkerId(worker), home).unwrap();
+            let applied = store(worker, 0, length(worker));
+            stored += applied.stored;
+            refused += applied.refused;
+            let whole = if applied.refused == 0 { length(worker) as u64 } else { 0 };
+            assert_eq!(held(worker), whole, "worker {worker}");
+        }
+        assert!(refused > 0, "more than {MOST_HOLDERS} lengths are too many");
+        assert_eq!(index.stats().entries + refused, stored);
+        // A list that is full: who punches a hole gives up what it holds, rather than the writer.
+        let (mut removed, before) = (0, index.stats().entries);
+        for worker in 0..128 {
+            let names = [Name(1 + length(worker) as u64 / 2)];
+            let applied =
+                index.apply(WorkerId(worker), &[Change::Remove { group, tier, names: &names }]);
+            let applied = applied.unwrap();
+            removed += applied.removed + applied.refused;
+            assert!(held(worker) <= length(worker) as u64 / 2);
+        }
+        assert_eq!(index.stats().entries + removed, before);
+        // And the longest, who would need two lengths to let the run grow, goes on in another.
+        let more: Vec<Block> = (65..=70).map(block).collect();
+        let parent = Parent::Block(Name(64));
+        let further = Store { shape, group, tier, parent, blocks: &more };
+        let applied = index.apply(WorkerId(64), &[Change::Store(further)]).unwrap();
+        assert_eq!((applied.stored, applied.refused), (6, 0));
+        for worker in 0..200 {
+            index.remove(WorkerId(worker));
+        }
+        assert_eq!(index.stats().entries, 0);
+    }
+
+    struct Prompt<'a>(&'a [Digest]);
+
+    impl BlockSource for Prompt<'_> {
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn digests(&mut self, from: usize, _: usize) -> &[Digest] {
+            &self.0[from..]
+        }
+
+        fn name(&mut self, _: VocabularyId, _: usize) -> Option<Name> {
+            None
+        }
     }
 }

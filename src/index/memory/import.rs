@@ -9,7 +9,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::cut::Cuts;
-use super::hold::MOST_PARTS;
 use super::names::VocId;
 use super::orphan::Link;
 use super::run::{EXTRAS, KIDS, LAST_KID, LONGEST, ROOT, Run, RunId, USED, VOCABULARY};
@@ -20,7 +19,7 @@ use super::write::Pen;
 use crate::block::{BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::index::image::Reader;
-use crate::index::{Home, Image};
+use crate::index::{Home, Image, MOST_GROUPS};
 
 /// How many blocks ahead the buckets of names are asked for.
 const AHEAD: usize = 8;
@@ -152,10 +151,19 @@ impl<'a> Pen<'a> {
             *counted.entry((id, group)).or_default() += u32::from(tier != Tier::Unknown);
             lanes.push((id, home, group, tier));
         }
+        let mut groups: HashMap<WorkerId, usize> = HashMap::new();
+        for (worker, _) in counted.keys() {
+            *groups.entry(*worker).or_default() += 1;
+        }
+        if groups.into_values().any(|groups| groups > MOST_GROUPS) {
+            return Err(from.wrong(format_args!("a worker has more than {MOST_GROUPS} groups")));
+        }
         for (worker, home, group, tier) in lanes {
             let layered = tier != Tier::Unknown && counted[&(worker, group)] > 1;
             let owner = Owner { worker, group, tier, layered };
-            let slot = self.w.slots.take(&self.shared.slots, owner);
+            let Some(slot) = self.w.slots.take(&self.shared.slots, owner) else {
+                return Err(from.wrong("there are too many (worker, group, tier)"));
+            };
             let Some(book) = self.w.workers.get_mut(&worker) else { continue };
             let before = book.lane_bytes();
             book.lanes.push((group, tier, slot));
@@ -290,8 +298,7 @@ impl<'a> Pen<'a> {
             let (lo, hi) = (from.u32()?, from.u32()?);
             self.read_holder(slot, lo, hi, len, from)?;
         }
-        let Cuts { cuts, parts } = &self.w.cuts;
-        if parts.len() > MOST_PARTS || cuts.len() + parts.len() > 2 * MOST_PARTS {
+        if !self.w.cuts.fit() {
             return Err(from.wrong("a run has more stretches of holders than an index can have"));
         }
         Ok(())

@@ -47,12 +47,13 @@ use crate::error::Error;
 ///
 /// # Defaults
 ///
-/// `unplaced_per_worker`: 65,536, four times the blocks of a mid-size engine, so that an engine
-/// whose first events were missed can be known by name only without being cut.
+/// `unplaced_per_worker`: 65,536, four times the physical blocks of a mid-size engine, so that an
+/// engine whose first events were missed can be known by name only without being cut.
 /// `budget`: 8 GiB, some 250 million blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryOptions {
-    /// How many unplaced blocks one worker may hold; further ones are refused and counted.
+    /// How many unplaced blocks one worker may hold, one that it holds in several groups or tiers
+    /// counted in each; further ones are refused and counted.
     pub unplaced_per_worker: usize,
     /// Bytes that blocks, names and holders may take together, at most 15 GiB. When they are full,
     /// ends of chains that were not used for longest go ([`Stats::evicted`]): first those of a worker
@@ -158,7 +159,8 @@ impl MemoryIndex {
         self.shared.losers.read(into);
     }
 
-    /// See [`Index::stats`]. Sweeps what is still to be swept, so that it is exact.
+    /// See [`Index::stats`]. Sweeps a little of what is still to be swept; what it says is exact once
+    /// [`Stats::unswept`] is 0. Changes wait for it no longer than for a batch.
     pub fn stats(&self) -> Stats {
         self.write(|pen| pen.stats())
     }

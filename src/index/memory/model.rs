@@ -136,7 +136,7 @@ fn a_slot_that_gets_a_new_owner_answers_for_neither_with_the_bits_of_the_other()
             tier: Tier::Gpu,
             layered: false,
         };
-        let slot = slots.take(owners, owner(1));
+        let slot = slots.take(owners, owner(1)).unwrap();
         let run = Run::make(arena, &mut book, 1);
         held_by(run, slot);
         slots.count(slot, 1);
@@ -151,7 +151,7 @@ fn a_slot_that_gets_a_new_owner_answers_for_neither_with_the_bits_of_the_other()
         run.set(CUT_COUNT, 0u32);
         guard::close(run.guard());
         slots.end(owners);
-        assert_eq!(slots.take(owners, owner(2)), slot);
+        assert_eq!(slots.take(owners, owner(2)), Some(slot));
         let found = reader.join().unwrap().unwrap_or_default();
         assert!(!found.contains(&WorkerId(2)), "it holds nothing");
     });
@@ -165,7 +165,7 @@ fn a_slot_that_changes_its_kind_is_never_seen_without_any() {
         let shared = Arc::new((arena, Slots::default()));
         let (arena, owners) = &*shared;
         let owner = |tier, layered| Owner { worker: WorkerId(1), group: Group(0), tier, layered };
-        let slot = slots.take(owners, owner(Tier::Gpu, false));
+        let slot = slots.take(owners, owner(Tier::Gpu, false)).unwrap();
         let run = Run::make(arena, &mut book, 1);
         held_by(run, slot);
         let (id, reader) = (run.id, shared.clone());

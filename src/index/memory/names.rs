@@ -58,7 +58,9 @@ pub(super) struct Names {
     pub(super) dups: Map<(VocId, Name), Vec<Place>>,
     /// Bytes of the lists in `more`, `also` and `dups`.
     lists: usize,
-    /// Bytes of unplaced blocks, all vocabularies.
+    /// Every unplaced block, in no order, so that a sweep can visit a few at a time.
+    pub(super) orphans: Vec<(VocId, Name)>,
+    /// Bytes of unplaced blocks, all vocabularies, and of their list.
     pub(super) unplaced: Arc<AtomicUsize>,
     last: u32,
 }
@@ -162,17 +164,19 @@ impl Pen<'_> {
         if voc.workers > 0 {
             return;
         }
-        let (key, named) = (voc.key, voc.table.len() > 0);
+        let (key, named) = (voc.key, voc.table.len());
         names.keys.remove(&key);
         drop(names);
-        match named {
-            true => self.w.leaving.push_back(id),
-            false => self.retire_vocabulary(id),
+        if named > 0 {
+            self.w.leaving.push_back(id);
+            self.w.unspoken += named as u64;
+        } else {
+            self.retire_vocabulary(id);
         }
     }
 
     /// Forgets a vocabulary that nobody speaks and in which nothing is named.
-    fn retire_vocabulary(&mut self, id: VocId) {
+    pub(super) fn retire_vocabulary(&mut self, id: VocId) {
         let mut names = self.shared.names.write();
         let Some(voc) = names.vocabularies.get(&id) else { return };
         if voc.workers == 0 && voc.table.len() == 0 && voc.orphans.is_empty() {
@@ -414,6 +418,13 @@ impl Pen<'_> {
         }
         let there = table.remove(&self.shared.arena, hash, place);
         debug_assert!(there, "every bound name is in its table");
+        if self.w.unspoken > 0 && self.is_unspoken(voc) {
+            self.w.unspoken -= 1;
+        }
+    }
+
+    fn is_unspoken(&self, voc: VocId) -> bool {
+        self.shared.names.read().vocabularies.get(&voc).is_some_and(|v| v.workers == 0)
     }
 
     /// Takes the names of a block away that is about to go, all vocabularies.

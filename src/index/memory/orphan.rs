@@ -1,8 +1,9 @@
 //! Unplaced blocks: orphans, and blocks known by name only.
 //!
 //! Invariants: `waiting` lists exactly the unplaced blocks that have a link, under the link's
-//! parent; a worker's count says in how many unplaced blocks it has copies; retired slots have none.
-//! At most `unplaced_per_worker` a worker, so clearing one is bounded and done at once.
+//! parent; a slot's count says of how many unplaced blocks it has copies, at most
+//! `unplaced_per_worker` over a worker's slots. Dead slots stay among the holders until a sweep comes
+//! by, or the writer, which takes them out before it looks at what a block is (`refresh_orphan`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,9 +11,10 @@ use std::sync::atomic::AtomicUsize;
 
 use super::budget::RESERVE;
 use super::map::Map;
-use super::names::VocId;
+use super::names::{Names, VocId};
 use super::run::{HEAD, OFFSET, ROOT, RunId, UP};
 use super::store::Lane;
+use super::sweep::SWEPT_FOR_ROOM;
 use super::sync::Ordering;
 use super::table::Place;
 use super::write::Pen;
@@ -42,6 +44,8 @@ pub(super) struct Orphan {
     pub(super) holders: Vec<(u32, u32)>,
     /// Where the block goes once its parent is placed; `None` for a block known by name only.
     pub(super) link: Option<Link>,
+    /// Its place in `Names::orphans`.
+    position: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,17 +83,21 @@ impl Orphans {
         self.blocks.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.blocks.len()
-    }
-
     pub(super) fn holders(&self, name: Name) -> impl Iterator<Item = u32> + '_ {
         self.blocks.get(&name).into_iter().flat_map(|o| o.holders.iter().map(|h| h.0))
     }
 
-    fn hold(&mut self, name: Name, link: Option<Link>, slot: u32, copies: u32) {
+    /// Adds copies; whether the slot had none.
+    fn hold(
+        &mut self,
+        name: Name,
+        position: u32,
+        link: Option<Link>,
+        slot: u32,
+        copies: u32,
+    ) -> bool {
         let maps = self.maps();
-        let block = self.blocks.or_insert_with(name, Orphan::default);
+        let block = self.blocks.or_insert_with(name, || Orphan { position, ..Orphan::default() });
         let (mut before, mut after) = (block.bytes(), 0);
         if let (None, Some(link)) = (block.link, link) {
             block.link = Some(link);
@@ -99,12 +107,15 @@ impl Orphans {
             waiting.insert(name);
             after += set_bytes(waiting.len());
         }
-        match block.holders.iter_mut().find(|h| h.0 == slot) {
+        let holder = block.holders.iter_mut().find(|h| h.0 == slot);
+        let is_new = holder.is_none();
+        match holder {
             Some(holder) => holder.1 = holder.1.saturating_add(copies),
             None => block.holders.push((slot, copies)),
         }
         after += block.bytes();
         self.count(maps + before, self.maps() + after);
+        is_new
     }
 
     fn forget(&mut self, name: Name) -> Option<Orphan> {
@@ -145,6 +156,46 @@ impl Orphan {
     }
 }
 
+impl Names {
+    /// Bytes that maps and the list take more, all at once, if another block comes.
+    fn soon_unplaced(&self, voc: VocId) -> usize {
+        let list = match self.orphans.len() == self.orphans.capacity() {
+            true => self.list_bytes(),
+            false => 0,
+        };
+        list + self.vocabularies.get(&voc).map_or(0, |v| v.orphans.soon())
+    }
+
+    fn list_bytes(&self) -> usize {
+        self.orphans.capacity() * size_of::<(VocId, Name)>()
+    }
+
+    /// Changes the list of unplaced blocks.
+    fn relist(&mut self, change: impl FnOnce(&mut Vec<(VocId, Name)>)) {
+        let before = self.list_bytes();
+        change(&mut self.orphans);
+        let more = self.list_bytes().wrapping_sub(before);
+        self.unplaced.fetch_add(more, Ordering::Relaxed);
+    }
+
+    fn forget_orphan(&mut self, id: VocId, name: Name) -> Option<Orphan> {
+        let block = self.vocabularies.get_mut(&id)?.orphans.forget(name)?;
+        self.relist(|list| {
+            list.swap_remove(block.position as usize);
+            if list.len() < list.capacity() / 4 {
+                list.shrink_to(list.len() * 2);
+            }
+        });
+        if let Some((voc, moved)) = self.orphans.get(block.position as usize)
+            && let Some(voc) = self.vocabularies.get_mut(voc)
+            && let Some(moved) = voc.orphans.blocks.get_mut(moved)
+        {
+            moved.position = block.position;
+        }
+        Some(block)
+    }
+}
+
 impl Pen<'_> {
     /// Counts a copy of a block of which only the name can be used; its place if it is placed.
     pub(super) fn store_by_name(
@@ -166,7 +217,8 @@ impl Pen<'_> {
             applied.refused += u64::from(!room);
             return room.then_some(place);
         }
-        let share = self.w.options.unplaced_per_worker;
+        self.refresh_orphan(lane.voc, name);
+        let share = self.w.options.unplaced_per_worker as u64;
         let full = self.w.unplaced_of(lane.worker) >= share || !self.has_room_unplaced(lane.voc);
         let crowded = self.is_crowded(lane.voc, &lane.table, name) && !self.is_unplaced(lane, name);
         if crowded || full && !self.holds_orphan(lane, name) {
@@ -179,9 +231,16 @@ impl Pen<'_> {
         None
     }
 
-    /// Whether there is room for an unplaced block.
-    fn has_room_unplaced(&self, voc: VocId) -> bool {
-        let soon = self.shared.names.read().vocabularies.get(&voc).map_or(0, |v| v.orphans.soon());
+    /// Whether there is room for an unplaced block, if need be once some of the dead are swept.
+    fn has_room_unplaced(&mut self, voc: VocId) -> bool {
+        self.fits_unplaced(voc) || {
+            self.sweep(SWEPT_FOR_ROOM);
+            self.fits_unplaced(voc)
+        }
+    }
+
+    fn fits_unplaced(&self, voc: VocId) -> bool {
+        let soon = self.shared.names.read().soon_unplaced(voc);
         self.in_use() + soon + RESERVE <= self.w.options.budget
     }
 
@@ -191,10 +250,18 @@ impl Pen<'_> {
         voc.orphans.blocks.contains_key(&name)
     }
 
-    pub(super) fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {
+    fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
-        voc.orphans.holders(name).any(|slot| self.w.slots.worker(slot) == lane.worker)
+        voc.orphans.holders(name).any(|slot| slot == lane.slot)
+    }
+
+    /// Whether a worker holds an unplaced block in any group and tier.
+    pub(super) fn has_orphan(&self, lane: &Lane, name: Name) -> bool {
+        let slots = self.w.slots_of(lane.worker);
+        let names = self.shared.names.read();
+        let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
+        voc.orphans.holders(name).any(|slot| slots.contains(&slot))
     }
 
     pub(super) fn hold_orphan(
@@ -205,22 +272,20 @@ impl Pen<'_> {
         slot: u32,
         copies: u32,
     ) {
-        let worker = self.w.slots.worker(slot);
         let mut names = self.shared.names.write();
+        let names = &mut *names;
         let Some(voc) = names.vocabularies.get_mut(&id) else { return };
-        let before: Vec<u32> = voc.orphans.holders(name).collect();
-        let had = voc.orphans.len();
-        voc.orphans.hold(name, link, slot, copies);
-        if voc.orphans.len() > had {
+        let had = voc.orphans.blocks.len();
+        let position = names.orphans.len() as u32;
+        let is_new_holder = voc.orphans.hold(name, position, link, slot, copies);
+        if voc.orphans.blocks.len() > had {
             self.w.unplaced += 1;
             self.shared.unplaced(voc.key.0).fetch_add(1, Ordering::Release);
+            names.relist(|list| list.push((id, name)));
         }
-        drop(names);
-        if !before.contains(&slot) {
+        if is_new_holder {
             self.w.entries += 1;
-        }
-        if !before.iter().any(|&s| self.w.slots.worker(s) == worker) {
-            self.w.count_unplaced(worker, 1);
+            self.w.slots.count_unplaced(slot, 1);
         }
     }
 
@@ -235,18 +300,14 @@ impl Pen<'_> {
             return true;
         }
         block.holders.swap_remove(at);
-        let slots = &self.w.slots;
-        let still = block.holders.iter().any(|h| slots.worker(h.0) == lane.worker);
         let empty = block.holders.is_empty();
-        if empty {
-            voc.orphans.forget(name);
-        }
         let space = voc.key.0;
+        if empty {
+            names.forget_orphan(lane.voc, name);
+        }
         drop(names);
         self.w.entries -= 1;
-        if !still {
-            self.w.count_unplaced(lane.worker, -1);
-        }
+        self.w.slots.count_unplaced(lane.slot, -1);
         if empty {
             self.forgot_orphans(space, 1);
         }
@@ -258,36 +319,41 @@ impl Pen<'_> {
         self.shared.unplaced(space).fetch_sub(n as u32, Ordering::Release);
     }
 
-    /// Takes all unplaced blocks of some slots of one worker away.
-    pub(super) fn clear_orphans(&mut self, id: VocId, slots: &[u32]) {
-        let Some(&first) = slots.first() else { return };
-        let worker = self.w.slots.worker(first);
-        if self.w.unplaced_of(worker) == 0 {
+    /// Takes the dead out of an unplaced block, and the block away if nobody else holds it.
+    pub(super) fn refresh_orphan(&mut self, id: VocId, name: Name) {
+        if self.w.slots.left_unplaced == 0 {
             return;
         }
         let mut names = self.shared.names.write();
         let Some(voc) = names.vocabularies.get_mut(&id) else { return };
-        let mut gone = Vec::new();
-        let (mut entries, mut left) = (0, 0);
-        for (&name, block) in &mut voc.orphans.blocks {
-            let before = block.holders.len();
-            block.holders.retain(|h| !slots.contains(&h.0));
-            let after = block.holders.len();
-            entries += before - after;
-            let still = block.holders.iter().any(|h| self.w.slots.worker(h.0) == worker);
-            left += i64::from(before != after && !still);
-            if after == 0 {
-                gone.push(name);
-            }
-        }
-        for &name in &gone {
-            voc.orphans.forget(name);
-        }
+        let Some(block) = voc.orphans.blocks.get_mut(&name) else { return };
+        let before = block.holders.len();
+        block.holders.retain(|h| !self.w.slots.is_dead(h.0));
+        let (gone, empty) = (before - block.holders.len(), block.holders.is_empty());
         let space = voc.key.0;
+        if empty {
+            names.forget_orphan(id, name);
+        }
         drop(names);
-        self.w.entries -= entries as u64;
-        self.w.count_unplaced(worker, -left);
-        self.forgot_orphans(space, gone.len() as u64);
+        self.w.slots.left_unplaced -= gone as u64;
+        if empty {
+            self.forgot_orphans(space, 1);
+            self.retire_vocabulary(id);
+        }
+    }
+
+    /// Visits one more unplaced block of a sweep; `false` if there is none.
+    pub(super) fn sweep_orphan(&mut self) -> bool {
+        let names = self.shared.names.read();
+        // From the end to the front, as with runs.
+        let cursor = self.w.orphan_cursor.min(names.orphans.len());
+        let Some(&(id, name)) = cursor.checked_sub(1).and_then(|at| names.orphans.get(at)) else {
+            return false;
+        };
+        drop(names);
+        self.w.orphan_cursor = cursor - 1;
+        self.refresh_orphan(id, name);
+        true
     }
 
     /// After a name was bound: moves the copies that were counted by it only, and places orphans
@@ -314,6 +380,7 @@ impl Pen<'_> {
     /// names from them may not have room for all.
     fn place_waiting(&mut self, lane: &Lane, mut waiting: Waiting) {
         while let Some((orphan, (parent, born))) = waiting.pop_first() {
+            self.refresh_orphan(lane.voc, orphan);
             if !self.is_there(parent, born) {
                 continue;
             }
@@ -327,7 +394,7 @@ impl Pen<'_> {
             if there
                 .is_some_and(|p| self.is_full(p, lane.voc) && !self.is_named(p, lane.voc, orphan))
             {
-                self.give_up(lane.voc, orphan);
+                self.give_up_orphan(lane.voc, orphan);
                 continue;
             }
             // The holders come with the block, so that it never stands unheld.
@@ -340,7 +407,7 @@ impl Pen<'_> {
     }
 
     /// Gives up an unplaced block; whoever held it is no longer known as a whole.
-    fn give_up(&mut self, id: VocId, name: Name) {
+    fn give_up_orphan(&mut self, id: VocId, name: Name) {
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&id) else { return };
         let holders: Vec<u32> = voc.orphans.holders(name).collect();
@@ -354,6 +421,7 @@ impl Pen<'_> {
 
     /// Moves the copies that were counted by a name only to the block that it now means.
     pub(super) fn merge(&mut self, lane: &Lane, name: Name, place: Place) {
+        self.refresh_orphan(lane.voc, name);
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&lane.voc) else { return };
         let Some(block) = voc.orphans.blocks.get(&name) else { return };
@@ -370,15 +438,13 @@ impl Pen<'_> {
     /// Forgets an unplaced block whose copies are counted where it was placed.
     fn forget_moved(&mut self, id: VocId, name: Name) {
         let mut names = self.shared.names.write();
-        let Some(voc) = names.vocabularies.get_mut(&id) else { return };
-        let Some(block) = voc.orphans.forget(name) else { return };
-        let space = voc.key.0;
+        let Some(space) = names.vocabularies.get(&id).map(|voc| voc.key.0) else { return };
+        let Some(block) = names.forget_orphan(id, name) else { return };
         drop(names);
         self.w.entries -= block.holders.len() as u64;
-        let mut workers: Vec<_> = block.holders.iter().map(|h| self.w.slots.worker(h.0)).collect();
-        workers.sort_unstable();
-        workers.dedup();
-        workers.into_iter().for_each(|worker| self.w.count_unplaced(worker, -1));
+        for (slot, _) in block.holders {
+            self.w.slots.count_unplaced(slot, -1);
+        }
         self.forgot_orphans(space, 1);
     }
 
@@ -406,21 +472,20 @@ impl Pen<'_> {
             self.wait_below(new.voc, name, place, &mut waiting);
         }
         let mut names = self.shared.names.write();
-        let Some(voc) = names.vocabularies.get_mut(&old) else { return };
+        let Some(voc) = names.vocabularies.get(&old) else { return };
+        let space = voc.key.0;
         let mut all: Vec<Name> = voc.orphans.blocks.keys().copied().collect();
         all.sort_unstable();
         let mut taken = Vec::new();
         for name in all {
-            taken.extend(voc.orphans.forget(name).map(|block| (name, block)));
+            taken.extend(names.forget_orphan(old, name).map(|block| (name, block)));
         }
-        let space = voc.key.0;
         drop(names);
         for (name, block) in taken {
             self.forgot_orphans(space, 1);
             self.w.entries -= block.holders.len() as u64;
-            // Each holder is this worker: it was alone in the old vocabulary.
-            self.w.count_unplaced(new.worker, -1);
             for (slot, copies) in block.holders {
+                self.w.slots.count_unplaced(slot, -1);
                 self.hold_orphan(new.voc, name, block.link, slot, copies);
             }
             if let Some(parent) = self.settle(new, name) {

@@ -91,18 +91,8 @@ impl Pen<'_> {
         all
     }
 
-    fn entries_of(&mut self, worker: WorkerId) -> u64 {
-        let Some(voc) = self.w.workers.get(&worker).map(|w| w.voc) else { return 0 };
-        let placed = self.w.size(worker);
-        if self.w.unplaced_of(worker) == 0 {
-            return placed;
-        }
-        let slots = self.w.slots_of(worker);
-        let names = self.shared.names.read();
-        let blocks =
-            names.vocabularies.get(&voc).into_iter().flat_map(|v| v.orphans.blocks.values());
-        let unplaced = blocks.flat_map(|b| &b.holders).filter(|holder| slots.contains(&holder.0));
-        placed + unplaced.count() as u64
+    fn entries_of(&self, worker: WorkerId) -> u64 {
+        self.w.size(worker) + self.w.unplaced_of(worker)
     }
 }
 

@@ -225,7 +225,8 @@ impl Slots {
     pub(super) fn set(&self, slot: u32, owner: Owner) {
         let (at, bit) = (slot as usize / 64, slot as usize % 64);
         let Some(chunk) = self.chunks.get(at / PAGES) else {
-            panic!("more than {} (worker, group, tier) at a time", 64 * PAGES * CHUNKS);
+            debug_assert!(false, "slots are given out below {MOST} only");
+            return;
         };
         let chunk = chunk.get_or_init(|| (0..PAGES).map(|_| Page::new()).collect());
         let page = &chunk[at % PAGES];

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::ahead::Ahead;
 use super::cut::{ALL, Cut};
+use super::hold::MOST_HOLDERS;
 use super::names::VocId;
 use super::orphan::Link;
 use super::run::{
@@ -132,7 +133,7 @@ impl<'a> Pen<'a> {
     /// Whether a worker holds a copy of a block that lies there, if anywhere.
     #[inline]
     fn is_known(&mut self, lane: &Lane, name: Name, place: Option<Place>) -> bool {
-        let Some(place) = place else { return self.holds_orphan(lane, name) };
+        let Some(place) = place else { return self.has_orphan(lane, name) };
         let run = self.run(RunId(place.run));
         // The usual case, without a look at the lists of holders.
         if run.get(CUT_COUNT) == 1 && run.get(PART_COUNT) == 0 {
@@ -159,7 +160,8 @@ impl<'a> Pen<'a> {
             if at < len {
                 let (same, named) = common(run, at, len, rest);
                 if same > 0 {
-                    let known = named && run.get(VOCABULARY) == lane.voc.0 && self.w.unplaced == 0;
+                    let known =
+                        named && run.get(VOCABULARY) == lane.voc.0 && !self.w.awaits_names();
                     let some = if known { same } else { same.min(STRETCH) };
                     let stays = self.keep(id);
                     let (tried, done) = self.share(lane, id, at, &rest[..some], known);
@@ -188,7 +190,12 @@ impl<'a> Pen<'a> {
                 break;
             }
             let base;
-            if at == len && len > 0 && len < LONGEST && self.holds_all(run, lane.slot) {
+            if at == len
+                && len > 0
+                && len < LONGEST
+                && (run.get(CUT_COUNT) + run.get(PART_COUNT)) < MOST_HOLDERS as u32
+                && self.holds_all(run, lane.slot)
+            {
                 base = len;
                 let most = rest.len().min((LONGEST - len) as usize).min(STRETCH);
                 self.append(lane, id, &rest[..most]);
@@ -301,7 +308,7 @@ impl<'a> Pen<'a> {
                     return i;
                 }
                 self.link(lane.voc, &lane.table, block.name, id, at);
-                if self.w.unplaced > 0 {
+                if self.w.awaits_names() {
                     self.settle_below(lane, block.name, Place { run: id.0, at });
                 }
             } else if !self.bind_and_settle(lane, id, at, block.name) {
@@ -321,7 +328,7 @@ impl<'a> Pen<'a> {
             return false;
         }
         self.bind(lane.voc, &lane.table, id, at, name);
-        if self.w.unplaced > 0 {
+        if self.w.awaits_names() {
             self.settle_below(lane, name, place);
         }
         true
@@ -382,9 +389,9 @@ impl<'a> Pen<'a> {
         above: (RunId, u32),
         blocks: &[Block],
     ) -> Option<(RunId, u32)> {
-        let unplaced = std::mem::take(&mut self.w.unplaced);
+        let outer = std::mem::replace(&mut self.w.adopting, true);
         let (run, at, placed) = self.place(lane, above, blocks);
-        self.w.unplaced = unplaced;
+        self.w.adopting = outer;
         (placed == blocks.len()).then_some((run, at))
     }
 

@@ -114,7 +114,8 @@ impl Shared {
     /// to be read just now.
     #[inline]
     pub(super) fn enter(&self, key: Key, last: RunId) -> Result<Option<Above>, Outcome> {
-        let id = match key.is(self.run(last)) {
+        // Where no run is, lists may lie, whose words may look like one.
+        let id = match last != RunId::NONE && key.is(self.run(last)) {
             true => last,
             false => match self.find_kid(key) {
                 Some(id) => id,

@@ -21,12 +21,12 @@ use super::run::{EXTRAS, Run, RunId};
 use super::slot::{Owner, Slots};
 use super::slots::SlotBook;
 use super::store::{Lane, STRETCH};
-use super::sweep::STEP;
+use super::sweep::{STEP, SWEPT_FOR_ROOM};
 use super::sync::{Apart, AtomicU32, Ordering};
 use super::table::{Place, Table};
 use crate::block::{Group, Name, SpaceId, Tier, WorkerId};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Applied, Change, Home, Stats};
+use crate::index::{Applied, Change, Home, MOST_GROUPS, Stats};
 
 /// Batches of fewer changes end before the first eviction of the next one can be asked for in time.
 const AHEAD: usize = 4;
@@ -118,6 +118,10 @@ pub(super) struct Writer {
     pub(super) runs: Vec<RunId>,
     /// Where the sweep under way is in `runs`.
     pub(super) cursor: usize,
+    /// And in `Names::orphans`.
+    pub(super) orphan_cursor: usize,
+    /// Whether an unplaced block is being placed: what waits for it comes after that.
+    pub(super) adopting: bool,
     /// Copies above one, by run, block and slot.
     pub(super) extras: Map<(RunId, u32, u32), u32>,
     pub(super) born: u32,
@@ -147,6 +151,8 @@ pub(super) struct Writer {
     /// Vocabularies that nobody speaks, whose names are being forgotten, and how far the first is.
     pub(super) leaving: VecDeque<VocId>,
     pub(super) leaving_at: u64,
+    /// How many names they have.
+    pub(super) unspoken: u64,
     /// How many children there are at each offset, of runs that have many.
     pub(super) crowds: Map<RunId, Vec<u32>>,
     /// Bytes of the lists in `crowds` and of the workers' lanes.
@@ -166,11 +172,19 @@ pub(super) struct Worker {
     pub(super) home: Home,
     pub(super) voc: VocId,
     pub(super) table: Arc<Table>,
+    /// Of at most [`MOST_GROUPS`] groups.
     pub(super) lanes: Vec<(Group, Tier, u32)>,
-    unplaced: usize,
 }
 
 impl Worker {
+    /// How many groups it has slots for, a further one included.
+    fn groups_with(&self, group: Group) -> usize {
+        let mut groups: Vec<Group> = self.lanes.iter().map(|l| l.0).chain([group]).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups.len()
+    }
+
     pub(super) fn lane_bytes(&self) -> usize {
         self.lanes.capacity() * size_of::<(Group, Tier, u32)>()
     }
@@ -189,6 +203,8 @@ impl Writer {
             workers: Map::default(),
             runs: Vec::new(),
             cursor: 0,
+            orphan_cursor: 0,
+            adopting: false,
             extras: Map::default(),
             born: 0,
             blocks: 0,
@@ -208,6 +224,7 @@ impl Writer {
             untrimmed: false,
             leaving: VecDeque::new(),
             leaving_at: 0,
+            unspoken: 0,
             crowds: Map::default(),
             crowd_bytes: 0,
             lane_bytes: 0,
@@ -218,14 +235,16 @@ impl Writer {
         }
     }
 
-    pub(super) fn unplaced_of(&self, worker: WorkerId) -> usize {
-        self.workers.get(&worker).map_or(0, |w| w.unplaced)
+    /// A worker's entries of unplaced blocks.
+    pub(super) fn unplaced_of(&self, worker: WorkerId) -> u64 {
+        let lanes = self.workers.get(&worker).into_iter().flat_map(|w| &w.lanes);
+        lanes.map(|l| self.slots.unplaced(l.2)).sum()
     }
 
-    pub(super) fn count_unplaced(&mut self, worker: WorkerId, change: i64) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.unplaced = worker.unplaced.saturating_add_signed(change as isize);
-        }
+    /// Whether blocks wait for a name that is bound now.
+    #[inline]
+    pub(super) fn awaits_names(&self) -> bool {
+        self.unplaced > 0 && !self.adopting
     }
 
     pub(super) fn worker_count(&self) -> usize {
@@ -261,7 +280,7 @@ impl Pen<'_> {
     pub(super) fn assign(&mut self, id: WorkerId, home: Home) -> Result<(), Error> {
         let Some(worker) = self.w.workers.get(&id) else {
             let (voc, table) = self.move_in(id, home);
-            let new = Worker { home, voc, table, lanes: Vec::new(), unplaced: 0 };
+            let new = Worker { home, voc, table, lanes: Vec::new() };
             self.w.workers.insert(id, new);
             return Ok(());
         };
@@ -269,8 +288,7 @@ impl Pen<'_> {
         if old == home {
             return Ok(());
         }
-        let in_runs = worker.lanes.iter().any(|l| self.w.slots.entries(l.2) > 0);
-        let holds = in_runs || worker.unplaced > 0;
+        let holds = worker.lanes.iter().any(|l| !self.w.slots.is_idle(l.2));
         if holds {
             if old.space != home.space {
                 return Err(Error::invalid(format!(
@@ -390,10 +408,15 @@ impl Pen<'_> {
             self.tick();
             match change {
                 Change::Store(store) => {
-                    lane.slot = same(last, store.group, store.tier)
-                        .unwrap_or_else(|| self.lane(id, store.group, store.tier));
-                    last = Some((store.group, store.tier, lane.slot));
                     ahead.advance(Ahead::names_of(store), self.shared, &lane.table);
+                    let known = same(last, store.group, store.tier);
+                    let slot = known.or_else(|| self.lane(id, store.group, store.tier));
+                    last = slot.map(|slot| (store.group, store.tier, slot));
+                    let Some(slot) = slot else {
+                        applied.refused += store.blocks.len() as u64;
+                        continue;
+                    };
+                    lane.slot = slot;
                     self.store(&lane, store, &mut applied);
                 }
                 Change::Remove { group, tier, names } => {
@@ -449,19 +472,42 @@ impl Pen<'_> {
         lanes.iter().find(|l| (l.0, l.1) == (group, tier)).map(|l| l.2)
     }
 
-    fn lane(&mut self, id: WorkerId, group: Group, tier: Tier) -> u32 {
+    /// The slot of a worker's group and tier, made if there is none; `None` if there may be none.
+    fn lane(&mut self, id: WorkerId, group: Group, tier: Tier) -> Option<u32> {
         if let Some(slot) = self.find_lane(id, group, tier) {
-            return slot;
+            return Some(slot);
+        }
+        if self.w.workers.get(&id)?.groups_with(group) > MOST_GROUPS {
+            self.forget_idle_groups(id);
+            if self.w.workers.get(&id)?.groups_with(group) > MOST_GROUPS {
+                return None;
+            }
+        }
+        if self.w.slots.is_full() {
+            self.sweep(SWEPT_FOR_ROOM);
         }
         let owner = Owner { worker: id, group, tier, layered: false };
-        let slot = self.w.slots.take(&self.shared.slots, owner);
+        let slot = self.w.slots.take(&self.shared.slots, owner)?;
         if let Some(worker) = self.w.workers.get_mut(&id) {
             self.w.lane_bytes -= worker.lane_bytes();
             worker.lanes.push((group, tier, slot));
             self.w.lane_bytes += worker.lane_bytes();
         }
         self.mark_layers(id, group);
-        slot
+        Some(slot)
+    }
+
+    /// Gives up the slots of a worker's groups that hold nothing, for others to come.
+    #[cold]
+    fn forget_idle_groups(&mut self, id: WorkerId) {
+        let Pen { shared, w } = self;
+        let Some(worker) = w.workers.get_mut(&id) else { return };
+        let held = worker.lanes.iter().filter(|l| !w.slots.is_idle(l.2));
+        let mut held: Vec<Group> = held.map(|l| l.0).collect();
+        held.sort_unstable();
+        for (_, _, slot) in worker.lanes.extract_if(.., |l| held.binary_search(&l.0).is_err()) {
+            w.slots.retire(&shared.slots, slot);
+        }
     }
 
     /// Notes in each slot of a worker's group whether there are several that count.
@@ -476,11 +522,8 @@ impl Pen<'_> {
 
     fn retire_lanes(&mut self, id: WorkerId, tier: Option<Tier>) {
         let Some(worker) = self.w.workers.get_mut(&id) else { return };
-        let voc = worker.voc;
         let gone: Vec<_> =
             worker.lanes.extract_if(.., |l| tier.is_none_or(|tier| l.1 == tier)).collect();
-        let slots: Vec<u32> = gone.iter().map(|l| l.2).collect();
-        self.clear_orphans(voc, &slots);
         for (group, _, slot) in gone {
             self.retire(slot);
             self.mark_layers(id, group);
@@ -501,8 +544,9 @@ impl Pen<'_> {
     }
 
     pub(super) fn stats(&mut self) -> Stats {
-        while self.sweep(usize::MAX) {}
+        self.glance();
         Stats {
+            unswept: self.unswept(),
             blocks: self.w.blocks,
             unplaced: self.w.unplaced,
             entries: self.w.entries,
