@@ -24,10 +24,10 @@
 
 use std::sync::Arc;
 
-#[cfg(not(loom))]
+#[cfg(not(modelled))]
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-#[cfg(loom)]
+#[cfg(modelled)]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::block::WorkerId;
@@ -258,7 +258,7 @@ impl Cell {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(modelled)))]
 mod tests {
     use super::*;
 
@@ -320,8 +320,8 @@ mod tests {
 }
 
 /// Every interleaving of a query with a stream's batches:
-/// `RUSTFLAGS="--cfg loom" cargo test --release --lib scout::standing`.
-#[cfg(all(test, loom))]
+/// `RUSTFLAGS="--cfg modelled" cargo test --release --lib ::model`.
+#[cfg(all(test, modelled))]
 mod model {
     use loom::sync::Arc;
     use loom::thread;

@@ -13,11 +13,11 @@ use super::sync::{AtomicU64, Ordering};
 
 /// Bits of a cell's address within its chunk. The model checker makes each word anew for every
 /// interleaving, so its chunks are as small as its cases allow.
-const WITHIN: u32 = if cfg!(loom) { 8 } else { 17 };
+const WITHIN: u32 = if cfg!(modelled) { 8 } else { 17 };
 /// Words of a chunk: 2 MiB at a time are asked of the system, one huge page.
 const CHUNK: usize = 2 << WITHIN;
 /// At most so many chunks: 16 GiB, what the 27 bits of a run's number address.
-pub(super) const CHUNKS: usize = if cfg!(loom) { 4 } else { 1 << 13 };
+pub(super) const CHUNKS: usize = if cfg!(modelled) { 4 } else { 1 << 13 };
 /// Bytes of a chunk.
 pub(super) const CHUNK_BYTES: usize = CHUNK * 8;
 const LINES: usize = CHUNK / 8;
@@ -28,11 +28,11 @@ const LINES: usize = CHUNK / 8;
 pub(super) struct Line(pub(super) [AtomicU64; 8]);
 
 /// A huge page of lines.
-#[cfg_attr(not(loom), repr(C, align(2_097_152)))]
+#[cfg_attr(not(modelled), repr(C, align(2_097_152)))]
 #[derive(Debug)]
 pub(super) struct Chunk([Line; LINES]);
 
-#[cfg(loom)]
+#[cfg(modelled)]
 impl Chunk {
     pub(super) fn new() -> Chunk {
         Chunk(std::array::from_fn(|_| Line::default()))

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)]
 
-#[cfg(not(loom))]
+#[cfg(not(modelled))]
 use std::alloc::{Layout, alloc, handle_alloc_error};
 
 use super::arena::{Chunk, Line, Words};
@@ -17,7 +17,7 @@ use crate::block::Digest;
 
 /// A chunk of zeros, in one huge page where the system has any: queries jump from record to record,
 /// and with small pages each jump would miss the translation buffer, too.
-#[cfg(not(loom))]
+#[cfg(not(modelled))]
 pub(super) fn zeroed_chunk() -> Box<Chunk> {
     let layout = Layout::new::<Chunk>();
     // SAFETY: the layout is not of size zero.
@@ -40,7 +40,7 @@ pub(super) fn zeroed_chunk() -> Box<Chunk> {
 }
 
 /// The model checker's words are made one by one.
-#[cfg(loom)]
+#[cfg(modelled)]
 pub(super) fn zeroed_chunk() -> Box<Chunk> {
     Box::new(Chunk::new())
 }

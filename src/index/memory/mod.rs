@@ -16,7 +16,7 @@ mod hold;
 mod import;
 mod losers;
 mod map;
-#[cfg(all(test, loom))]
+#[cfg(all(test, modelled))]
 mod model;
 mod names;
 mod orphan;

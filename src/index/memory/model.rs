@@ -1,12 +1,12 @@
 //! Every order of a reader's and the writer's steps, over the index's own functions: records that are
 //! used again, slots that get new owners, buckets that are split, copies that are given up.
 //!
-//! The structures are the real ones with less room (`cfg(loom)` in `arena`, `slot` and `table`). A
+//! The structures are the real ones with less room (`cfg(modelled)` in `arena`, `slot` and `table`). A
 //! model is one step of the protocol: a whole lookup beside a whole batch is more than can be tried.
 //! The writer is the thread that comes first, and up to two times a thread is interrupted where it could
 //! go on; what a reader may see of older words is tried in all ways.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release --lib index::memory`.
+//! `RUSTFLAGS="--cfg modelled" cargo test --release --lib ::model`.
 
 use loom::model::Builder;
 use loom::sync::Arc;

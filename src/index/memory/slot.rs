@@ -13,7 +13,7 @@ use super::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::block::{Group, Tier, WorkerId};
 
 /// Pages that are made at once; the model checker makes each word anew for every interleaving.
-const PAGES: usize = if cfg!(loom) { 1 } else { 16 };
+const PAGES: usize = if cfg!(modelled) { 1 } else { 16 };
 const CHUNKS: usize = 1024;
 /// So many slots there can be at a time.
 pub(super) const MOST: usize = 64 * PAGES * CHUNKS;

@@ -1,30 +1,30 @@
-//! The atomics of the index, exchangeable for those of a model checker (`--cfg loom`).
+//! The atomics of the index, exchangeable for those of a model checker (`--cfg modelled`).
 //!
 //! Invariant: every word that a reader may look at is one of these; nothing here needs `unsafe`.
 
-#[cfg(not(loom))]
+#[cfg(not(modelled))]
 pub(super) use std::{
     hint::spin_loop,
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     thread::yield_now,
 };
 
-#[cfg(loom)]
+#[cfg(modelled)]
 pub(super) use loom::{
     hint::spin_loop,
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
     thread::yield_now,
 };
 
-#[cfg(not(loom))]
+#[cfg(not(modelled))]
 pub(super) use parking_lot::RwLock;
 
 /// With the methods of `parking_lot`.
-#[cfg(loom)]
+#[cfg(modelled)]
 #[derive(Debug, Default)]
 pub(super) struct RwLock<T>(loom::sync::RwLock<T>);
 
-#[cfg(loom)]
+#[cfg(modelled)]
 impl<T> RwLock<T> {
     pub(super) fn read(&self) -> loom::sync::RwLockReadGuard<'_, T> {
         self.0.read().unwrap()
@@ -99,9 +99,9 @@ pub(super) mod guard {
 }
 
 /// Every interleaving of a reader with a writer that changes a cell, or gives it away and uses it
-/// again: `RUSTFLAGS="--cfg loom" cargo test --release --lib index::memory`. What is built on the guard
+/// again: `RUSTFLAGS="--cfg modelled" cargo test --release --lib ::model`. What is built on the guard
 /// is in `model.rs` beside this file.
-#[cfg(all(test, loom))]
+#[cfg(all(test, modelled))]
 mod model {
     use loom::sync::Arc;
     use loom::thread;

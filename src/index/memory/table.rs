@@ -20,7 +20,7 @@ const SLOTS: usize = 63;
 /// A bucket is split where a place finds no empty slot in so many lines from its home on. That comes
 /// at some 55 places; three quarters of the searches of a bucket as full as that touch one line. The
 /// model checker fills a line, not three.
-const REACH: usize = if cfg!(loom) { 1 } else { 3 };
+const REACH: usize = if cfg!(modelled) { 1 } else { 3 };
 /// Bits of the hash that a slot keeps: the low ones for the directory, six for the home line.
 const TAG: u32 = 25;
 const DIRECTORY_BITS: u32 = 19;
@@ -100,7 +100,7 @@ impl Table {
     }
 
     /// Bits of a hash that choose the bucket.
-    #[cfg(all(test, loom))]
+    #[cfg(all(test, modelled))]
     pub(super) fn depth(&self) -> u32 {
         self.depth.load(Ordering::Relaxed)
     }

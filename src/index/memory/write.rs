@@ -3,7 +3,7 @@
 //! Invariant: a `Pen` exists only while that lock is held, so words of the arena have one writer.
 
 use std::collections::VecDeque;
-#[cfg(not(loom))]
+#[cfg(not(modelled))]
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -95,14 +95,14 @@ impl Shared {
 }
 
 /// Keys of hashes, for this index alone.
-#[cfg(not(loom))]
+#[cfg(not(modelled))]
 fn keys() -> [u64; 2] {
     let random = RandomState::new();
     [random.hash_one(0), random.hash_one(1) | 1]
 }
 
 /// The model checker has to come by the same places in every interleaving.
-#[cfg(loom)]
+#[cfg(modelled)]
 fn keys() -> [u64; 2] {
     [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9]
 }
