@@ -86,7 +86,7 @@ fn a_model_is_found_in_the_hub_cache_by_its_name() {
         ("org/other", "no model \"org/other\" in the Hugging Face cache"),
         ("org/name@v2", "revision \"v2\""),
         ("org/gone", "revision \"main\""),
-        ("../../etc", "has to be a tokenizer.json"),
+        ("../../no/such", "has to be a tokenizer.json"),
     ];
     for (source, expected) in cases {
         let error = load(source).unwrap_err().to_string();
