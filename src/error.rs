@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Decode,
     /// A backend or a socket did not answer as it should.
     Unavailable,
+    /// A backend refuses this client: a password or a permission is wrong or missing.
+    Denied,
 }
 
 /// An error of this crate. The message names the value that was wrong and what would be right.

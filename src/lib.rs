@@ -55,8 +55,9 @@
 //! | feature | adds |
 //! |---|---|
 //! | `zmq` | [`ingest`]`::zmq`: receive engines' events over ZeroMQ (builds libzmq, needs a C++ compiler) |
+//! | `redis` | `index::redis`: the way to a Redis or Valkey server that several processes share; needs a tokio runtime |
 //! | `conformance` | `conformance`: the contract of an [`Index`](index::Index) as a test for any backend |
-//! | `daemon` | the `kvscout` binary; includes `zmq` |
+//! | `daemon` | the `kvscout` binary; includes `redis` and `zmq` |
 //!
 //! Start reading at [`scout`]; [`block`] defines the words.
 

@@ -17,6 +17,7 @@ use chaos_support::random::Random;
 use chaos_support::router::Router;
 use chaos_support::schedule::{Act, schedule};
 use chaos_support::{from_environment, state_directory};
+use zmq_support::eventually;
 
 const ENGINES: usize = 20;
 
@@ -33,8 +34,9 @@ fn whoever_says_exact_is_exact_whatever_fails() {
     let mut random = Random::new(seed);
     let (fleet, engines) = Fleet::start(ENGINES, QUESTIONS, &mut random, make);
     let state = state_directory("chaos");
-    // So often that a kill finds a snapshot half written now and then.
-    let mut router = Router::new(&fleet, &engines, &state, "state.interval = \"1s\"");
+    // So often that a kill finds a snapshot half written now and then, and that faults meet audits.
+    let file = "state.interval = \"1s\"\naudit.every = \"2s\"";
+    let mut router = Router::new(&fleet, &engines, &state, file);
     let began = Instant::now();
     let mut kills = 0;
     for (at, act) in schedule(random.next(), ENGINES, time) {
@@ -68,10 +70,15 @@ fn whoever_says_exact_is_exact_whatever_fails() {
     assert!(wrong.is_empty(), "seed {seed}:\n{}", wrong.join("\n"));
     let daemon = router.daemon();
     assert!(agreed, "seed {seed}: {}\n{}", daemon.get("/workers").body, daemon.stderr());
-    for number in 0..ENGINES {
-        let worker = daemon.worker(&format!("e{number}"), 0);
+    let workers = || (0..ENGINES).map(|number| daemon.worker(&format!("e{number}"), 0));
+    let audits = || workers().map(|worker| worker["audits"]["ok"].as_u64().unwrap()).sum::<u64>();
+    eventually("workers are audited", || audits() > 0);
+    for worker in workers() {
         assert_eq!(worker["contract"]["status"], "verified", "{worker}");
+        // What they lost, they lost with its number.
+        assert_eq!(worker["audits"]["differed"], 0, "{worker}");
     }
+    println!("chaos: {} audits since the last start of kvscout, all of them equal", audits());
     // The first one that is killed began with nothing.
     assert!(kills < 2 || router.restored > 0, "seed {seed}: no snapshot was ever used");
     let _ = fs::remove_dir_all(&state);

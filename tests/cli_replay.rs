@@ -1,14 +1,15 @@
 //! `kvscout replay` from outside: what engines published in, what they answered out.
 #![cfg(feature = "daemon")]
 
-use std::fs;
+mod recording_support;
+
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
 use kvscout::block::{BlockSize, Prompt, Shape};
 use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
+use recording_support::{driven, drives, engines, events};
 use serde_json::{Value, json};
 
 /// How a run ended, its answers and its complaints.
@@ -53,63 +54,6 @@ fn answers(flags: &[&str], lines: &[Value]) -> Vec<Value> {
     answers
 }
 
-fn vectors(prefix: &str) -> Vec<(String, String)> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
-    let mut files: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.file_name().to_str().unwrap().starts_with(prefix))
-        .map(|e| (e.file_name().into_string().unwrap(), fs::read_to_string(e.path()).unwrap()))
-        .collect();
-    files.sort();
-    files
-}
-
-fn events(seq: &Value, payload: &Value) -> Value {
-    json!({ "op": "events", "worker": "pod", "seq": seq, "payload": payload })
-}
-
-/// What a driven `KVCacheManager` published and answered, as a recording and its answers.
-fn driven(text: &str) -> (Vec<Value>, Vec<(Value, Value)>) {
-    let (mut lines, mut expected) = (Vec::new(), Vec::new());
-    for line in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
-        match line["op"].as_str().unwrap() {
-            "events" => lines.push(events(&line["seq"], &line["payload"])),
-            "request" | "probe" => {
-                lines.push(json!({
-                    "op": "query", "id": line["id"], "token_ids": line["tokens"],
-                    "lora": line["lora"], "cache_salt": line["salt"],
-                }));
-                expected.push((line["id"].clone(), line["computed_tokens"].clone()));
-            }
-            _ => {}
-        }
-    }
-    (lines, expected)
-}
-
-/// The same of a running engine; ids are the labels of its steps.
-fn engine(text: &str) -> (Vec<Value>, Vec<(Value, Value)>) {
-    let recording: Value = serde_json::from_str(text).unwrap();
-    let (mut lines, mut expected) = (Vec::new(), Vec::new());
-    for step in recording["steps"].as_array().unwrap() {
-        if step["cached_tokens"].is_u64() && step["prompt_token_ids"].is_array() {
-            let request = &step["request"];
-            let lora = json!({ "name": "sql-lora", "id": 1, "path": "/adapters/sql-lora" });
-            let lora = if request["model"] == "sql-lora" { lora } else { Value::Null };
-            lines.push(json!({
-                "op": "query", "id": step["label"], "token_ids": step["prompt_token_ids"],
-                "lora": lora, "cache_salt": request["cache_salt"],
-            }));
-            expected.push((step["label"].clone(), step["cached_tokens"].clone()));
-        }
-        for batch in step["events"].as_array().unwrap() {
-            lines.push(events(&batch["seq"], &batch["frames"][2]));
-        }
-    }
-    (lines, expected)
-}
-
 /// The ids of the questions whose answer is not the engine's own; every question has one.
 fn wrong(lines: &[Value], expected: &[(Value, Value)]) -> Vec<Value> {
     let worker = json!({ "op": "worker", "worker": "pod" });
@@ -130,22 +74,14 @@ fn wrong(lines: &[Value], expected: &[(Value, Value)]) -> Vec<Value> {
 
 #[test]
 fn every_answer_equals_the_one_of_the_driven_kv_cache_manager() {
-    let files = vectors("drive-");
-    assert_eq!(files.len(), 8, "one file for each generation and hybrid case");
-    for (file, text) in &files {
-        let (lines, expected) = driven(text);
-        assert!(expected.len() > 70, "{file} asks {} questions", expected.len());
+    for (file, (lines, expected)) in drives() {
         assert_eq!(wrong(&lines, &expected), [] as [Value; 0], "{file}");
     }
 }
 
 #[test]
 fn every_answer_equals_the_one_of_the_running_engine() {
-    let files = vectors("engine-");
-    assert_eq!(files.len(), 3);
-    for (file, text) in &files {
-        let (lines, expected) = engine(text);
-        assert!(expected.len() > 15, "{file} asks {} questions", expected.len());
+    for (file, (lines, expected)) in engines() {
         // The engine announces a reset with its next step only: until then nobody can know.
         assert_eq!(wrong(&lines, &expected), [json!("request after reset")], "{file}");
     }

@@ -21,7 +21,7 @@ fn tree(features: &[&str]) -> Vec<String> {
 #[test]
 fn a_router_compiles_no_socket_library_runtime_web_server_or_command_line() {
     let crates = tree(&["--no-default-features"]);
-    for name in ["zmq", "zmq-sys", "tokio", "hyper", "axum", "tonic", "redis", "clap"] {
+    for name in ["zmq", "zmq-sys", "tokio", "hyper", "axum", "tonic", "redis", "rustls", "clap"] {
         assert!(!crates.iter().any(|c| c == name), "{name} is in the default closure: {crates:?}");
     }
     assert!(crates.len() <= 25, "{} crates in the default closure: {crates:?}", crates.len());
@@ -31,4 +31,15 @@ fn a_router_compiles_no_socket_library_runtime_web_server_or_command_line() {
 #[test]
 fn the_default_features_are_none() {
     assert_eq!(tree(&[]), tree(&["--no-default-features"]));
+}
+
+#[test]
+fn the_shared_index_brings_no_event_library_web_server_command_line_or_second_tls() {
+    let crates = tree(&["--no-default-features", "--features", "redis"]);
+    for name in ["zmq", "zmq-sys", "axum", "hyper", "clap", "aws-lc-rs", "openssl", "native-tls"] {
+        assert!(!crates.iter().any(|c| c == name), "{name} is in the closure of redis: {crates:?}");
+    }
+    for name in ["redis", "rustls", "ring", "tokio"] {
+        assert!(crates.iter().any(|c| c == name), "{name} is in the closure of redis: {crates:?}");
+    }
 }

@@ -77,6 +77,30 @@ fn crowding() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A worker brings names of a vocabulary of its own, of blocks that are there or of orphans, into one
+/// that is shared.
+fn joining() -> impl Strategy<Value = Vec<Step>> {
+    let path = prop_oneof![4 => Just(vec![1]), 4 => Just(vec![1, 2]), 1 => Just(vec![1, 2, 1])];
+    let change = (3u32..5, 10u32..120, path, any::<prop::sample::Index>(), 0u32..40);
+    change.prop_map(|(worker, vocabulary, path, from, dice)| {
+        let (worker, group, tier) = (WorkerId(worker), Group(0), Tier::Gpu);
+        let home = |v| Home { space: SpaceId(0), vocabulary: VocabularyId(v) };
+        let from = from.index(path.len());
+        let lookup = Step::Lookup { space: SpaceId(0), path: path.clone() };
+        let store = Step::Store { worker, path, from, tier, group, content: dice % 8 > 0 };
+        let mut steps = vec![Step::Assign(worker, home(vocabulary)), store];
+        steps.push(Step::Assign(worker, home(0)));
+        steps.push(lookup);
+        match dice {
+            0 => steps.push(Step::Clear(WorkerId(0), None)),
+            1 => steps.push(Step::Forget(worker)),
+            _ if dice % 2 == 0 => steps.push(Step::Clear(worker, None)),
+            _ => {}
+        }
+        steps
+    })
+}
+
 fn history(first: Vec<Home>, steps: Vec<Step>) -> Vec<Step> {
     let assigns = first.into_iter().enumerate();
     let assigns = assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home));
@@ -150,6 +174,35 @@ proptest! {
     ) {
         let steps = history(first, steps);
         let options = MemoryOptions { unplaced_per_worker, ..MemoryOptions::default() };
+        let rebuild = |index| through_image(index, options);
+        let index = MemoryIndex::new(options);
+        let run = conformance::run_rebuilding(index, every, rebuild, options, &steps);
+        if let Err(difference) = run {
+            prop_assert!(false, "{}", difference);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Names move to few blocks, which soon have as many as they may.
+    #[test]
+    fn any_history_of_blocks_with_many_names_gives_what_the_reference_gives(
+        steps in prop::collection::vec(joining(), 150..300),
+        every in 20usize..1_000,
+    ) {
+        let homes = [0, 0, 1, 2, 3].map(|v| Home { space: SpaceId(0), vocabulary: VocabularyId(v) });
+        let first = [1, 2].map(|last| Step::Store {
+            worker: WorkerId(0),
+            path: vec![1, 2, 1][..=last].to_vec(),
+            from: 0,
+            tier: Tier::Gpu,
+            group: Group(0),
+            content: true,
+        });
+        let steps = history(homes.to_vec(), [first.to_vec(), steps.concat()].concat());
+        let options = MemoryOptions::default();
         let rebuild = |index| through_image(index, options);
         let index = MemoryIndex::new(options);
         let run = conformance::run_rebuilding(index, every, rebuild, options, &steps);

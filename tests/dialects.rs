@@ -178,7 +178,7 @@ fn several_questions_are_answered_in_order_and_one_that_is_wrong_alone() {
         one(&TOKENS), { "model": "m" }, one(&TOKENS[..4]), { "model": "x", "token_ids": [] }, "text",
         { "model": "m", "token_ids": [1], "candidates": [{ "worker": "7", "rank": 9 }] },
     ]});
-    let answer = site.daemon.post("/v1/score", &body).json(200);
+    let answer = site.daemon.post("/v1/score/batch", &body).json(200);
     let answers = answer["answers"].as_array().unwrap();
     assert_eq!(answers[0], site.daemon.post("/v1/score", &one(&TOKENS)).json(200));
     assert_eq!(answers[1]["field"], "requests[1].token_ids");
@@ -187,8 +187,11 @@ fn several_questions_are_answered_in_order_and_one_that_is_wrong_alone() {
     assert_eq!((&answers[4]["field"], &answers[4]["index"]), (&json!("requests"), &json!(4)));
     assert_eq!(answers[5]["field"], "requests[5].candidates");
     let (mixed, many) = (json!({ "requests": [], "model": "m" }), vec![json!({}); 4097]);
-    for (body, field) in [(mixed, "model"), (json!({ "requests": many }), "requests")] {
-        assert_eq!(site.daemon.post("/v1/score", &body).json(400)["field"], field);
+    let none = json!({});
+    for (body, field) in
+        [(mixed, "model"), (json!({ "requests": many }), "requests"), (none, "requests")]
+    {
+        assert_eq!(site.daemon.post("/v1/score/batch", &body).json(400)["field"], field);
     }
 }
 

@@ -542,6 +542,7 @@ fn x2_who_claims_what_it_does_not_hold_is_found_by_its_receipts() {
         let known = daemon.worker("a", 0)["receipts"].clone();
         assert_eq!((&known["over"], &known["is_off"]), (&json!(16), &json!(true)));
         assert_eq!(known["expected_tokens"], 12_800);
+        assert_eq!(daemon.worker("a", 0)["warnings"], json!(["receipts_fall_short"]));
         assert_eq!(daemon.worker("b", 0)["receipts"]["is_off"], false);
         assert_eq!(metric(&daemon, "kvscout_workers_off"), 1);
         let over = "kvscout_receipts_total{verdict=\"over\"} 16";

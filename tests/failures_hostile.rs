@@ -36,7 +36,7 @@ fn m1_broken_payloads_are_counted_and_the_stream_goes_on() {
     ];
     // What real publishers sent, cut off, and with one byte turned round.
     let recorded = wire_support::wire();
-    let recorded: Vec<_> = recorded.iter().filter(|sent| sent.name > "wire-0.2".into()).collect();
+    let recorded: Vec<_> = recorded.iter().filter(|sent| sent.name.as_str() > "wire-0.2").collect();
     for (n, sent) in recorded.iter().enumerate() {
         broken.push(sent.payload[..sent.payload.len() / 2].to_vec());
         let mut turned = sent.payload.clone();

@@ -223,6 +223,59 @@ fn s8_answers_of_an_older_round_change_nothing() {
     world.check_complete();
 }
 
+/// In step up to batch 5, with batch 3 missing, and the time at which the next attempt to rebuild comes.
+fn given_up() -> (World, Duration) {
+    let mut world = in_step(3);
+    world.publish_many(3);
+    world.lose();
+    world.deliver_all();
+    while degraded(&world).is_none() {
+        world.serve(Fault::Cut(0));
+        world.deliver_replays();
+        let wait = world.sequencer.wake_at().map_or(Duration::ZERO, |at| at - world.now);
+        if degraded(&world).is_none() {
+            world.pass(wait);
+        }
+    }
+    let at = world.sequencer.wake_at().expect("it tries to rebuild");
+    (world, at)
+}
+
+#[test]
+fn s8_answers_of_an_older_round_do_not_end_a_rebuild() {
+    let (mut world, at) = given_up();
+    world.pass(at - world.now);
+    assert_eq!(world.asked(), Some(0));
+    let (stale, payload) = (world.sequencer.counters().stale, world.published[5].payload());
+    let arrival = Arrival { seq: 5, timestamp: Some(6.0), payload: &payload };
+    assert_eq!(world.sequencer.replayed(world.now, 0, arrival), Flow::Stop);
+    assert_eq!(world.sequencer.counters().stale, stale + 1);
+    world.serve(Fault::None);
+    world.deliver_replays();
+    world.check_complete();
+    assert_eq!(world.sequencer.counters().rebuilt, 1);
+}
+
+#[test]
+fn nothing_is_asked_before_its_time() {
+    let mut world = in_step(3);
+    world.publish_many(3);
+    world.lose();
+    world.deliver_all();
+    world.serve(Fault::Cut(0));
+    world.deliver_replays();
+    let waits_for_a_round = (world, "the next round");
+    let waits_for_a_rebuild = (given_up().0, "a rebuild");
+    for (mut world, what) in [waits_for_a_round, waits_for_a_rebuild] {
+        let at = world.sequencer.wake_at().expect(what);
+        let early = at - world.now - Duration::from_nanos(1);
+        world.pass(early);
+        assert_eq!((world.asked(), world.sequencer.wake_at()), (None, Some(at)), "{what}");
+        world.pass(Duration::from_nanos(1));
+        assert!(world.asked().is_some(), "{what}");
+    }
+}
+
 #[test]
 fn s8_a_replay_that_contradicts_what_came_live_is_asked_again() {
     let mut world = in_step(2);

@@ -5,7 +5,7 @@ mod wire_support;
 use kvscout::event::{Batch, Limits};
 use proptest::prelude::*;
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use wire_support::{render, render_event};
+use wire_support::{STORED, render, render_event};
 
 /// A msgpack value whose maps keep the order of their pairs.
 #[derive(Clone, Debug)]
@@ -120,23 +120,9 @@ fn unknown() -> impl Strategy<Value = Wire> {
     })
 }
 
-const NAMES: [&str; 11] = [
-    "block_hashes",
-    "parent_block_hash",
-    "token_ids",
-    "block_size",
-    "lora_id",
-    "medium",
-    "lora_name",
-    "extra_keys",
-    "group_idx",
-    "kv_cache_spec_kind",
-    "kv_cache_spec_sliding_window",
-];
-
 fn named(values: &[Wire]) -> Vec<(Wire, Wire)> {
     let mut pairs = vec![(text("type"), text("BlockStored"))];
-    pairs.extend(NAMES.iter().map(|name| text(name)).zip(values.iter().cloned()));
+    pairs.extend(STORED.iter().map(|name| text(name)).zip(values.iter().cloned()));
     pairs
 }
 

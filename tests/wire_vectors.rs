@@ -9,32 +9,19 @@ use rmp_serde::Deserializer;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use wire_support::{Recorded, all, drive, engine, parse, render, sglang, walk, wire};
+use wire_support::{Recorded, STORED, all, drive, engine, parse, render, sglang, walk, wire};
 
 /// What decoding should give for an event as msgspec decoded it: an array or a map.
 fn expected(event: &Value) -> Value {
-    const STORED: [&str; 12] = [
-        "type",
-        "block_hashes",
-        "parent_block_hash",
-        "token_ids",
-        "block_size",
-        "lora_id",
-        "medium",
-        "lora_name",
-        "extra_keys",
-        "group_idx",
-        "kv_cache_spec_kind",
-        "kv_cache_spec_sliding_window",
-    ];
-    const REMOVED: [&str; 4] = ["type", "block_hashes", "medium", "group_idx"];
+    const REMOVED: [&str; 3] = ["block_hashes", "medium", "group_idx"];
 
     let tag = event.get("type").unwrap_or(&event[0]).as_str().unwrap();
     let field = |name: &str| match event {
         Value::Array(values) => {
             let names = if tag == "BlockStored" { &STORED[..] } else { &REMOVED };
             let position = names.iter().position(|n| *n == name);
-            position.and_then(|p| values.get(p)).cloned().unwrap_or(Value::Null)
+            // The first value is the type.
+            position.and_then(|p| values.get(p + 1)).cloned().unwrap_or(Value::Null)
         }
         map => map.get(name).cloned().unwrap_or(Value::Null),
     };

@@ -54,6 +54,7 @@ impl Fleet {
                 }
                 Step::Release(held) => applied.push(held.seq),
                 Step::Ask { round, from } => self.asker.ask(source, replay_at, round, from),
+                _ => unreachable!("nothing is audited"),
             }
         }
         Some(answer)
@@ -223,11 +224,13 @@ fn s9_garbage_is_counted_and_passed_over() {
     let context = zmq::Context::new();
     let mut engine = Engine::start(&context, Shape::WithTopic, vec![Fault::Garbage]);
     (0..10).for_each(|_| drop(engine.lose(100)));
-    let setup = Setup::new(RoundOptions::default());
+    // Just so much as there is.
+    let setup = Setup::new(RoundOptions { max_malformed: 30, ..RoundOptions::default() });
     setup.add(1, &engine);
     eventually("everything is there", || setup.fleet.is_complete(1, 10));
     setup.fleet.check_complete(1, 10);
-    assert_eq!(setup.replays.counters().malformed, 30);
+    let counters = setup.replays.counters();
+    assert_eq!((counters.malformed, counters.cut), (30, 0));
 }
 
 #[test]
@@ -272,6 +275,80 @@ fn s10_a_silent_source_does_not_hold_up_the_others() {
     setup.add(2, &engine);
     eventually("the other one is complete", || setup.fleet.is_complete(2, 50));
     assert_eq!(setup.fleet.trust(1), Trust::Syncing);
+}
+
+/// Source, round, and how it ended if it did.
+type Entry = (u32, u64, Option<Ended>);
+
+/// Writes down what rounds bring.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<Entry>>>);
+
+impl Log {
+    fn has(&self, source: u32, round: u64, ended: Option<Ended>) -> bool {
+        self.0.lock().unwrap().contains(&(source, round, ended))
+    }
+}
+
+impl ReplaySink for Log {
+    fn batch(&mut self, source: SourceId, round: u64, _seq: u64, _payload: &[u8]) -> Flow {
+        self.0.lock().unwrap().push((source.0, round, None));
+        Flow::Continue
+    }
+
+    fn ended(&mut self, source: SourceId, round: u64, how: Ended) {
+        self.0.lock().unwrap().push((source.0, round, Some(how)));
+    }
+}
+
+#[test]
+fn s10_who_asks_patiently_makes_room_for_a_repair() {
+    let context = zmq::Context::new();
+    let silent = Engine::start(&context, Shape::Plain, vec![Fault::Silence; 100]);
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    (0..50).for_each(|_| drop(engine.lose(100)));
+    // It is given up after an hour: nobody may wait for it.
+    let idle = Duration::from_secs(3600);
+    let log = Log::default();
+    let options = RoundOptions { at_a_time: 1, idle, ..RoundOptions::default() };
+    let replays = Replays::start(options, |_| log.clone()).unwrap();
+    let asker = replays.asker();
+    asker.ask_patiently(SourceId(1), &silent.replay_at, 1, 0);
+    eventually("it was asked", || !silent.requests().is_empty());
+    asker.ask_patiently(SourceId(3), &engine.replay_at, 1, 0);
+    asker.ask(SourceId(2), &engine.replay_at, 1, 0);
+    eventually("the repair is complete", || log.has(2, 1, Some(Ended::Marker)));
+    eventually("and the one that waited after it", || log.has(3, 1, Some(Ended::Marker)));
+    let ends = log.0.lock().unwrap().clone();
+    let ends: Vec<_> = ends.into_iter().filter(|(.., ended)| ended.is_some()).collect();
+    let marker = Some(Ended::Marker);
+    assert_eq!(ends, [(1, 1, Some(Ended::Cut)), (2, 1, marker), (3, 1, marker)]);
+}
+
+#[test]
+fn s8_a_request_that_was_overtaken_on_its_way_replaces_nothing() {
+    let context = zmq::Context::new();
+    let silent = Engine::start(&context, Shape::Plain, vec![Fault::Silence; 100]);
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    (0..50).for_each(|_| drop(engine.lose(100)));
+    let log = Log::default();
+    let replays =
+        Replays::start(RoundOptions { at_a_time: 1, ..RoundOptions::default() }, |_| log.clone());
+    let replays = replays.unwrap();
+    let asker = replays.asker();
+    // One that runs.
+    asker.ask(SourceId(1), &silent.replay_at, 6, 0);
+    eventually("it was asked", || silent.requests().len() == 1);
+    asker.ask(SourceId(1), &silent.replay_at, 5, 0);
+    // One that waits.
+    asker.ask(SourceId(2), &engine.replay_at, 6, 0);
+    asker.ask_patiently(SourceId(2), &engine.replay_at, 5, 0);
+    asker.forget(SourceId(1));
+    eventually("the newer one is answered", || log.has(2, 6, Some(Ended::Marker)));
+    // Whoever was forgotten begins to count anew.
+    asker.ask(SourceId(1), &engine.replay_at, 1, 0);
+    eventually("and the next one", || log.has(1, 1, Some(Ended::Marker)));
+    assert_eq!((silent.requests().len(), engine.requests().len()), (1, 2));
 }
 
 #[test]
@@ -349,7 +426,9 @@ fn an_unreachable_source_is_given_up_and_flagged() {
 fn whatever_runs_ends_with_the_client() {
     let context = zmq::Context::new();
     let engine = Engine::start(&context, Shape::Plain, vec![Fault::Silence; 8]);
-    let setup = Setup::new(RoundOptions::default());
+    // None of them ends by itself meanwhile.
+    let idle = Duration::from_secs(3600);
+    let setup = Setup::new(RoundOptions { idle, ..RoundOptions::default() });
     for source in 0..8 {
         setup.add(source, &engine);
     }
@@ -357,4 +436,38 @@ fn whatever_runs_ends_with_the_client() {
     setup.replays.asker().forget(SourceId(0));
     eventually("one less", || setup.replays.load() == (4, 3));
     drop(setup);
+}
+
+/// Wants one batch of a round and no more.
+struct One {
+    batches: Arc<AtomicU64>,
+    ended: Arc<AtomicU64>,
+}
+
+impl ReplaySink for One {
+    fn batch(&mut self, _source: SourceId, _round: u64, _seq: u64, _payload: &[u8]) -> Flow {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        Flow::Stop
+    }
+
+    fn ended(&mut self, _source: SourceId, _round: u64, _how: Ended) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_round_of_which_no_more_is_wanted_is_over_without_a_word() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::Plain, vec![]);
+    (0..50).for_each(|_| drop(engine.lose(100)));
+    let (batches, ended) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+    let sink = One { batches: Arc::clone(&batches), ended: Arc::clone(&ended) };
+    let one_at_a_time = RoundOptions { at_a_time: 1, ..RoundOptions::default() };
+    let replays = Replays::start(one_at_a_time, |_| sink).unwrap();
+    // The second begins once the first is over, and both are cut off behind their first batch.
+    replays.asker().ask(SourceId(1), &engine.replay_at, 1, 0);
+    replays.asker().ask(SourceId(2), &engine.replay_at, 1, 0);
+    eventually("both are over", || replays.counters().rounds == 2 && replays.load() == (0, 0));
+    let said = (batches.load(Ordering::Relaxed), ended.load(Ordering::Relaxed));
+    assert_eq!((said, replays.counters().batches), ((2, 0), 2));
 }

@@ -4,19 +4,20 @@
 
 use std::time::Duration;
 
-use kvscout::ingest::sequencer::{Arrival, Ended, Step};
+use kvscout::ingest::sequencer::{Arrival, Comparison, Ended, Step};
 use kvscout::ingest::{Answer, ReplayOptions, Sequencer, Trust};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|wire: &[u8]| {
     let now = Duration::ZERO;
-    let mut sequencer = Sequencer::with_replay(ReplayOptions::default(), 0);
+    let options = ReplayOptions { audit: Duration::from_secs(1), ..ReplayOptions::default() };
+    let mut sequencer = Sequencer::with_replay(options, 0);
     // Batch 0 is all that this worker knows for sure; everything else comes from the replay socket.
     sequencer.live(now, Arrival { seq: 0, timestamp: Some(0.0), payload: b"" });
     assert_eq!(sequencer.next_step(), Some(Step::Apply { seq: 0 }));
     sequencer.link(now, true);
     let Some(Step::Ask { mut round, from: 0 }) = sequencer.next_step() else { unreachable!() };
-    let mut applied = vec![0];
+    let (mut applied, mut shadow) = (vec![0], Vec::new());
     for message in wire.split(|byte| *byte == b'\n') {
         let frames: Vec<&[u8]> = message.split(|byte| *byte == b'|').collect();
         let mut handed_in = None;
@@ -37,7 +38,18 @@ fuzz_target!(|wire: &[u8]| {
                     applied.push(seq);
                 }
                 Step::Release(held) => applied.push(held.seq),
-                Step::Ask { round: asked, .. } => round = asked,
+                Step::Ask { round: asked, .. } | Step::Audit { round: asked, .. } => round = asked,
+                Step::Shadow { seq } => {
+                    assert_eq!((handed_in, seq), (Some(seq), shadow.len() as u64));
+                    shadow.push(seq);
+                }
+                Step::ShadowHeld(held) => shadow.push(held.seq),
+                Step::Compare => {
+                    // An audit begins only where nothing is missing.
+                    assert_eq!(shadow, applied);
+                    sequencer.compared(now, Comparison::Equal);
+                }
+                Step::Discard => shadow.clear(),
             }
         }
         assert_eq!(sequencer.as_of(), applied.last().copied());

@@ -162,6 +162,43 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
             ],
         ),
         (
+            "names go when the last worker of their vocabulary leaves, and not before",
+            vec![
+                store(A, &[1, 2], 0),
+                assign(WorkerId(4), 5),
+                store(WorkerId(4), &[1, 2], 0),
+                Step::Clear(WorkerId(4), None),
+                named(WorkerId(4), &[1], Tier::Cpu),
+                lookup(&[1, 2]),
+                Step::Forget(WorkerId(4)),
+                assign(WorkerId(4), 5),
+                named(WorkerId(4), &[1, 2], Tier::Cpu),
+                store(WorkerId(4), &[1, 2, 1], 2),
+                lookup(&[1, 2, 1]),
+                assign(WorkerId(4), 6),
+                assign(WorkerId(5), 6),
+                Step::Clear(WorkerId(4), None),
+                assign(WorkerId(4), 7),
+                store(WorkerId(5), &[1], 0),
+                Step::Clear(WorkerId(5), None),
+                assign(WorkerId(5), 7),
+                assign(WorkerId(4), 6),
+                store(WorkerId(4), &[1, 2], 1),
+                lookup(&[1, 2]),
+            ],
+        ),
+        (
+            "a block gets no more than its names, whichever way they come",
+            (10..90)
+                .flat_map(|v| {
+                    let moves = [assign(B, v), store(B, &[1, 2], 0), assign(B, 0), lookup(&[1, 2])];
+                    [vec![Step::Clear(B, None)], moves.to_vec()].concat()
+                })
+                .chain([store(A, &[1, 2], 0), lookup(&[1, 2]), Step::Clear(B, None)])
+                .chain([store(B, &[1, 2], 0), store(B, &[1, 2], 1), lookup(&[1, 2])])
+                .collect(),
+        ),
+        (
             "a forgotten worker is gone and may come back",
             vec![
                 store(A, &[1], 0),

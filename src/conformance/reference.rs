@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::index::{
-    Applied, BlockSource, Change, Home, MOST_MEANINGS, Match, Matches, MemoryOptions, Parent,
-    Query, Span, Stats, Store,
+    Applied, Block, BlockSource, Change, Home, MOST_MEANINGS, MOST_NAMES, Match, Matches,
+    MemoryOptions, Parent, Query, Span, Stats, Store,
 };
 
 /// The literal reference index.
@@ -20,6 +20,8 @@ pub struct Reference {
     /// In the order in which the bindings were made.
     meanings: BTreeMap<Meaning, Vec<Path>>,
     links: BTreeMap<Meaning, Link>,
+    /// Workers that lost copies.
+    losers: BTreeSet<WorkerId>,
 }
 
 type Copies = BTreeMap<(WorkerId, Group, Tier), u32>;
@@ -61,12 +63,16 @@ impl Reference {
             if old.space != home.space || shared {
                 return false;
             }
+            let mut left = Vec::new();
             let moved = |m: &Meaning| (home.space, home.vocabulary, m.2);
             let is_old = |m: &Meaning| (m.0, m.1) == (old.space, old.vocabulary);
             for (meaning, paths) in self.meanings.clone().into_iter().filter(|(m, _)| is_old(m)) {
                 self.meanings.remove(&meaning);
                 for path in paths {
-                    self.bind(moved(&meaning), path);
+                    match self.is_full(moved(&meaning), &path) {
+                        true => left.push(path),
+                        false => self.bind(moved(&meaning), path),
+                    }
                 }
             }
             for (spot, copies) in self.copies.clone() {
@@ -82,8 +88,17 @@ impl Reference {
                     }
                 }
             }
+            self.settle();
+            for path in left {
+                if let Some(copies) = self.copies.get_mut(&Spot::Placed(path))
+                    && copies.extract_if(.., |k, _| k.0 == worker).count() > 0
+                {
+                    self.losers.insert(worker);
+                }
+            }
         }
         self.homes.insert(worker, home);
+        self.forget_names();
         self.settle();
         true
     }
@@ -108,6 +123,9 @@ impl Reference {
                     for copies in self.copies.values_mut() {
                         copies.retain(|k, _| k.0 != worker || tier.is_some_and(|t| k.2 != t));
                     }
+                    if tier.is_none() {
+                        self.losers.remove(&worker);
+                    }
                     self.settle();
                 }
             }
@@ -119,6 +137,13 @@ impl Reference {
     pub fn remove(&mut self, worker: WorkerId) {
         self.apply(worker, &[Change::Clear { tier: None }]);
         self.homes.remove(&worker);
+        self.forget_names();
+    }
+
+    /// A vocabulary without workers has no names.
+    fn forget_names(&mut self) {
+        let spoken: BTreeSet<_> = self.homes.values().map(|h| (h.space, h.vocabulary)).collect();
+        self.meanings.retain(|m, _| spoken.contains(&(m.0, m.1)));
     }
 
     fn store(&mut self, worker: WorkerId, home: Home, store: &Store<'_>, applied: &mut Applied) {
@@ -133,6 +158,16 @@ impl Reference {
             }
             Parent::Unknown => (None, None),
         };
+        if let (Parent::Block(name), Some(Block { digest: Some(_), .. })) =
+            (store.parent, store.blocks.first())
+        {
+            let spot = match &above {
+                Some(path) => Spot::Placed(path.clone()),
+                None => Spot::Unplaced((space, vocabulary, name)),
+            };
+            let held = self.copies.get(&spot).is_some_and(|c| c.keys().any(|k| k.0 == worker));
+            applied.unknown_parents += u64::from(!held);
+        }
         for (at, block) in store.blocks.iter().enumerate() {
             let meaning = (space, vocabulary, block.name);
             let mut link = None;
@@ -153,7 +188,8 @@ impl Reference {
                 meant.is_some_and(|m| m.len() >= MOST_MEANINGS && !m.contains(path))
             };
             let binds = block.digest.is_some() && above.is_some();
-            if binds && path.as_ref().is_some_and(crowded) {
+            let full = |path: &Path| self.is_full(meaning, path);
+            if binds && path.as_ref().is_some_and(|path| crowded(path) || full(path)) {
                 applied.refused += (store.blocks.len() - at) as u64;
                 return;
             }
@@ -255,12 +291,27 @@ impl Reference {
             self.meanings.retain(|_, paths| !paths.is_empty());
             self.links.retain(|m, _| self.copies.contains_key(&Spot::Unplaced(*m)));
             let Some((meaning, path)) = self.placeable() else { return };
-            for (key, n) in self.copies.remove(&Spot::Unplaced(meaning)).unwrap_or_default() {
+            let copies = self.copies.remove(&Spot::Unplaced(meaning)).unwrap_or_default();
+            self.links.remove(&meaning);
+            if self.is_full(meaning, &path) {
+                self.losers.extend(copies.keys().map(|k| k.0));
+                continue;
+            }
+            for (key, n) in copies {
                 self.add(Spot::Placed(path.clone()), key, n);
             }
-            self.links.remove(&meaning);
             self.bind(meaning, path);
         }
+    }
+
+    /// Whether a block has so many other names that it gets no further one.
+    fn is_full(&self, meaning: Meaning, path: &Path) -> bool {
+        let names = self
+            .meanings
+            .iter()
+            .filter(|(m, paths)| (m.0, m.1) == (meaning.0, meaning.1) && paths.contains(path));
+        let names: Vec<Name> = names.map(|(m, _)| m.2).collect();
+        names.len() >= MOST_NAMES && !names.contains(&meaning.2)
     }
 
     /// An unplaced block whose name, or whose parent's name, means a placed block.
@@ -361,9 +412,9 @@ impl Reference {
         matches
     }
 
-    /// See [`crate::index::Index::evicted`]: nobody's copies go, for this has all the memory it wants.
-    pub fn evicted(&self, _worker: WorkerId) -> bool {
-        false
+    /// See [`crate::index::Index::evicted`]: nobody's copies go for want of memory, which this has.
+    pub fn evicted(&self, worker: WorkerId) -> bool {
+        self.losers.contains(&worker)
     }
 
     /// See [`crate::index::Index::stats`].

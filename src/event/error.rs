@@ -166,6 +166,12 @@ pub enum Field {
     Locality,
     CacheSalt,
     LookaheadTokenIds,
+    EventType,
+    SeqHashes,
+    ParentHash,
+    GroupId,
+    TenantId,
+    ModelName,
 }
 
 impl Field {
@@ -201,6 +207,12 @@ impl Field {
             Field::LookaheadTokenIds => {
                 ("lookahead_token_ids", "nil or an array of arrays of unsigned integers")
             }
+            Field::EventType => ("event_type", "a string"),
+            Field::SeqHashes => ("seq_hashes", "an array of integers or byte strings"),
+            Field::ParentHash => ("parent_hash", "nil, an integer or a byte string"),
+            Field::GroupId => ("group_id", "nil, a string or an integer below 2^32"),
+            Field::TenantId => ("tenant_id", "nil or a string"),
+            Field::ModelName => ("model_name", "nil or a string"),
         }
     }
 }
@@ -240,7 +252,8 @@ impl fmt::Display for DecodeError {
                 write!(f, "the event has {} twice, once would be right", field.as_str())
             }
             UnknownEvent => f.write_str(
-                "unknown event, known are BlockStored, BlockRemoved and AllBlocksCleared",
+                "unknown event, known are BlockStored, BlockRemoved and AllBlocksCleared, or stored, \
+                 removed and cleared as event_type",
             ),
             EmptyHash => f.write_str("found an empty block hash, one has at least 1 byte"),
             TextHash => {

@@ -103,10 +103,11 @@ impl<'a> Hashes<'a> {
 
     pub(super) fn read(
         reader: &mut Reader<'a>,
+        field: Field,
         limits: &Limits,
     ) -> Result<Hashes<'a>, DecodeError> {
         let at = reader.at();
-        let len = reader.array_of(Field::BlockHashes)?;
+        let len = reader.array_of(field)?;
         if len > limits.max_hashes {
             let limit = limits.max_hashes;
             return Err(DecodeError {
@@ -116,7 +117,7 @@ impl<'a> Hashes<'a> {
         }
         let list = *reader;
         for _ in 0..len {
-            Hash::read(reader, Field::BlockHashes)?;
+            Hash::read(reader, field)?;
         }
         Ok(Hashes { list, len })
     }

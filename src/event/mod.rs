@@ -1,6 +1,6 @@
 //! KV events: from an engine's bytes to what it stored, removed and cleared.
 //!
-//! A payload is a msgpack batch as vLLM and SGLang publish it. Everything here borrows from the
+//! A payload is a msgpack batch as vLLM, SGLang and Mooncake's pool publish it. Everything here borrows from the
 //! payload; decoding allocates nothing. Each event is checked when its turn comes, so that what an
 //! [`Event`] holds can be read without errors.
 //!
@@ -40,6 +40,7 @@ mod fields;
 mod hashes;
 mod medium;
 mod msgpack;
+mod rfc1527;
 mod tokens;
 mod vllm;
 
@@ -62,7 +63,7 @@ pub enum Event<'a> {
     /// Copies of blocks are gone.
     Removed(Removed<'a>),
     /// All copies are gone.
-    Cleared(Cleared),
+    Cleared(Cleared<'a>),
 }
 
 /// `BlockStored`: blocks of one chain became resident.
@@ -98,6 +99,8 @@ pub struct Stored<'a> {
     pub cache_salt: Option<&'a str>,
     /// The tokens after each block that belong to its identity (vLLM 0.33).
     pub lookahead: Option<Lookahead<'a>>,
+    /// Who says it.
+    pub origin: Origin<'a>,
     /// How the event was written.
     pub form: Form,
 }
@@ -112,14 +115,38 @@ pub struct Removed<'a> {
     pub tier: Tier,
     /// The cache group (vLLM 0.20 and later).
     pub group: Group,
+    /// Who says it.
+    pub origin: Origin<'a>,
 }
 
 /// `AllBlocksCleared`: all copies are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Cleared {
+pub struct Cleared<'a> {
     /// In this tier only; `None` when the event does not say, as with vLLM and SGLang.
     pub tier: Option<Tier>,
+    /// Who says it.
+    pub origin: Origin<'a>,
+}
+
+/// Who speaks in an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin<'a> {
+    /// An engine, of its own blocks.
+    #[default]
+    Engine,
+    /// A pool (RFC 1527), which holds blocks of several tenants and models and announces all of them
+    /// on one stream. A store says that a block is there, not that there is one copy more; a clear
+    /// that names no tier means all.
+    ///
+    /// What it says here can only take away: events of others than whom the stream is registered for
+    /// are passed over, and nobody gets blocks by claiming to be somebody.
+    Pool {
+        /// `tenant_id`.
+        tenant: Option<&'a str>,
+        /// `model_name`.
+        model: Option<&'a str>,
+    },
 }
 
 /// How an event was written, which narrows down the version of an engine that does not say it.

@@ -11,11 +11,11 @@ use super::hashes::{Hash, Hashes};
 use super::medium::tier;
 use super::msgpack::{Reader, Value};
 use super::tokens::{Lookahead, Tokens};
-use super::{Cleared, Event, Form, Limits, Removed, SpecKind, Stored};
+use super::{Cleared, Event, Form, Limits, Origin, Removed, SpecKind, Stored, rfc1527};
 use crate::block::{Group, TokenId};
 
 /// A block of more tokens is no block: hybrid models reach a few thousand.
-const MAX_BLOCK_SIZE: u32 = 1 << 20;
+pub(super) const MAX_BLOCK_SIZE: u32 = 1 << 20;
 
 /// What decoding needs besides the payload.
 pub(super) struct Context<'c> {
@@ -56,8 +56,6 @@ fn unwrapped<'a>(
 ) -> Result<Event<'a>, DecodeError> {
     match head {
         Value::Array(len) => positional(at, len, reader, context),
-        // The maps of Mooncake's RFC 1527 have `event_type` instead of `type` and other names for
-        // the fields; a reader of them would be chosen here.
         Value::Map(len) => keyed(at, len, reader, context),
         other => Err(wrong_type(at, Field::Event, other)),
     }
@@ -89,7 +87,10 @@ fn keyed<'a>(
     reader: &mut Reader<'a>,
     context: &mut Context<'_>,
 ) -> Result<Event<'a>, DecodeError> {
-    let (tag, tag_at) = tag_of(at, len, *reader, context)?;
+    let (tag, tag_at) = match tag_of(at, len, *reader, context)? {
+        Tagged::Engine(tag, at) => (tag, at),
+        Tagged::Pool(kind) => return rfc1527::event(at, len, kind, reader, context.limits),
+    };
     let mut fields = Fields::new(at, reader);
     for _ in 0..len {
         let at = reader.at();
@@ -108,25 +109,35 @@ fn keyed<'a>(
     fields.event(tag, Form::Map)
 }
 
-/// The tag of a map, which every encoder writes first although none has to, and where its key is.
+/// Who writes a map, by the key of its tag.
+enum Tagged {
+    /// `type`, and where that key is.
+    Engine(Tag, usize),
+    /// `event_type`.
+    Pool(rfc1527::Kind),
+}
+
+/// The tag of a map, which every encoder writes among the first keys although none has to. Mooncake
+/// may write both tags, its own before the engines'.
 fn tag_of(
     at: usize,
     len: usize,
     mut reader: Reader<'_>,
     context: &mut Context<'_>,
-) -> Result<(Tag, usize), DecodeError> {
+) -> Result<Tagged, DecodeError> {
     for _ in 0..len {
         let key_at = reader.at();
-        if matches!(key(&mut reader, context.limits)?, Value::Str(b"type")) {
-            return Ok((Tag::read(&mut reader)?, key_at));
+        match key(&mut reader, context.limits)? {
+            Value::Str(b"type") => return Ok(Tagged::Engine(Tag::read(&mut reader)?, key_at)),
+            Value::Str(b"event_type") => return rfc1527::Kind::read(&mut reader).map(Tagged::Pool),
+            _ => reader.skip(context.limits.max_depth)?,
         }
-        reader.skip(context.limits.max_depth)?;
     }
     Err(missing(at, Field::Type))
 }
 
 /// The key of a pair, passed completely. Only strings can be names of fields.
-fn key<'a>(reader: &mut Reader<'a>, limits: &Limits) -> Result<Value<'a>, DecodeError> {
+pub(super) fn key<'a>(reader: &mut Reader<'a>, limits: &Limits) -> Result<Value<'a>, DecodeError> {
     if let Some(name) = reader.short_str() {
         return Ok(Value::Str(name));
     }
@@ -273,7 +284,7 @@ impl<'a> Fields<'a> {
     ) -> Result<(), DecodeError> {
         self.seen |= 1 << field as u32;
         match field {
-            Field::BlockHashes => self.names = Some(Hashes::read(reader, context.limits)?),
+            Field::BlockHashes => self.names = Some(Hashes::read(reader, field, context.limits)?),
             Field::ParentBlockHash => self.parent = reader.optional(|r| Hash::read(r, field))?,
             Field::TokenIds => {
                 self.tokens = match &mut context.ids {
@@ -303,7 +314,13 @@ impl<'a> Fields<'a> {
             | Field::Events
             | Field::DataParallelRank
             | Field::Event
-            | Field::Type => reader.skip(context.limits.max_depth)?,
+            | Field::Type
+            | Field::EventType
+            | Field::SeqHashes
+            | Field::ParentHash
+            | Field::GroupId
+            | Field::TenantId
+            | Field::ModelName => reader.skip(context.limits.max_depth)?,
         }
         Ok(())
     }
@@ -353,6 +370,7 @@ impl<'a> Fields<'a> {
             window: self.window,
             cache_salt: self.cache_salt,
             lookahead: self.lookahead,
+            origin: Origin::Engine,
             form,
         })
     }
@@ -362,13 +380,15 @@ impl<'a> Fields<'a> {
             names: self.names()?,
             tier: tier(self.medium, self.locality),
             group: Group(self.group.unwrap_or(0)),
+            origin: Origin::Engine,
         })
     }
 
     /// The engine's own event names no medium and means everything it holds.
-    fn cleared(self) -> Cleared {
+    fn cleared(self) -> Cleared<'a> {
         let named = self.medium.is_some() || self.locality.is_some();
-        Cleared { tier: named.then(|| tier(self.medium, self.locality)) }
+        let tier = named.then(|| tier(self.medium, self.locality));
+        Cleared { tier, origin: Origin::Engine }
     }
 
     fn names(&self) -> Result<Hashes<'a>, DecodeError> {
@@ -376,11 +396,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn missing(at: usize, field: Field) -> DecodeError {
+pub(super) fn missing(at: usize, field: Field) -> DecodeError {
     DecodeError { at, kind: DecodeErrorKind::Missing { field } }
 }
 
-fn duplicate(at: usize, field: Field) -> DecodeError {
+pub(super) fn duplicate(at: usize, field: Field) -> DecodeError {
     DecodeError { at, kind: DecodeErrorKind::Duplicate { field } }
 }
 
@@ -467,7 +487,6 @@ mod tests {
     fn events_of_no_known_kind_are_refused_one_by_one() {
         assert_eq!(error(json!(["BlockMoved", [1]])), DecodeErrorKind::UnknownEvent);
         assert_eq!(error(json!([])), missing(0, Field::Type).kind);
-        assert_eq!(error(json!({"event_type": "stored"})), missing(0, Field::Type).kind);
         for bad in [json!(null), json!(5), json!("BlockStored"), json!([1]), json!({"type": 1})] {
             assert!(matches!(error(bad), DecodeErrorKind::WrongType { .. }));
         }
@@ -486,7 +505,7 @@ mod tests {
     fn keys_that_are_no_strings_are_ignored() {
         // {[1]: 2, 3: nil, "type": "AllBlocksCleared"}
         let payload = b"\x92\0\x91\x83\x91\x01\x02\x03\xc0\xa4type\xb0AllBlocksCleared";
-        assert!(matches!(decode(payload)[..], [Ok(Event::Cleared(Cleared { tier: None }))]));
+        assert!(matches!(decode(payload)[..], [Ok(Event::Cleared(Cleared { tier: None, .. }))]));
     }
 
     #[test]

@@ -11,8 +11,13 @@
 //! from the root is a prompt prefix. A block is **placed** when its path is known. A name means a
 //! block within one (space, vocabulary); several placed blocks may carry the same 64-bit name, and
 //! a removal then hits the one that the worker holds. At most [`MOST_MEANINGS`] may: a store that
-//! would make a name mean one more is refused from that block on.
+//! would make a name mean one more is refused from that block on. So is one that would give a block
+//! more than [`MOST_NAMES`] names of one vocabulary.
 //!
+//! - The names of a (space, vocabulary) are known as long as some worker has it as its [`Home`]. When
+//!   the last one leaves, by [`remove`](Index::remove) or [`assign`](Index::assign), they are gone, also from
+//!   blocks that others keep: a vocabulary that is used again begins without names. To clear a
+//!   worker's blocks is not leaving.
 //! - A *placed* block stays in the tree as long as some worker holds it or something below it.
 //! - A block whose parent is not placed (an orphan), or that is known by name only, is
 //!   **unplaced**. It can be removed and it can be matched by name, but it never matches by
@@ -24,12 +29,15 @@
 mod holdings;
 pub(crate) mod image;
 mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::future::Future;
 use std::ops::Range;
 
 pub use holdings::Holding;
 pub use image::Image;
+pub(crate) use memory::Held;
 pub use memory::{MemoryIndex, MemoryOptions};
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
@@ -40,6 +48,12 @@ use crate::error::Error;
 /// of them. Names that move with their worker ([`Index::assign`]) are not refused, nor is the one
 /// unplaced block of a name when it is placed.
 pub const MOST_MEANINGS: usize = 16;
+
+/// How many names of one (space, vocabulary) a [`Store`] may give one placed block. Engines have one
+/// for each content; one that hides extra keys calls a shared beginning by a name for each of them.
+/// Who makes up ever new ones must not take memory for them. See [`Index::evicted`] for blocks that
+/// come to have more in another way: names that move with their worker, orphans that are placed.
+pub const MOST_NAMES: usize = 64;
 
 /// One block of a [`Store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,10 +120,14 @@ pub struct Applied {
     pub removed: u64,
     /// Names in a [`Change::Remove`] of which the worker held no copy.
     pub unknown_removals: u64,
+    /// Stores of blocks with a content below a block of which the worker held no copy in any group and
+    /// tier, and that are not said to start a prompt. An engine stores a block while it holds the one before.
+    pub unknown_parents: u64,
     /// Copies added to unplaced blocks.
     pub unplaced: u64,
     /// Copies not added because the worker's share of unplaced blocks was full, because a name meant
-    /// [`MOST_MEANINGS`] other blocks, or because no memory was left and nothing could be evicted.
+    /// [`MOST_MEANINGS`] other blocks or a block had [`MOST_NAMES`] other names, or because no memory
+    /// was left and nothing could be evicted.
     pub refused: u64,
 }
 
@@ -303,7 +321,9 @@ pub trait Index: Send + Sync {
     /// Gives a worker its home, before its first [`Change`].
     ///
     /// Called again with another vocabulary, the worker's names move there with everything they
-    /// mean; the space of a worker that holds blocks never changes.
+    /// mean; the space of a worker that holds blocks never changes. A name that moves to a block with
+    /// [`MOST_NAMES`] others is forgotten, and with it the worker's copies of that block, which
+    /// [`evicted`](Index::evicted) says.
     fn assign(
         &self,
         worker: WorkerId,
@@ -337,7 +357,9 @@ pub trait Index: Send + Sync {
 
     /// Whether the index gave up copies of a worker that the worker did not remove, since it has a
     /// home or was last cleared in all tiers, whichever is later: what lookups say of it is less than
-    /// its changes amount to. `false` for an unknown worker.
+    /// its changes amount to. `false` for an unknown worker. Copies go where memory is full, and where
+    /// a block that comes to have more names than [`MOST_NAMES`] by other ways than a store: with an
+    /// orphan that is placed, which is given up, or with names that move.
     ///
     /// True before the first of them is missing: an answer was whole if this is false after the
     /// lookup, and the worker was not cleared in between.

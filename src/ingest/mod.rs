@@ -2,12 +2,11 @@
 //! trusted.
 //!
 //! [`Sequencer`] is the state machine of one worker's stream, whether missed batches can be asked for
-//! again or not; [`Lane`] is the simpler one that it equals where they cannot. Neither has a socket, a
-//! clock or an index. [`verify`] finds out which hash contract a worker follows; [`translate`] turns
+//! again or not. It has no socket, no clock and no index. [`verify`] finds out which hash contract a worker follows; [`translate`] turns
 //! decoded events into index changes; [`zmq`] (feature) moves the bytes.
 
 mod answer;
-mod lane;
+mod order;
 pub mod sequencer;
 pub mod snapshot;
 pub mod translate;
@@ -17,7 +16,7 @@ pub mod verify;
 pub mod zmq;
 
 pub use answer::Answer;
-pub use lane::{Counters, Lane, Verdict};
+pub use order::Verdict;
 pub use sequencer::{ReplayOptions, Sequencer};
 pub use turns::Turns;
 
@@ -75,10 +74,12 @@ pub enum Reason {
     ExtrasHidden,
     /// Copies of it were given up because `memory.budget` was reached; it really holds more.
     Evicted,
+    /// An audit found that what is held is not what the engine's past batches amount to.
+    Audit,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 7] = [
+    pub(crate) const ALL: [Reason; 8] = [
         Reason::MissedStart,
         Reason::Gap,
         Reason::OutOfOrder,
@@ -86,6 +87,7 @@ impl Reason {
         Reason::Overflow,
         Reason::ExtrasHidden,
         Reason::Evicted,
+        Reason::Audit,
     ];
 
     /// The reason with this label.
@@ -103,6 +105,23 @@ impl Reason {
             Reason::Overflow => "overflow",
             Reason::ExtrasHidden => "extras_hidden",
             Reason::Evicted => "evicted",
+            Reason::Audit => "audit",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trust_is_said_by_its_label_and_its_reason() {
+        let trusts = [Trust::Exact, Trust::Syncing, Trust::Silent];
+        assert_eq!(trusts.map(Trust::as_str), ["exact", "syncing", "silent"]);
+        assert_eq!(trusts.map(Trust::reason), [None; 3]);
+        for reason in Reason::ALL {
+            let degraded = Trust::Degraded(reason);
+            assert_eq!((degraded.as_str(), degraded.reason()), ("degraded", Some(reason)));
         }
     }
 }

@@ -529,3 +529,47 @@ impl Verifier {
         self.full.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{BlockSize, Item};
+    use crate::hash::content::DigestKey;
+
+    const TOKENS: [TokenId; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+
+    #[test]
+    fn a_chain_of_sglang_goes_on_from_the_page_before() {
+        let (first, second) = (&TOKENS[..4], &TOKENS[4..8]);
+        let root = PageHash::of(None, first);
+        let hashed = |parent: Option<PageHash>, tokens, lookahead| {
+            let parent = parent.map(FullHash::Sglang);
+            Contract::Sglang.plain(parent.as_ref(), tokens, lookahead).map(|hash| hash.name())
+        };
+        assert_eq!(hashed(None, first, &[]), Some(root.name()));
+        assert_eq!(hashed(Some(root), second, &[]), Some(PageHash::of(Some(&root), second).name()));
+        assert_eq!(hashed(None, first, &[4]), None, "its pages do not look ahead");
+        assert_eq!(hashed(Some(root), second, &[8]), None, "its pages do not look ahead");
+    }
+
+    #[test]
+    fn a_prompt_has_names_of_sglang_unless_it_carries_what_they_hide() {
+        let memory = ChainMemory::new(DigestKey::from_bytes([7; 16]), 1 << 10);
+        let shape = Shape::plain(BlockSize::new(4).unwrap());
+        let names = |prompt: &Prompt<'_>| {
+            let names = Contract::Sglang.names(shape, prompt, &memory);
+            names.map(Iterator::collect::<Vec<Name>>).ok()
+        };
+        let chain = |root: Option<PageHash>| {
+            let first = PageHash::of(root.as_ref(), &TOKENS[..4]);
+            Some(vec![first.name(), PageHash::of(Some(&first), &TOKENS[4..8]).name()])
+        };
+        let plain = Prompt::new(&TOKENS);
+        assert_eq!(names(&plain), chain(None));
+        assert_eq!(names(&Prompt { cache_salt: Some(""), ..plain }), chain(None));
+        let salted = Prompt { cache_salt: Some("s"), ..plain };
+        assert_eq!(names(&salted), chain(Some(PageHash::salted_root("s"))));
+        let items = [Item { identifier: "image", offset: 1, length: 2 }];
+        assert_eq!(names(&Prompt { items: &items, ..plain }), None);
+    }
+}

@@ -56,6 +56,11 @@ impl Editions {
         }
     }
 
+    /// Whether any adapter of a tenant has one beside 0.
+    pub(super) fn any_of(&self, tenant: &str) -> bool {
+        self.any.load(Ordering::Acquire) && self.numbers.read().contains_key(tenant)
+    }
+
     /// Starts a new one.
     pub(super) fn begin(&self, tenant: &str, adapter: &str) {
         let mut numbers = self.numbers.write();

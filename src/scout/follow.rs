@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Scout;
+use super::stream::audit::Audited;
 use super::stream::feed::News;
 use crate::block::WorkerId;
 use crate::error::Error;
@@ -33,6 +34,11 @@ pub struct Progress {
     pub error: Option<DecodeError>,
     /// What to ask the worker's replay source.
     pub ask: Option<Ask>,
+    /// What to ask it for an audit: likewise in place of any round before, but only when nobody's
+    /// [`ask`](Progress::ask) waits, and to be cut when one comes.
+    pub audit: Option<Ask>,
+    /// What an audit has come to.
+    pub audited: Option<Audited>,
     /// When to call [`Scout::tick`] for it; `None` if not before anything else happens.
     ///
     /// Only what is told beside live batches makes a wake-up, so whoever asks for replays can keep them

@@ -22,6 +22,7 @@ mod stream;
 mod vocabulary;
 mod warning;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
@@ -31,6 +32,7 @@ pub use self::follow::{Ask, Progress};
 pub use self::habit::{Copies, OnClear};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
+pub use self::stream::audit::{AuditStatus, Audited};
 pub use self::warning::Warning;
 
 use self::directory::{Directory, Worker};
@@ -225,8 +227,12 @@ pub struct WorkerStatus {
     pub held_back: usize,
     /// Their bytes.
     pub held_back_bytes: usize,
+    /// What comparing it with its engine's past batches has come to.
+    pub audit: AuditStatus,
     /// What became of its events.
     pub events: EventCounters,
+    /// What losses that leave no gap would look like.
+    pub unexplained: Unexplained,
     /// Its cache groups, as announced.
     pub groups: Vec<GroupFacts>,
     /// Its hash contract, as detected.
@@ -247,6 +253,8 @@ pub struct EventCounters {
     pub removed: u64,
     /// Removals of blocks that were not held.
     pub unknown_removals: u64,
+    /// Stored events whose blocks follow one that was not held.
+    pub unknown_parents: u64,
     /// `AllBlocksCleared`.
     pub cleared: u64,
     /// Events left out as a whole.
@@ -258,6 +266,22 @@ pub struct EventCounters {
     pub other_unit: u64,
     /// Copies refused because the share of blocks known by name only was full.
     pub refused: u64,
+    /// Events of a pool about blocks of another tenant or model, passed over.
+    pub foreign: u64,
+}
+
+/// Events of a worker about blocks that it was not known to hold, although nothing is known to be missing.
+/// Since its publisher began, or since its engine last cleared it.
+///
+/// An engine removes what it stored, and stores below what it holds. So these are what is seen of batches that
+/// it dropped before they had a number, which no gap shows and no replay brings back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unexplained {
+    /// Unknown removals and unknown parents.
+    pub unknown: u64,
+    /// Copies that were added or taken away, to compare that with.
+    pub changes: u64,
 }
 
 /// The KV-cache block index of a set of workers, with everything that feeds and reads it.
@@ -300,6 +324,7 @@ impl Scout {
                 generation: Generation::default(),
                 editions: Editions::default(),
                 local: LocalHashes::new(options.local_hashes),
+                shadows: Arc::default(),
             },
             weights: options.weights,
             directory: RwLock::default(),

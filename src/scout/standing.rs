@@ -102,8 +102,13 @@ impl Reading {
             6 => Trust::Degraded(Reason::Undecodable),
             7 => Trust::Degraded(Reason::Overflow),
             8 => Trust::Degraded(Reason::ExtrasHidden),
-            _ => Trust::Degraded(Reason::Evicted),
+            9 => Trust::Degraded(Reason::Evicted),
+            _ => Trust::Degraded(Reason::Audit),
         }
+    }
+
+    fn says(self) -> Standing {
+        Standing { trust: self.trust(), as_of: self.as_of(), groups: self.groups() }
     }
 
     /// The same of a worker of which the index gave up copies, if that is so.
@@ -125,6 +130,7 @@ fn trust_bits(trust: Trust) -> u64 {
         Trust::Degraded(Reason::Overflow) => 7,
         Trust::Degraded(Reason::ExtrasHidden) => 8,
         Trust::Degraded(Reason::Evicted) => 9,
+        Trust::Degraded(Reason::Audit) => 10,
     };
     code << TRUST
 }
@@ -221,7 +227,8 @@ impl Post {
         self.cell().open();
     }
 
-    /// What was done so far is the state that this says; opens first if nobody did.
+    /// What was done so far is the state that this says. If nobody opened, nothing was done, and
+    /// queries are disturbed only if it says something new.
     pub(super) fn close(&self, standing: Standing) {
         self.cell().close(standing);
     }
@@ -237,6 +244,9 @@ impl Cell {
 
     fn close(&self, standing: Standing) {
         if self.word.load(Ordering::Relaxed) & OPEN == 0 {
+            if self.read().says() == standing {
+                return;
+            }
             self.open();
         }
         let Standing { trust, as_of, groups } = standing;
@@ -278,6 +288,22 @@ mod tests {
             assert_eq!((read.trust(), read.with_loss(false).trust()), (shown, said));
             assert!(cell.is(read));
         }
+    }
+
+    #[test]
+    fn saying_the_same_again_disturbs_no_query() {
+        let cell = Cell::default();
+        let said = Standing { as_of: Some(7), ..Standing::UNHEARD };
+        cell.close(said);
+        let before = cell.read();
+        cell.close(said);
+        assert!(cell.is(before));
+        cell.close(Standing { as_of: Some(8), ..said });
+        assert!(!cell.is(before), "something new");
+        let before = cell.read();
+        cell.open();
+        cell.close(before.says());
+        assert!(!cell.is(before), "a batch may have changed what is found");
     }
 
     #[test]

@@ -154,6 +154,7 @@ impl Worker {
             incarnation: 0,
             watermark: None,
             unsound: None,
+            cleared_by_hand: false,
             hides_extras: false,
             contract: KeptContract::Undecided,
             groups: Vec::new(),

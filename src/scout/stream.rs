@@ -6,15 +6,18 @@
 //! and in order, until a plain prompt or a query proves the contract, or until waiting costs too
 //! much.
 
+pub(super) mod audit;
 pub(super) mod feed;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use super::EventCounters;
+use self::audit::{Found, Shadow};
 use super::edition::Editions;
 use super::follow::Progress;
 use super::habit::{Copies, OnClear};
@@ -23,9 +26,12 @@ use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
-use crate::block::{Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId};
+use super::{EventCounters, Unexplained};
+use crate::block::{
+    BlockSize, Group, Name, Prompt, Shape, SpaceId, Tier, TokenId, VocabularyId, WorkerId,
+};
 use crate::error::Error;
-use crate::event::{Batch, Event, Limits, Removed, SpecKind, Stored};
+use crate::event::{Batch, Cleared, Event, Limits, Origin, Removed, SpecKind, Stored};
 use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Block, Change, Home, Matches, MemoryIndex, Parent, Query, Store};
@@ -60,6 +66,8 @@ pub(super) struct Shared {
     pub(super) generation: Generation,
     pub(super) editions: Editions,
     pub(super) local: LocalHashes,
+    /// How many workers are being audited.
+    pub(super) shadows: Arc<AtomicUsize>,
 }
 
 /// What a stream needs to know of the worker that it belongs to.
@@ -68,11 +76,24 @@ pub(super) struct Seat {
     pub(super) worker: WorkerId,
     pub(super) space: SpaceId,
     pub(super) tenant: Box<str>,
+    /// `None` answers for any.
+    pub(super) model: Option<Box<str>>,
     pub(super) version: Option<Version>,
+    /// As the operator says.
+    pub(super) block_size: Option<BlockSize>,
     pub(super) on_clear: OnClear,
     pub(super) copies: Copies,
     /// Opened before a batch changes anything; closed by [`Worker`](super::directory::Worker).
     pub(super) post: Post,
+}
+
+impl Seat {
+    /// Whether an event is about blocks of somebody else, by its own word.
+    fn is_foreign(&self, origin: Origin<'_>) -> bool {
+        let Origin::Pool { tenant, model } = origin else { return false };
+        let is_other = |said: Option<&str>, ours: &str| said.is_some_and(|said| said != ours);
+        is_other(tenant, &self.tenant) || self.model.as_deref().is_some_and(|m| is_other(model, m))
+    }
 }
 
 #[derive(Debug)]
@@ -94,6 +115,11 @@ pub(super) struct Stream {
     /// Adapters whose blocks it stored.
     adapters: BTreeSet<Box<str>>,
     events: EventCounters,
+    unexplained: Unexplained,
+    /// What is held is less than the effect of the batches, by an operator's word.
+    cleared_by_hand: bool,
+    shadow: Option<Box<Shadow>>,
+    found: Found,
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
     applied_to: Option<Watermark>,
@@ -160,6 +186,10 @@ impl Stream {
             seen_on_gpu: Vec::new(),
             adapters: BTreeSet::new(),
             events: EventCounters::default(),
+            unexplained: Unexplained::default(),
+            cleared_by_hand: false,
+            shadow: None,
+            found: Found::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
             applied_to: None,
@@ -186,6 +216,7 @@ impl Stream {
             verifier: Verifier::resume(contract, state.hides_extras, shape),
             groups: state.groups.iter().map(|group| group.facts).collect(),
             seen_on_gpu: on_gpu.map(|group| group.facts.group).collect(),
+            cleared_by_hand: state.cleared_by_hand,
             applied_to: state.watermark,
             ..Stream::new(seat)
         }
@@ -201,6 +232,7 @@ impl Stream {
         state.incarnation = self.incarnation;
         state.watermark = self.applied_to;
         state.unsound = self.lane.unsound();
+        state.cleared_by_hand = self.cleared_by_hand;
         state.hides_extras = self.verifier.hides_extras();
         state.contract = self.verifier.status().into();
         state.groups = self.groups.iter().map(group).collect();
@@ -229,8 +261,16 @@ impl Stream {
         self.waiting.clear();
         self.waiting_bytes = 0;
         self.applied_to = None;
+        self.whole_again();
+        self.found.as_of = None;
         self.incarnation += 1;
         self.begin(shared)
+    }
+
+    /// Says that nothing is held and that this is so by the engine's own word.
+    fn whole_again(&mut self) {
+        self.cleared_by_hand = false;
+        self.unexplained = Unexplained::default();
     }
 
     /// Feeds a batch's first blocks to the contract check, as long as that is open.
@@ -293,6 +333,13 @@ impl Stream {
         let mut events = batch.events();
         while let Some(event) = events.next_into(&mut self.scratch.tokens) {
             match event {
+                Ok(Event::Stored(Stored { origin, .. }))
+                | Ok(Event::Removed(Removed { origin, .. }))
+                | Ok(Event::Cleared(Cleared { origin, .. }))
+                    if self.seat.is_foreign(origin) =>
+                {
+                    self.events.foreign += 1;
+                }
                 Ok(Event::Stored(stored)) => {
                     if self.stored(shared, &stored).is_err() {
                         self.flush(shared, &mut progress.applied)?;
@@ -305,7 +352,7 @@ impl Stream {
                     self.release(&mut moving);
                     // What was refused before it does not matter any more.
                     self.flush(shared, &mut progress.applied)?;
-                    self.cleared(shared, cleared.tier)?;
+                    self.cleared(shared, cleared)?;
                 }
                 Err(error) => {
                     self.flush(shared, &mut progress.applied)?;
@@ -346,7 +393,7 @@ impl Stream {
         drop(changes);
         blocks.clear();
         names.clear();
-        self.count(applied?, total);
+        self.count(shared, applied?, total);
         Ok(())
     }
 
@@ -366,7 +413,7 @@ impl Stream {
                     self.store_once(shared, Store { shape, group, tier, parent, blocks })?
                 }
             };
-            self.count(applied, total);
+            self.count(shared, applied, total);
         }
         Ok(())
     }
@@ -415,6 +462,9 @@ impl Stream {
             self.events.other_unit += 1;
             return Ok(());
         }
+        if !describes {
+            self.assume_group(stored);
+        }
         if outline.dense {
             self.verifier.sample(stored, outline.shape, &self.scratch.tokens);
         }
@@ -437,7 +487,8 @@ impl Stream {
         let blocks = before..blocks.len();
         // Copies of an earlier edition are under the same names: the next removal would not tell
         // them from these.
-        let once = seat.copies == Copies::Presence || edition > 0;
+        let once =
+            seat.copies == Copies::Presence || edition > 0 || stored.origin != Origin::Engine;
         planned.push(Planned::Store { shape, group, tier, parent, blocks, once });
         Ok(())
     }
@@ -470,6 +521,20 @@ impl Stream {
                 self.groups.insert(at, GroupFacts { group, rule, shape });
                 true
             }
+        }
+    }
+
+    /// Takes a group of which only names were told to be cut as the event says, or the operator: a
+    /// publisher without tokens says no more. The first block with tokens on the GPU says it better.
+    fn assume_group(&mut self, stored: &Stored<'_>) {
+        let at = self.groups.partition_point(|facts| facts.group < stored.group);
+        if self.groups.get(at).is_some_and(|facts| facts.group == stored.group) {
+            return;
+        }
+        if let Some(size) = BlockSize::new(stored.block_size).or(self.seat.block_size) {
+            let rule = rule(stored.kind, stored.window);
+            let (group, shape) = (stored.group, Shape::plain(size));
+            self.groups.insert(at, GroupFacts { group, rule, shape });
         }
     }
 
@@ -517,15 +582,16 @@ impl Stream {
         }
     }
 
-    fn cleared(&mut self, shared: &Shared, named: Option<Tier>) -> Result<(), Error> {
+    fn cleared(&mut self, shared: &Shared, cleared: Cleared<'_>) -> Result<(), Error> {
         self.events.cleared += 1;
-        let tier = match self.seat.on_clear {
-            OnClear::Gpu => named.or(Some(Tier::Gpu)),
-            OnClear::All => named,
+        let tier = match (self.seat.on_clear, cleared.origin) {
+            (OnClear::Gpu, Origin::Engine) => cleared.tier.or(Some(Tier::Gpu)),
+            _ => cleared.tier,
         };
         if tier.is_none() {
             self.lane.cleared();
             self.verifier.cleared();
+            self.whole_again();
         }
         shared.index.apply(self.seat.worker, &[Change::Clear { tier }]).map(drop)
     }
@@ -540,6 +606,8 @@ impl Stream {
         self.applied_to = self.lane.watermark();
         self.lane.cleared();
         self.verifier.cleared();
+        self.whole_again();
+        self.cleared_by_hand = true;
         shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
     }
 
@@ -548,10 +616,16 @@ impl Stream {
         self.lane.degrade(Reason::Undecodable);
     }
 
-    fn count(&mut self, applied: Applied, total: &mut Applied) {
+    fn count(&mut self, shared: &Shared, applied: Applied, total: &mut Applied) {
         self.events.stored += applied.stored;
         self.events.removed += applied.removed;
         self.events.unknown_removals += applied.unknown_removals;
+        self.events.unknown_parents += applied.unknown_parents;
+        self.unexplained.changes += applied.stored + applied.removed;
+        let unknown = applied.unknown_removals + applied.unknown_parents;
+        if unknown > 0 && !self.may_lack(shared) {
+            self.unexplained.unknown += unknown;
+        }
         self.events.refused += applied.refused;
         if applied.refused > 0 {
             self.lane.degrade(Reason::Overflow);
@@ -559,8 +633,21 @@ impl Stream {
         total.stored += applied.stored;
         total.removed += applied.removed;
         total.unknown_removals += applied.unknown_removals;
+        total.unknown_parents += applied.unknown_parents;
         total.unplaced += applied.unplaced;
         total.refused += applied.refused;
+    }
+
+    /// Whether it is known why blocks may be missing that the engine holds: something was lost, given up or
+    /// left out, or copies are not counted.
+    fn may_lack(&self, shared: &Shared) -> bool {
+        self.lane.unsound().is_some()
+            || self.cleared_by_hand
+            || self.seat.copies == Copies::Presence
+            || self.seat.on_clear == OnClear::Gpu
+            || self.events.other_unit > 0
+            || shared.editions.any_of(&self.seat.tenant)
+            || shared.index.evicted(self.seat.worker)
     }
 
     /// How far queries can believe what the index shows of the worker; its groups have this number.
@@ -611,6 +698,11 @@ impl Stream {
 
     pub(super) fn events(&self) -> EventCounters {
         self.events
+    }
+
+    /// What losses without a gap would look like.
+    pub(super) fn unexplained(&self) -> Unexplained {
+        self.unexplained
     }
 
     /// How the contract check went.

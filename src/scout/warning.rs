@@ -1,12 +1,16 @@
 //! What an operator should look into.
 
-use super::WorkerStatus;
+use super::{Unexplained, WorkerStatus};
 use crate::hash::vllm::Version;
 use crate::ingest::verify::{Contract, Status};
 
 /// Blocks of fewer tokens are tiny. vLLM's smallest is 8; SGLang's pages have one token unless
 /// `--page-size` says otherwise.
 const TINY: u32 = 4;
+
+/// In so many changes one unexplained event is nothing to look into: an engine announces what its steps
+/// did, and a recording of a real one has none.
+const USUAL: u64 = 1000;
 
 /// The first version whose hashes contain an adapter's path, which no event tells.
 const HASHES_PATHS: Version = Version::new(0, 31, 0);
@@ -29,16 +33,21 @@ pub enum Warning {
     /// It serves adapters whose path is not registered; since vLLM 0.31 the names of their blocks
     /// cannot be computed without. See [`WorkerStatus::unknown_adapters`].
     AdapterPathUnknown,
+    /// It removes blocks, or stores below blocks, that it was never known to hold, more than once in a
+    /// thousand changes, and no loss is known that explains it: its engine may drop events before it numbers
+    /// them. See [`WorkerStatus::unexplained`].
+    EventsUnexplained,
 }
 
 impl Warning {
     /// Every one there is.
-    pub const ALL: [Warning; 5] = [
+    pub const ALL: [Warning; 6] = [
         Warning::BlockSizeDiffers,
         Warning::TinyBlocks,
         Warning::ContractUnknown,
         Warning::ContractContradicted,
         Warning::AdapterPathUnknown,
+        Warning::EventsUnexplained,
     ];
 
     /// A stable label, as it appears in answers and metrics.
@@ -49,6 +58,7 @@ impl Warning {
             Warning::ContractUnknown => "contract_unknown",
             Warning::ContractContradicted => "contract_contradicted",
             Warning::AdapterPathUnknown => "adapter_path_unknown",
+            Warning::EventsUnexplained => "events_unexplained",
         }
     }
 
@@ -66,6 +76,10 @@ impl Warning {
             }
             Warning::AdapterPathUnknown => {
                 hashes_paths(&status.contract) && !status.unknown_adapters.is_empty()
+            }
+            Warning::EventsUnexplained => {
+                let Unexplained { unknown, changes } = status.unexplained;
+                unknown.saturating_mul(USUAL) > changes
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use kvscout::ingest::sequencer::{Arrival, Ended, Flow, Sequencer, Step};
+use kvscout::ingest::sequencer::{Arrival, Comparison, Ended, Flow, Sequencer, Stage, Step};
 use kvscout::ingest::{ReplayOptions, Trust};
 
 /// A batch as the publisher made it; the bytes say which one it is.
@@ -72,6 +72,8 @@ pub(crate) struct World {
     /// What was applied since the last `StartOver`.
     pub(crate) applied: Vec<Published>,
     pub(crate) start_overs: u64,
+    /// The second residency of an audit, if there is one.
+    pub(crate) shadow: Option<Vec<Published>>,
 }
 
 impl World {
@@ -92,6 +94,7 @@ impl World {
             replay: VecDeque::new(),
             applied: Vec::new(),
             start_overs: 0,
+            shadow: None,
         }
     }
 
@@ -272,6 +275,9 @@ impl World {
             self.serve(Fault::None);
             self.deliver_replays();
             if self.asked.is_none() {
+                if self.is_exact() && self.sequencer.stage() == Some(Stage::InStep) {
+                    return;
+                }
                 let Some(at) = self.sequencer.wake_at() else { return };
                 // Attempts to rebuild go on for ever.
                 if self.sequencer.unsound().is_some() && self.now > until {
@@ -300,10 +306,38 @@ impl World {
                     assert_eq!(batch.seq, held.seq);
                     self.apply(batch);
                 }
-                Step::Ask { round, from } => self.asked = Some((round, from)),
+                Step::Ask { round, from } | Step::Audit { round, from } => {
+                    self.asked = Some((round, from));
+                }
+                Step::Shadow { seq } => {
+                    let batch = handed_in.expect("something was handed in");
+                    assert_eq!(batch.seq, seq);
+                    self.shade(batch.clone());
+                }
+                Step::ShadowHeld(held) => self.shade(Published::parse(&held.payload)),
+                Step::Compare => {
+                    let shadow = self.shadow.take().expect("a shadow");
+                    let newest = shadow.last().map(|batch| batch.seq);
+                    assert_eq!(newest, self.sequencer.as_of(), "both are of one number");
+                    let comparison = match (self.is_exact(), shadow == self.applied) {
+                        (false, _) => Comparison::Undecided,
+                        (true, true) => Comparison::Equal,
+                        (true, false) => Comparison::Different,
+                    };
+                    self.sequencer.compared(self.now, comparison);
+                }
+                Step::Discard => self.shadow = None,
             }
         }
+        let audits = self.sequencer.stage() == Some(Stage::Auditing);
+        assert!(audits || self.shadow.is_none(), "a shadow was left");
         self.check();
+    }
+
+    fn shade(&mut self, batch: Published) {
+        let shadow = self.shadow.get_or_insert_default();
+        assert_eq!(shadow.len() as u64, batch.seq, "each once, in order, from the first one on");
+        shadow.push(batch);
     }
 
     fn apply(&mut self, batch: Published) {
@@ -346,6 +380,7 @@ pub(crate) fn tight() -> ReplayOptions {
         max_held_batches: 10,
         max_fruitless: 3,
         max_rounds: 12,
+        audit: Duration::from_secs(20),
         ..ReplayOptions::default()
     }
 }
@@ -382,6 +417,8 @@ pub(crate) fn run(schedule: &[u8]) {
     world.publish();
     world.settle();
     world.check();
+    let differed = world.sequencer.counters().audits_differed;
+    assert_eq!(differed, 0, "nothing was lost that left no gap");
     if world.dropped == 0 {
         world.check_complete();
     }

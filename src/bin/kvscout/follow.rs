@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvscout::block::WorkerId;
-use kvscout::ingest::sequencer::{Ended, Flow};
+use kvscout::ingest::Reason;
+use kvscout::ingest::sequencer::{Comparison, Ended, Flow};
 use kvscout::ingest::zmq::{Asker, Endpoint, ReplaySink, SourceId};
-use kvscout::scout::{Ask, Progress, Scout};
+use kvscout::scout::{Ask, Audited, Progress, Scout};
 use tracing::{debug, info, warn};
 
 use crate::intake::{Route, Switchboard};
@@ -38,6 +39,14 @@ impl Follower {
         if let (Some(Ask { round, from }), Some(replay)) = (ask, replay) {
             debug!(%source, round, from, "asking for past batches");
             self.asker.ask(source, replay, round, from);
+        }
+    }
+
+    /// Asks for what an audit wants.
+    fn ask_patiently(&self, source: SourceId, replay: Option<&Endpoint>, ask: Option<Ask>) {
+        if let (Some(Ask { round, from }), Some(replay)) = (ask, replay) {
+            debug!(%source, round, from, "asking for past batches to compare");
+            self.asker.ask_patiently(source, replay, round, from);
         }
     }
 
@@ -92,7 +101,18 @@ impl Replayer {
         if progress.rejected > 0 {
             warn!(%source, rejected = progress.rejected, "events of a replay could not be read");
         }
+        if let Some(audited) = progress.audited {
+            let Audited { comparison, missing, surplus, .. } = audited;
+            match comparison {
+                Comparison::Different => warn!(
+                    %source, missing, surplus,
+                    "the engine's past batches amount to something else; its worker is built anew"
+                ),
+                _ => debug!(%source, ?comparison, "an audit has ended"),
+            }
+        }
         self.follower.ask(source, replay, progress.ask);
+        self.follower.ask_patiently(source, replay, progress.audit);
     }
 
     /// Says how a worker came out of its last round.
@@ -100,7 +120,7 @@ impl Replayer {
         let status = self.follower.scout.worker(worker).filter(|_| progress.ask.is_none());
         let Some(status) = status else { return };
         match status.trust.reason() {
-            Some(reason) if progress.wake_at.is_some() => {
+            Some(reason @ (Reason::Gap | Reason::MissedStart | Reason::Audit)) => {
                 let reason = reason.as_str();
                 warn!(%source, worker = worker.0, reason, "past batches could not be had");
             }

@@ -208,7 +208,9 @@ impl Intake {
         }
         if ingested.rejected > 0 {
             let rejected = ingested.rejected;
-            warn!(%source, worker = worker.0, sequence, rejected, "events could not be read");
+            // Offset, field and types: a decoding error carries nothing of the content.
+            let first = ingested.error.map(tracing::field::display);
+            warn!(%source, worker = worker.0, sequence, rejected, first, "events could not be read");
         }
     }
 }

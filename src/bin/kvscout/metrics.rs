@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use kvscout::index::Stats;
 use kvscout::ingest::Trust;
-use kvscout::ingest::sequencer::SequencerCounters;
+use kvscout::ingest::sequencer::{AuditState, SequencerCounters};
 use kvscout::ingest::zmq::{ReplayCounters, SourceStatus};
 use kvscout::scout::{EventCounters, Warning, WorkerStatus};
 use prometheus_client::collector::Collector;
@@ -94,6 +94,9 @@ pub(crate) struct Totals {
     workers: [u64; 4],
     warned: [u64; Warning::ALL.len()],
     counters: SequencerCounters,
+    audited: [u64; AuditState::ALL.len()],
+    audit_missing: u64,
+    audit_surplus: u64,
     held_back: u64,
     held_back_bytes: u64,
     events: EventCounters,
@@ -139,15 +142,22 @@ impl Totals {
         sum.overflows += part.overflows;
         sum.given_up += part.given_up;
         sum.rebuilt += part.rebuilt;
+        sum.audits_ok += part.audits_ok;
+        sum.audits_differed += part.audits_differed;
+        sum.audits_unfinished += part.audits_unfinished;
+        self.audit_missing += status.audit.missing;
+        self.audit_surplus += status.audit.surplus;
         let (sum, part) = (&mut self.events, status.events);
         sum.stored += part.stored;
         sum.removed += part.removed;
         sum.unknown_removals += part.unknown_removals;
+        sum.unknown_parents += part.unknown_parents;
         sum.cleared += part.cleared;
         sum.rejected += part.rejected;
         sum.sparse += part.sparse;
         sum.other_unit += part.other_unit;
         sum.refused += part.refused;
+        sum.foreign += part.foreign;
     }
 
     /// Counts a present worker by its trust and its warnings, and what it holds back.
@@ -162,6 +172,8 @@ impl Totals {
             _ => 2,
         };
         self.workers[at] += 1;
+        let at = AuditState::ALL.iter().position(|other| *other == status.audit.state);
+        self.audited[at.unwrap_or_default()] += 1;
         for warning in status.warnings() {
             let at = Warning::ALL.iter().position(|other| *other == warning);
             self.warned[at.unwrap_or_default()] += 1;
@@ -242,6 +254,8 @@ impl Collector for Snapshot {
         gauges(&mut to, "workers", "Workers by trust", "trust", by_trust)?;
         let by_warning = Warning::ALL.map(Warning::as_str).into_iter().zip(totals.warned);
         gauges(&mut to, "warned_workers", "Workers by warning", "warning", by_warning)?;
+        let by_audit = AuditState::ALL.map(AuditState::as_str).into_iter().zip(totals.audited);
+        gauges(&mut to, "audited_workers", "Workers by what audits say", "audit", by_audit)?;
         for (name, help, value) in [
             ("predicted_blocks", "Blocks that picks predict", self.0.predicted_blocks() as u64),
             ("reported_blocks", "Blocks that bridges of SGLang report", external.placements as u64),
@@ -277,6 +291,8 @@ impl Collector for Snapshot {
             ("repaired", "Times that replays closed all that was open", lane.repaired),
             ("given_up", "Times that missing batches were given up", lane.given_up),
             ("rebuilt", "Workers built anew from batch 0", lane.rebuilt),
+            ("audit_missing_copies", "Copies that audits found missing", totals.audit_missing),
+            ("audit_surplus_copies", "Copies that audits found too many", totals.audit_surplus),
             ("held_back_overflows", "Times that too much waited for a replay", lane.overflows),
             ("replay_overruns", "Replays cut for a message or backlog too large", replays.overruns),
             ("replay_messages", "Batches received in replays", replays.batches),
@@ -285,11 +301,13 @@ impl Collector for Snapshot {
             ("stored", "Copies added", events.stored),
             ("removed", "Copies taken away one by one", events.removed),
             ("unknown_removals", "Removals of blocks that were not held", events.unknown_removals),
+            ("unknown_parents", "Stores below blocks that were not held", events.unknown_parents),
             ("cleared", "Workers that dropped all their blocks", events.cleared),
             ("rejected_events", "Events left out as unreadable or senseless", events.rejected),
             ("sparse_events", "Stores whose tokens do not cover their blocks", events.sparse),
             ("other_unit_events", "Stores in units other than blocks", events.other_unit),
             ("refused_blocks", "Copies refused as beyond a worker's share", events.refused),
+            ("foreign_events", "Events of pools about other tenants or models", events.foreign),
             ("evicted_entries", "Entries given up because the memory was full", index.evicted),
             ("reported_evicted", "Reported blocks that made way for others", external.evicted),
             ("messages", "Messages received", totals.messages),
@@ -304,6 +322,12 @@ impl Collector for Snapshot {
             let metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(metric)?;
         }
+        let audits = [
+            ("ok", lane.audits_ok),
+            ("differed", lane.audits_differed),
+            ("unfinished", lane.audits_unfinished),
+        ];
+        counters(&mut to, "audits", "Audits by what they came to", "outcome", audits)?;
         let ended = [("marker", replays.complete), ("cut", replays.cut)];
         counters(&mut to, "replays_ended", "Replays by how they ended", "how", ended)?;
         let malformed =

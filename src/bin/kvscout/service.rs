@@ -98,7 +98,8 @@ impl From<Error> for Refusal {
         match error.kind() {
             ErrorKind::UnknownWorker => Refusal::UnknownWorker(message),
             ErrorKind::UnknownModel => Refusal::UnknownModel(message),
-            ErrorKind::Unavailable => Refusal::Unavailable(message),
+            // A store that refuses the daemon is no fault of who asks.
+            ErrorKind::Unavailable | ErrorKind::Denied => Refusal::Unavailable(message),
             _ => Refusal::Invalid(message),
         }
     }
@@ -677,7 +678,7 @@ fn may_be_gone(trust: Trust) -> bool {
     match trust {
         Trust::Silent => true,
         Trust::Degraded(reason) => {
-            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable)
+            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable | Reason::Audit)
         }
         _ => false,
     }

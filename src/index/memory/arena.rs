@@ -11,12 +11,13 @@ use std::sync::OnceLock;
 use super::cpu;
 use super::sync::{AtomicU64, Ordering};
 
+/// Bits of a cell's address within its chunk. The model checker makes each word anew for every
+/// interleaving, so its chunks are as small as its cases allow.
+const WITHIN: u32 = if cfg!(loom) { 8 } else { 17 };
 /// Words of a chunk: 2 MiB at a time are asked of the system, one huge page.
-const CHUNK: usize = 1 << 18;
+const CHUNK: usize = 2 << WITHIN;
 /// At most so many chunks: 16 GiB, what the 27 bits of a run's number address.
-pub(super) const CHUNKS: usize = 1 << 13;
-/// Bits of a cell's address within its chunk.
-const WITHIN: u32 = 17;
+pub(super) const CHUNKS: usize = if cfg!(loom) { 4 } else { 1 << 13 };
 /// Bytes of a chunk.
 pub(super) const CHUNK_BYTES: usize = CHUNK * 8;
 const LINES: usize = CHUNK / 8;
@@ -27,9 +28,16 @@ const LINES: usize = CHUNK / 8;
 pub(super) struct Line(pub(super) [AtomicU64; 8]);
 
 /// A huge page of lines.
-#[repr(C, align(2_097_152))]
+#[cfg_attr(not(loom), repr(C, align(2_097_152)))]
 #[derive(Debug)]
 pub(super) struct Chunk([Line; LINES]);
+
+#[cfg(loom)]
+impl Chunk {
+    pub(super) fn new() -> Chunk {
+        Chunk(std::array::from_fn(|_| Line::default()))
+    }
+}
 
 /// Where a cell is, in units of 16 bytes; 0 is nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -175,12 +183,13 @@ pub(super) struct Book {
     next: u32,
     made: usize,
     live: usize,
+    outside: usize,
 }
 
 impl Default for Book {
     fn default() -> Book {
         // Unit 0 is given up: its address means nowhere.
-        Book { free: [Cell::NONE; 20], next: 1, made: 0, live: 0 }
+        Book { free: [Cell::NONE; 20], next: 1, made: 0, live: 0, outside: 0 }
     }
 }
 
@@ -247,7 +256,23 @@ impl Book {
     }
 
     /// Bytes in use.
+    #[inline]
     pub(super) fn live(&self) -> usize {
         self.live * 8
+    }
+
+    /// Counts bytes that were asked of the system beside the arena.
+    pub(super) fn add_outside(&mut self, bytes: usize) {
+        self.outside += bytes;
+    }
+
+    pub(super) fn drop_outside(&mut self, bytes: usize) {
+        self.outside -= bytes;
+    }
+
+    /// Bytes of directories.
+    #[inline]
+    pub(super) fn outside(&self) -> usize {
+        self.outside
     }
 }

@@ -1,20 +1,24 @@
 //! The budget: what goes when the memory is full.
 //!
-//! Invariants: before blocks are pushed, what is in use leaves room for them or everything that may
-//! go is gone; only the end of a run without children goes, so chains stay closed; a worker that
+//! Invariants: before blocks are pushed, held or named, what is in use leaves room for that or
+//! everything that may go is gone; what takes more than was thought is made up for behind the change;
+//! only the end of a run without children goes, so chains stay closed; a worker that
 //! holds far more than its share (`is_flooder`) goes first, and alone: blocks that it shares stay with
 //! the others. Whose copies go is listed first (`Losers`).
 
-use super::arena::CHUNK_BYTES;
+use std::sync::OnceLock;
+
+use super::arena::{CHUNK_BYTES, CHUNKS, Chunk};
 use super::run::{EXTRAS, KIDS, Run, RunId, USED};
+use super::store::STRETCH;
 use super::sync::{Ordering, guard};
 use super::write::Pen;
 use crate::block::WorkerId;
 
-/// Room that a store of one stretch may need at once.
-const RESERVE: usize = 64 << 10;
-/// What an unplaced block takes in its maps and lists, about; `bytes` adds them up.
-const UNPLACED: usize = 288;
+/// Room that a store of one stretch may need at once, the growth of maps left out.
+pub(super) const RESERVE: usize = 64 << 10;
+/// What an empty index takes: who has which chunk of the arena.
+const FIXED: usize = CHUNKS * size_of::<OnceLock<Box<Chunk>>>();
 /// Runs looked at to find the one that was not used for longest.
 const SAMPLE: usize = 48;
 /// How many runs are looked at to find some that a flooding worker holds, and how many of those are
@@ -25,28 +29,35 @@ const FOUND: usize = 16;
 const BITE: u32 = 64;
 /// Changes between two ticks of the clock of recency, as a power of two.
 const TICK: u32 = 6;
-/// Changes between two looks at the bytes outside of the arena, as a power of two.
-const WEIGH: u32 = 14;
 
 impl Pen<'_> {
-    /// Bytes in use, of everything that grows with blocks, names and holders.
-    pub(super) fn bytes(&self) -> usize {
-        self.w.book.live() + self.side_bytes() + self.shared.names.read().orphan_bytes()
+    /// Bytes in use. Each part says what it takes whenever it changes, so that this is a sum of a few
+    /// words.
+    #[inline]
+    pub(super) fn in_use(&self) -> usize {
+        self.w.book.live() + self.beside_arena()
     }
 
     /// Bytes asked of the system.
     pub(super) fn reserved(&self) -> usize {
-        self.w.book.made() + self.side_bytes() + self.shared.names.read().orphan_bytes()
+        self.w.book.made() + self.beside_arena()
     }
 
-    /// What is neither in the arena nor unplaced.
-    fn side_bytes(&self) -> usize {
-        // A map keeps a control byte for each of its places.
-        let extras = self.w.extras.capacity() * 17;
-        self.w.runs.capacity() * 4
-            + extras
-            + self.w.slots.bytes()
-            + self.shared.names.read().bytes()
+    /// What is not in the arena: maps, lists and fixed tables, by their capacities.
+    #[inline]
+    fn beside_arena(&self) -> usize {
+        let w = &*self.w;
+        let lists = w.runs.capacity() * size_of::<RunId>() + w.crowd_bytes + w.lane_bytes;
+        let maps = w.extras.bytes() + w.crowds.bytes() + w.workers.bytes() + w.homes + w.naming;
+        let unplaced = w.unplaced_bytes.load(Ordering::Relaxed);
+        FIXED
+            + w.book.outside()
+            + lists
+            + maps
+            + unplaced
+            + w.slots.bytes()
+            + w.cuts.bytes()
+            + self.shared.losers.bytes()
     }
 
     pub(super) fn tick(&mut self) {
@@ -54,16 +65,12 @@ impl Pen<'_> {
         if self.w.changes.is_multiple_of(1 << TICK) {
             let clock = &self.shared.clock;
             clock.store(clock.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-            if self.w.changes.is_multiple_of(1 << WEIGH) {
-                self.weigh();
-            }
         }
     }
 
     /// Makes room for a stretch of blocks; `false` if nothing is left that may go.
     #[inline]
     pub(super) fn make_room(&mut self) -> bool {
-        // Most of it is in the arena, whose book is at hand; the rest is added up now and then.
         self.has_room() || {
             self.evict();
             self.has_room()
@@ -71,29 +78,31 @@ impl Pen<'_> {
     }
 
     #[inline]
-    pub(super) fn has_room(&self) -> bool {
-        self.in_use() + RESERVE <= self.w.options.budget
+    fn has_room(&self) -> bool {
+        self.in_use() + self.soon() + RESERVE <= self.w.options.budget
     }
 
+    /// What maps take more, all at once, if a stretch of blocks comes.
     #[inline]
-    pub(super) fn in_use(&self) -> usize {
-        self.w.book.live() + self.w.side + self.w.unplaced as usize * UNPLACED
+    fn soon(&self) -> usize {
+        self.w.naming_soon + self.w.extras.soon(STRETCH)
     }
 
-    /// Brings what is known of the bytes outside of the arena up to date.
-    pub(super) fn weigh(&mut self) {
-        self.w.side = self.side_bytes();
+    /// Behind a change: removals, too, may take memory, by the holes that they make.
+    #[inline]
+    pub(super) fn keep_within(&mut self) {
+        if self.in_use() > self.w.options.budget {
+            self.evict();
+        }
     }
 
     #[cold]
     fn evict(&mut self) {
-        self.weigh();
         // A little more than needed, so that not every store comes here.
-        let goal = self
-            .w
-            .options
-            .budget
-            .saturating_sub(RESERVE + CHUNK_BYTES.min(self.w.options.budget / 64));
+        let goal =
+            self.w.options.budget.saturating_sub(
+                self.soon() + RESERVE + CHUNK_BYTES.min(self.w.options.budget / 64),
+            );
         let mut idle = 0;
         let mut flooder = self.flooder();
         while self.in_use() > goal && idle < 64 {
@@ -101,16 +110,19 @@ impl Pen<'_> {
             if flooder.is_some_and(|worker| !self.is_flooder(self.w.size(worker))) {
                 flooder = self.flooder();
             }
-            let before = (self.w.book.live(), self.w.entries);
-            if self.w.slots.has_dead() {
-                // The dead first.
+            if self.is_dirty() {
+                // The dead first, and names that nobody speaks: they come to an end.
                 self.sweep(SAMPLE);
-            } else if self.w.runs.is_empty() {
+                continue;
+            }
+            let before = (self.in_use(), self.w.entries);
+            if self.w.runs.is_empty() {
                 return;
             } else {
                 self.evict_one(flooder);
             }
-            idle = if before == (self.w.book.live(), self.w.entries) { idle + 1 } else { 0 };
+            let now = (self.in_use(), self.w.entries);
+            idle = if before == now { idle + 1 } else { 0 };
         }
     }
 
@@ -125,7 +137,11 @@ impl Pen<'_> {
             let place = u128::from(self.shared.hash(self.w.looks)) * self.w.runs.len() as u128;
             let id = self.w.runs[(place >> 64) as usize];
             let run = self.run(id);
-            if run.is_root() || run.get(KIDS) > 0 || self.w.pinned == id || self.w.busy == id {
+            if run.is_root()
+                || run.get(KIDS) > 0
+                || self.w.pinned == id
+                || self.w.busy.contains(&id)
+            {
                 continue;
             }
             let floods = flooder.is_some_and(|worker| self.is_held_by(run, worker));
@@ -166,7 +182,7 @@ impl Pen<'_> {
     }
 
     /// Takes the last blocks of a run without children from their holders, or from one of them.
-    fn cut_holders(&mut self, id: RunId, worker: Option<WorkerId>) {
+    pub(super) fn cut_holders(&mut self, id: RunId, worker: Option<WorkerId>) {
         let run = self.run(id);
         let len = run.len();
         self.w.cuts.load(run);

@@ -39,10 +39,10 @@ pub(super) fn zeroed_chunk() -> Box<Chunk> {
     }
 }
 
-/// The model of the guard builds no arena.
+/// The model checker's words are made one by one.
 #[cfg(loom)]
 pub(super) fn zeroed_chunk() -> Box<Chunk> {
-    unreachable!("the model checker is given words, never an arena")
+    Box::new(Chunk::new())
 }
 
 /// Asks for the cache line in which a word begins.

@@ -178,6 +178,12 @@ impl Cuts {
         run.set(PART_COUNT, parts as u64);
     }
 
+    /// Bytes that they take where they were taken out to.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        self.cuts.capacity() * size_of::<Cut>() + self.parts.capacity() * size_of::<Part>()
+    }
+
     fn position(&self, slot: u32) -> Option<usize> {
         self.cuts.iter().position(|cut| cut.has(slot))
     }

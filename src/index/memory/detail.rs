@@ -10,7 +10,7 @@ use super::names::VocId;
 use super::run::{LEN, OFFSET, RunId, UP};
 use super::sync::{Ordering, guard};
 use super::table::Place;
-use super::walk::{Key, Outcome, Scratch, is_candidate, pause};
+use super::walk::{Above, Key, Outcome, Scratch, is_candidate, pause};
 use super::write::Shared;
 use crate::block::{Group, Name, VocabularyId, WorkerId};
 use crate::index::{BlockSource, Match, Matches, Query, Span};
@@ -155,18 +155,21 @@ impl Shared {
         into: &mut Collect<'_>,
     ) -> bool {
         let total = blocks.len();
-        let Some(root) = self.find_kid(Self::root_key(query)) else { return true };
-        let mut above = (root, self.run(root).born());
+        let mut above = match self.enter(Self::root_key(query), RunId::NONE) {
+            Ok(Some(root)) => root,
+            Ok(None) => return true,
+            Err(_) => return false,
+        };
         let (mut start, mut at) = (0, 0);
         while start < total
             && let Some(head) = blocks.digests(start, 1).first().copied()
         {
-            let key = Key { parent: above.0, at, head: head.0 };
+            let key = Key { parent: above.id, at, head: head.0 };
             let Some(id) = self.find_kid(key) else { break };
             let Some(seen) = self.see(self.run(id), key, start, blocks, cuts, |_| ()) else {
                 return false;
             };
-            if self.run(above.0).born() != above.1 {
+            if !self.is_same(above) {
                 return false;
             }
             if seen.same == 0 {
@@ -174,7 +177,7 @@ impl Shared {
             }
             into.run(cuts, start as u32, seen.same);
             start += seen.same as usize;
-            (above, at) = ((id, seen.born), seen.same);
+            (above, at) = (Above { id, born: seen.born }, seen.same);
             // Nobody holds the last block: nobody's leading stretch goes on.
             if !query.spans && !unplaced && into.end < start as u32 {
                 break;

@@ -216,7 +216,7 @@ impl Pen<'_> {
     fn further_names(&self, names: &Names, cast: &Cast, out: &mut Vec<u8>) {
         let number_of = |run: RunId| cast.runs[self.run(run).get(POSITION) as usize];
         let mut all: Vec<(u32, Name, Places)> = Vec::new();
-        for (&(id, at), also) in &names.also {
+        for (&(id, at), also) in names.also.iter() {
             for &(voc, name) in also {
                 let Some(&vocabulary) = cast.vocabularies.get(&voc) else { continue };
                 if !names.dups.contains_key(&(voc, name)) {
@@ -224,7 +224,7 @@ impl Pen<'_> {
                 }
             }
         }
-        for (&(voc, name), later) in &names.dups {
+        for (&(voc, name), later) in names.dups.iter() {
             let Some(v) = names.vocabularies.get(&voc) else { continue };
             let is = |p: Place| {
                 let run = self.run(RunId(p.run));

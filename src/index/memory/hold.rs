@@ -9,14 +9,17 @@ use super::ahead::Ahead;
 use super::cut::{ALL, Cut};
 use super::names::VocId;
 use super::run::{
-    ALSO, BEFORE, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST, LAST_KID, MORE,
-    NEXT, OFFSET, PART_COUNT, POSITION, Run, RunId, SEGMENT, USED, VOCABULARY,
+    ALSO, BEFORE, CROWDED, CUT_COUNT, EXTRAS, FIRST_KID, HEAD, INLINE, KIDS, KIDS_AT_LAST,
+    LAST_KID, MORE, NEXT, OFFSET, PART_COUNT, POSITION, Run, RunId, SEGMENT, USED, VOCABULARY,
 };
 use super::store::{Lane, STRETCH};
 use super::sync::{Ordering, guard};
 use super::table::{Place, Table};
-use super::write::Pen;
+use super::write::{Pen, Writer};
 use crate::block::Name;
+
+/// A run with so many children may have them counted by offset.
+const CROWD: u32 = 256;
 
 /// Stretches behind holes that a run may have; few where a test has to make them.
 pub(super) const MOST_PARTS: usize = if cfg!(test) { 64 } else { 1 << 15 };
@@ -34,27 +37,34 @@ impl<'a> Pen<'a> {
             .then(|| Cut::of(run.raw(INLINE), run.raw(INLINE + 1)))
     }
 
-    /// One more copy of each of the blocks `lo..hi`.
-    pub(super) fn hold(&mut self, id: RunId, slot: u32, lo: u32, hi: u32) {
+    /// One more copy of each of the blocks `lo..hi`, or of the first of them where many second copies
+    /// would have to be counted at a time; up to which.
+    pub(super) fn hold(&mut self, id: RunId, slot: u32, lo: u32, mut hi: u32) -> u32 {
         let run = self.run(id);
         let len = run.len();
         let Pen { w, .. } = self;
         w.cuts.load(run);
-        let mut twice = 0;
-        for (l, h) in w.cuts.held(slot, lo, hi) {
-            twice += h - l;
-            for at in l..h {
-                let more = w.extras.entry((id, at, slot)).or_insert_with(|| {
-                    run.set(EXTRAS, run.get(EXTRAS) + 1);
-                    0
-                });
-                *more = more.saturating_add(1);
+        let held = |w: &Writer, hi| w.cuts.held(slot, lo, hi).map(|(l, h)| h - l).sum::<u32>();
+        let mut twice = held(w, hi);
+        if twice > STRETCH as u32 {
+            hi = lo + STRETCH as u32;
+            twice = held(w, hi);
+        }
+        if twice > 0 {
+            for (l, h) in w.cuts.held(slot, lo, hi) {
+                for at in l..h {
+                    let more = w.extras.or_insert_with((id, at, slot), || {
+                        run.set(EXTRAS, run.get(EXTRAS) + 1);
+                        0
+                    });
+                    *more = more.saturating_add(1);
+                }
             }
         }
         let new = hi - lo - twice;
         run.set(USED, self.shared.now());
         if new == 0 {
-            return;
+            return hi;
         }
         w.cuts.hold(slot, lo, hi, len);
         w.entries += u64::from(new);
@@ -64,6 +74,7 @@ impl<'a> Pen<'a> {
         guard::open(run.guard());
         w.cuts.save(run, &mut w.book);
         guard::close(run.guard());
+        hi
     }
 
     /// Gives up what a slot holds behind holes if a run, whose holders are in `cuts`, has more such
@@ -98,7 +109,7 @@ impl<'a> Pen<'a> {
         self.hold(id, slot, at, at + 1);
         if copies > 1 {
             let run = self.run(id);
-            let more = self.w.extras.entry((id, at, slot)).or_insert_with(|| {
+            let more = self.w.extras.or_insert_with((id, at, slot), || {
                 run.set(EXTRAS, run.get(EXTRAS) + 1);
                 0
             });
@@ -231,6 +242,10 @@ impl<'a> Pen<'a> {
     pub(super) fn trim(&mut self, id: RunId, hint: Option<(VocId, &Table)>) {
         let mut next = Some(id);
         while let Some(id) = next {
+            if self.w.busy.contains(&id) {
+                self.w.untrimmed = true;
+                return;
+            }
             let run = self.run(id);
             let len = run.len();
             if run.is_root() {
@@ -290,7 +305,7 @@ impl<'a> Pen<'a> {
     }
 
     /// The end of an empty run without children.
-    fn end(&mut self, run: Run<'a>) {
+    pub(super) fn end(&mut self, run: Run<'a>) {
         let (parent, at, head) = (run.parent(), run.get(OFFSET), run.field(HEAD));
         let hash = self.shared.kid_hash(parent, at, head);
         let place = Place { run: run.id.0, at: 0 };
@@ -304,7 +319,13 @@ impl<'a> Pen<'a> {
         if let Some(&moved) = self.w.runs.get(position as usize) {
             self.run(moved).set(POSITION, position);
         }
+        if self.w.runs.len() < self.w.runs.capacity() / 4 {
+            self.w.runs.shrink_to(self.w.runs.len() * 2);
+        }
         self.w.trims += 1;
+        if run.get(CROWDED) > 0 {
+            self.forget_crowd(run);
+        }
         run.free(&mut self.w.book);
     }
 
@@ -324,6 +345,9 @@ impl<'a> Pen<'a> {
             parent.set(KIDS_AT_LAST, parent.get(KIDS_AT_LAST) + 1);
         }
         parent.set(KIDS, parent.get(KIDS) + 1);
+        if parent.get(CROWDED) > 0 {
+            self.count_kid(parent, at, 1);
+        }
     }
 
     fn disown_kid(&mut self, parent: RunId, kid: Run<'a>, at: u32) {
@@ -338,6 +362,12 @@ impl<'a> Pen<'a> {
         }
         let kids = parent.get(KIDS) - 1;
         parent.set(KIDS, kids);
+        if parent.get(CROWDED) > 0 {
+            match kids < CROWD / 2 {
+                true => self.forget_crowd(parent),
+                false => self.count_kid(parent, at, -1),
+            }
+        }
         if kids == 0 {
             parent.set(LAST_KID, 0u32);
             parent.set(KIDS_AT_LAST, 0u32);
@@ -345,12 +375,51 @@ impl<'a> Pen<'a> {
             let left = parent.get(KIDS_AT_LAST) - 1;
             parent.set(KIDS_AT_LAST, left);
             if left == 0 {
-                let offsets = self.kids(parent).map(|k| k.get(OFFSET));
-                let last = offsets.max().unwrap_or(0);
-                let at_last = self.kids(parent).filter(|k| k.get(OFFSET) == last).count();
+                let (last, at_last) = self.last_kids(parent);
                 parent.set(LAST_KID, last);
-                parent.set(KIDS_AT_LAST, at_last as u64);
+                parent.set(KIDS_AT_LAST, at_last);
             }
+        }
+    }
+
+    /// The greatest offset of a child, and how many are there. Asked for when the last one at an
+    /// offset went, of a run with children elsewhere: if those are many, they are counted by offset
+    /// from then on.
+    fn last_kids(&mut self, parent: Run<'a>) -> (u32, u32) {
+        if parent.get(KIDS) < CROWD {
+            let last = self.kids(parent).map(|k| k.get(OFFSET)).max().unwrap_or(0);
+            let at_last = self.kids(parent).filter(|k| k.get(OFFSET) == last).count();
+            return (last, at_last as u32);
+        }
+        if parent.get(CROWDED) == 0 {
+            let mut counts = vec![0; parent.len() as usize + 1];
+            for kid in self.kids(parent) {
+                counts[kid.get(OFFSET) as usize] += 1;
+            }
+            self.w.crowd_bytes += counts.capacity() * size_of::<u32>();
+            self.w.crowds.insert(parent.id, counts);
+            parent.set(CROWDED, 1u32);
+        }
+        let counts = self.w.crowds.get(&parent.id).map_or(&[][..], Vec::as_slice);
+        let last = counts.iter().rposition(|&n| n > 0).unwrap_or(0);
+        (last as u32, counts.get(last).copied().unwrap_or(0))
+    }
+
+    fn count_kid(&mut self, parent: Run<'_>, at: u32, change: i32) {
+        let Some(counts) = self.w.crowds.get_mut(&parent.id) else { return };
+        let before = counts.capacity();
+        if counts.len() <= at as usize {
+            counts.resize(at as usize + 1, 0);
+        }
+        counts[at as usize] = counts[at as usize].wrapping_add_signed(change);
+        self.w.crowd_bytes += (counts.capacity() - before) * size_of::<u32>();
+    }
+
+    #[cold]
+    fn forget_crowd(&mut self, parent: Run<'_>) {
+        parent.set(CROWDED, 0u32);
+        if let Some(counts) = self.w.crowds.remove(&parent.id) {
+            self.w.crowd_bytes -= counts.capacity() * size_of::<u32>();
         }
     }
 

@@ -22,8 +22,6 @@ use crate::error::{Error, ErrorKind};
 use crate::index::image::Reader;
 use crate::index::{Home, Image};
 
-/// Runs between two looks at the bytes outside of the arena.
-const WEIGH: usize = 1 << 14;
 /// How many blocks ahead the buckets of names are asked for.
 const AHEAD: usize = 8;
 /// No index is larger than that while it is made: what the arena can address, nearly.
@@ -95,9 +93,8 @@ impl<'a> Pen<'a> {
                 "it announces blocks, entries and unplaced blocks {totals:?} and has {found:?}"
             )));
         }
-        // None of these is named in anything, if any.
-        cast.vocabularies.iter().for_each(|v| self.retire_vocabulary(v.id));
-        self.weigh();
+        // An image may have names that nobody speaks.
+        cast.vocabularies.iter().for_each(|v| self.leave_vocabulary(v.id));
         // What does not fit goes, as if it had been stored one after the other.
         self.make_room();
         Ok(())
@@ -160,7 +157,9 @@ impl<'a> Pen<'a> {
             let owner = Owner { worker, group, tier, layered };
             let slot = self.w.slots.take(&self.shared.slots, owner);
             let Some(book) = self.w.workers.get_mut(&worker) else { continue };
+            let before = book.lane_bytes();
             book.lanes.push((group, tier, slot));
+            self.w.lane_bytes += book.lane_bytes() - before;
             cast.lanes.push(Lane { space: home.space, voc: book.voc, slot });
         }
         Ok(())
@@ -180,9 +179,6 @@ impl<'a> Pen<'a> {
         for _ in 0..from.count(24)? {
             let run = self.read_run(root, space, first, from, cast)?;
             cast.runs.push((run, space));
-            if cast.runs.len().is_multiple_of(WEIGH) {
-                self.weigh();
-            }
             self.check_size(from)?;
         }
         Ok(())
@@ -345,6 +341,10 @@ impl<'a> Pen<'a> {
             let ((run, of), at) = (cast.run(from.u32()?, from)?, from.u32()?);
             if of != *space || at >= self.run(run).len() {
                 return Err(from.wrong("a name means a block that is not there"));
+            }
+            let place = Place { run: run.0, at };
+            if self.is_full(place, *id) && !self.is_named(place, *id, name) {
+                return Err(from.wrong("a block has more names than it may"));
             }
             self.bind(*id, table, run, at, name);
         }

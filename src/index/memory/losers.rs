@@ -4,21 +4,21 @@
 //! one go; it stays until all it held is gone, by its own word or with its home. `any` is how many are
 //! listed, so that queries of an index that never was full read one word.
 
-use parking_lot::RwLock;
-
-use super::sync::{AtomicU32, Ordering, fence};
+use super::sync::{AtomicU32, Ordering, RwLock, fence};
 use crate::block::WorkerId;
 
 #[derive(Debug)]
 pub(super) struct Losers {
     any: AtomicU32,
+    /// For how many the list has room.
+    room: AtomicU32,
     /// Ascending.
     ids: RwLock<Vec<WorkerId>>,
 }
 
 impl Default for Losers {
     fn default() -> Losers {
-        Losers { any: AtomicU32::new(0), ids: RwLock::default() }
+        Losers { any: AtomicU32::new(0), room: AtomicU32::new(0), ids: RwLock::default() }
     }
 }
 
@@ -28,6 +28,7 @@ impl Losers {
         let Err(at) = self.ids.read().binary_search(&worker) else { return };
         let mut ids = self.ids.write();
         ids.insert(at, worker);
+        self.room.store(ids.capacity() as u32, Ordering::Relaxed);
         self.any.store(ids.len() as u32, Ordering::Relaxed);
         drop(ids);
         // Who sees any later store also sees that somebody is listed.
@@ -40,6 +41,11 @@ impl Losers {
         let mut ids = self.ids.write();
         ids.remove(at);
         self.any.store(ids.len() as u32, Ordering::Relaxed);
+    }
+
+    /// Bytes of the list.
+    pub(super) fn bytes(&self) -> usize {
+        self.room.load(Ordering::Relaxed) as usize * size_of::<WorkerId>()
     }
 
     /// Reader: after it has looked at what the worker holds.

@@ -15,9 +15,12 @@ mod export;
 mod hold;
 mod import;
 mod losers;
+mod map;
+#[cfg(all(test, loom))]
+mod model;
 mod names;
 mod orphan;
-
+mod residency;
 mod run;
 mod slot;
 mod slots;
@@ -33,6 +36,7 @@ use std::future::{Future, ready};
 use parking_lot::Mutex;
 
 use self::arena::Book;
+pub(crate) use self::residency::Held;
 pub(crate) use self::walk::Scratch;
 use self::write::{Pen, Shared, Writer};
 use super::{Applied, BlockSource, Change, Home, Image, Index, Matches, Query, Stats};
@@ -86,7 +90,8 @@ impl MemoryIndex {
         let options = MemoryOptions { budget: options.budget.min(15 << 30), ..options };
         let mut book = Book::default();
         let shared = Shared::new(&mut book);
-        MemoryIndex { shared, writer: Mutex::new(Writer::new(options, book)) }
+        let unplaced = shared.names.read().unplaced.clone();
+        MemoryIndex { shared, writer: Mutex::new(Writer::new(options, book, unplaced)) }
     }
 
     /// An index in the state that an image shows, but for what it leaves out (see [`Image`]).

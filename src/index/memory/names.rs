@@ -4,24 +4,32 @@
 //! names of a run's own vocabulary lie beside its contents, those of others in `more`, and what
 //! fits neither (a second name of a block in one vocabulary, the name 0) in `also`. The way there:
 //! the first block bound to a name is in the vocabulary's table, later ones in `dups`, in order. What
-//! a store binds is not crowded, so that lists in `dups` stay short and may be walked.
+//! a store binds is not crowded, so that lists in `dups` stay short and may be walked; nor is the
+//! block full of names, so that those in `also` are few.
+//!
+//! A vocabulary that nobody speaks is in `keys` no more, so that nothing asks what its names mean, and
+//! in the queue `leaving` until the last of them was forgotten (`forget_names`).
 //!
 //! Everything but the tables is behind one lock that is held for one block at a time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use super::arena::{Cell, Kind};
+use super::map::Map;
 use super::orphan::Orphans;
 use super::run::{ALSO, MORE, Run, RunId, SEGMENT, VOCABULARY};
-use super::sync::Ordering;
+use super::store::STRETCH;
+use super::sync::{Ordering, guard};
 use super::table::{Place, Table};
 use super::write::{Pen, Shared};
 use crate::block::{Name, SpaceId, VocabularyId};
-use crate::index::MOST_MEANINGS;
+use crate::index::{MOST_MEANINGS, MOST_NAMES};
 
 /// How many blocks a name may mean beside the first one bound, which is in the table.
 const LATER: usize = MOST_MEANINGS - 1;
+/// Names that a store of one stretch binds at most, about: what maps have to have room for.
+const SOON: usize = STRETCH;
 
 /// Number of a (space, vocabulary) in use; 0 is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,13 +48,34 @@ type More = Vec<(VocId, Cell)>;
 
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    pub(super) vocabularies: HashMap<VocId, Vocabulary>,
-    pub(super) keys: HashMap<(SpaceId, VocabularyId), VocId>,
+    pub(super) vocabularies: Map<VocId, Vocabulary>,
+    /// Those that somebody speaks.
+    pub(super) keys: Map<(SpaceId, VocabularyId), VocId>,
     /// By run and segment; ascending by vocabulary.
-    pub(super) more: HashMap<(RunId, u32), More>,
-    pub(super) also: HashMap<(RunId, u32), Vec<(VocId, Name)>>,
-    pub(super) dups: HashMap<(VocId, Name), Vec<Place>>,
+    pub(super) more: Map<(RunId, u32), More>,
+    /// By run and block; ascending by vocabulary.
+    pub(super) also: Map<(RunId, u32), Vec<(VocId, Name)>>,
+    pub(super) dups: Map<(VocId, Name), Vec<Place>>,
+    /// Bytes of the lists in `more`, `also` and `dups`.
+    lists: usize,
+    /// Bytes of unplaced blocks, all vocabularies.
+    pub(super) unplaced: Arc<AtomicUsize>,
     last: u32,
+}
+
+/// The bytes of a list, in which something was changed, are counted again.
+fn recount<T, R>(lists: &mut usize, list: &mut Vec<T>, change: impl FnOnce(&mut Vec<T>) -> R) -> R {
+    *lists -= list.capacity() * size_of::<T>();
+    let result = change(list);
+    *lists += list.capacity() * size_of::<T>();
+    result
+}
+
+/// The entries of one vocabulary in a list of `also`.
+fn of_vocabulary(also: &[(VocId, Name)], voc: VocId) -> &[(VocId, Name)] {
+    let from = also.partition_point(|a| a.0 < voc);
+    let len = also[from..].partition_point(|a| a.0 == voc);
+    &also[from..from + len]
 }
 
 impl Names {
@@ -57,8 +86,7 @@ impl Names {
             return true;
         }
         (!own && run.get(MORE) > 0 && self.further(run, at, voc) == name.0 && name.0 != 0)
-            || (run.get(ALSO) > 0
-                && self.also.get(&(run.id, at)).is_some_and(|a| a.contains(&(voc, name))))
+            || (run.get(ALSO) > 0 && self.in_also(run, at, voc).iter().any(|a| a.1 == name))
     }
 
     fn further(&self, run: Run<'_>, at: u32, voc: VocId) -> u64 {
@@ -71,27 +99,35 @@ impl Names {
 
     /// Every name of a block in a vocabulary.
     fn of(&self, run: Run<'_>, at: u32, voc: VocId) -> Vec<Name> {
-        let first = match run.get(VOCABULARY) == voc.0 {
-            true => run.name(at, run.len()).load(Ordering::Relaxed),
-            false => self.further(run, at, voc),
-        };
-        let also = self.also.get(&(run.id, at)).into_iter().flatten();
-        let also = also.filter(|a| a.0 == voc).map(|a| a.1);
+        let first = self.first(run, at, voc);
+        let also = self.in_also(run, at, voc).iter().map(|a| a.1);
         [Name(first)].into_iter().filter(|n| n.0 != 0).chain(also).collect()
     }
 
-    /// Bytes of what is not in cells, unplaced blocks left out.
-    pub(super) fn bytes(&self) -> usize {
-        let more: usize = self.more.values().map(|m| 48 + m.capacity() * 8).sum();
-        let also: usize = self.also.values().map(|a| 48 + a.capacity() * 16).sum();
-        let dups: usize = self.dups.values().map(|d| 48 + d.capacity() * 8).sum();
-        let tables: usize = self.vocabularies.values().map(|v| v.table.directory_bytes()).sum();
-        more + also + dups + tables
+    /// The first name of a block in a vocabulary, 0 for none.
+    fn first(&self, run: Run<'_>, at: u32, voc: VocId) -> u64 {
+        match run.get(VOCABULARY) == voc.0 {
+            true => run.name(at, run.len()).load(Ordering::Relaxed),
+            false => self.further(run, at, voc),
+        }
     }
 
-    /// Bytes of unplaced blocks.
-    pub(super) fn orphan_bytes(&self) -> usize {
-        self.vocabularies.values().map(|v| v.orphans.bytes()).sum()
+    fn in_also(&self, run: Run<'_>, at: u32, voc: VocId) -> &[(VocId, Name)] {
+        self.also.get(&(run.id, at)).map_or(&[], |also| of_vocabulary(also, voc))
+    }
+
+    /// Bytes of what is not in cells, directories and unplaced blocks left out.
+    fn bytes(&self) -> usize {
+        // An `Arc` counts its owners in two words before the table, which is aligned.
+        let counts = 16usize.next_multiple_of(align_of::<Table>());
+        let tables = self.vocabularies.len() * (size_of::<Table>() + counts);
+        let maps = self.more.bytes() + self.also.bytes() + self.dups.bytes();
+        maps + self.vocabularies.bytes() + self.keys.bytes() + tables + self.lists
+    }
+
+    /// Bytes that the maps take more, all at once, if a stretch of names comes.
+    fn soon(&self) -> usize {
+        self.more.soon(SOON / SEGMENT + 1) + self.also.soon(SOON) + self.dups.soon(SOON)
     }
 }
 
@@ -105,23 +141,75 @@ impl Pen<'_> {
         names.last += 1;
         let id = VocId(names.last);
         let table = Arc::new(Table::new(&self.shared.arena, &mut self.w.book));
-        let orphans = Orphans::default();
+        let orphans = Orphans::new(&names.unplaced);
         let new = Vocabulary { key, table: table.clone(), orphans, workers: 0 };
         names.vocabularies.insert(id, new);
         names.keys.insert(key, id);
+        self.weigh_names(&names);
         (id, table)
     }
 
+    /// Brings what is known of the bytes of names up to date.
+    fn weigh_names(&mut self, names: &Names) {
+        (self.w.naming, self.w.naming_soon) = (names.bytes(), names.soon());
+    }
+
+    /// A vocabulary loses its names if nobody speaks it any more; those on blocks that others keep go
+    /// little by little.
+    pub(super) fn leave_vocabulary(&mut self, id: VocId) {
+        let mut names = self.shared.names.write();
+        let Some(voc) = names.vocabularies.get(&id) else { return };
+        if voc.workers > 0 {
+            return;
+        }
+        let (key, named) = (voc.key, voc.table.len() > 0);
+        names.keys.remove(&key);
+        drop(names);
+        match named {
+            true => self.w.leaving.push_back(id),
+            false => self.retire_vocabulary(id),
+        }
+    }
+
     /// Forgets a vocabulary that nobody speaks and in which nothing is named.
-    pub(super) fn retire_vocabulary(&mut self, id: VocId) {
+    fn retire_vocabulary(&mut self, id: VocId) {
         let mut names = self.shared.names.write();
         let Some(voc) = names.vocabularies.get(&id) else { return };
         if voc.workers == 0 && voc.table.len() == 0 && voc.orphans.is_empty() {
-            let key = voc.key;
             voc.table.dismantle(&self.shared.arena, &mut self.w.book);
             names.vocabularies.remove(&id);
-            names.keys.remove(&key);
+            self.weigh_names(&names);
         }
+    }
+
+    /// Takes names of vocabularies that nobody speaks from so many blocks; whether any are left.
+    pub(super) fn forget_names(&mut self, steps: usize) -> bool {
+        for _ in 0..steps {
+            let Some(&id) = self.w.leaving.front() else { return false };
+            let table = self.shared.names.read().vocabularies.get(&id).map(|v| v.table.clone());
+            // Its last names may have gone with their blocks.
+            let next = table
+                .as_ref()
+                .map_or(Err(()), |t| t.first_at(&self.shared.arena, self.w.leaving_at));
+            match (next, table) {
+                (Ok(Some(place)), Some(table)) => {
+                    let run = self.run(RunId(place.run));
+                    let names = self.shared.names.read().of(run, place.at, id);
+                    debug_assert!(!names.is_empty(), "what is in a table bears its name");
+                    self.w.leaving_at += u64::from(names.is_empty());
+                    for name in names {
+                        self.unname(id, &table, name, place);
+                    }
+                }
+                (Ok(_), _) => self.w.leaving_at += 1,
+                (Err(()), _) => {
+                    self.retire_vocabulary(id);
+                    self.w.leaving.pop_front();
+                    self.w.leaving_at = 0;
+                }
+            }
+        }
+        !self.w.leaving.is_empty()
     }
 
     /// Whether a place has this name; for tables that are asked by the writer.
@@ -183,6 +271,20 @@ impl Pen<'_> {
         most
     }
 
+    /// Whether a block has as many names in a vocabulary as it may.
+    #[inline]
+    pub(super) fn is_full(&self, place: Place, voc: VocId) -> bool {
+        let run = self.run(RunId(place.run));
+        run.get(ALSO) > 0 && self.has_most_names(run, place.at, voc)
+    }
+
+    #[cold]
+    fn has_most_names(&self, run: Run<'_>, at: u32, voc: VocId) -> bool {
+        let names = self.shared.names.read();
+        let also = names.in_also(run, at, voc).len();
+        also + usize::from(names.first(run, at, voc) != 0) >= MOST_NAMES
+    }
+
     /// Makes a name mean a block; `false` if it does already.
     pub(super) fn bind(
         &mut self,
@@ -215,10 +317,20 @@ impl Pen<'_> {
 
     fn bind_further(&mut self, voc: VocId, id: RunId, at: u32, name: Name, own: bool) -> bool {
         let run = self.run(id);
-        let mut names = self.shared.names.write();
+        let shared = self.shared;
+        let mut guarded = shared.names.write();
+        let names = &mut *guarded;
         if !own && name.0 != 0 {
-            let entry = names.more.entry((id, at / SEGMENT as u32));
-            let more = entry.or_insert_with(|| {
+            let column = VocId(run.get(VOCABULARY));
+            if run.get(MORE) == 0 && !names.vocabularies.contains_key(&column) {
+                // Whose column it was is gone with all its names.
+                guard::open(run.guard());
+                run.set(VOCABULARY, voc.0);
+                run.name(at, run.len()).store(name.0, Ordering::Relaxed);
+                guard::close(run.guard());
+                return true;
+            }
+            let more = names.more.or_insert_with((id, at / SEGMENT as u32), || {
                 run.set(MORE, run.get(MORE) + 1);
                 Vec::new()
             });
@@ -226,27 +338,28 @@ impl Pen<'_> {
                 let cell = self.w.book.take(run.arena, Kind::list(SEGMENT / 2));
                 let words = run.arena.words(cell);
                 (0..SEGMENT).for_each(|i| words.store(i, 0));
-                more.reserve_exact(1);
-                more.insert(i, (voc, cell));
+                recount(&mut names.lists, more, |more| more.insert(i, (voc, cell)));
                 i
             });
             let word = run.arena.words(more[i].1).word(at as usize % SEGMENT);
-            match word.load(Ordering::Relaxed) {
-                0 => {
-                    word.store(name.0, Ordering::Relaxed);
-                    return true;
-                }
-                there if there == name.0 => return false,
-                _ => {}
+            let there = word.load(Ordering::Relaxed);
+            if there == 0 {
+                word.store(name.0, Ordering::Relaxed);
+            }
+            if there == 0 || there == name.0 {
+                self.weigh_names(names);
+                return there == 0;
             }
         }
-        let also = names.also.entry((id, at)).or_insert_with(|| {
+        let also = names.also.or_insert_with((id, at), || {
             run.set(ALSO, run.get(ALSO) + 1);
             Vec::new()
         });
-        let new = !also.contains(&(voc, name));
+        let new = of_vocabulary(also, voc).iter().all(|a| a.1 != name);
         if new {
-            also.push((voc, name));
+            let at = also.partition_point(|a| a.0 <= voc);
+            recount(&mut names.lists, also, |also| also.insert(at, (voc, name)));
+            self.weigh_names(names);
         }
         new
     }
@@ -257,15 +370,18 @@ impl Pen<'_> {
         let place = Place { run: id.0, at };
         let shared = self.shared;
         let hash = shared.hash(name.0);
-        let Pen { w, .. } = self;
         let is = |there: Place| {
             let run = Run::at(&shared.arena, RunId(there.run));
             shared.names.read().is(run, there.at, run.len(), voc, name)
         };
         let rehash = rehash(shared, voc);
-        if table.insert(&shared.arena, &mut w.book, hash, place, is, &rehash).is_some() {
-            shared.names.write().dups.entry((voc, name)).or_default().push(place);
-            w.dups += 1;
+        if table.insert(&shared.arena, &mut self.w.book, hash, place, is, &rehash).is_some() {
+            self.w.dups += 1;
+            let mut guarded = shared.names.write();
+            let names = &mut *guarded;
+            let dups = names.dups.or_insert_with((voc, name), Vec::new);
+            recount(&mut names.lists, dups, |dups| dups.push(place));
+            self.weigh_names(names);
         }
     }
 
@@ -274,15 +390,17 @@ impl Pen<'_> {
         let place = Place { run: id.0, at };
         let hash = self.shared.hash(name.0);
         if self.w.dups > 0 {
-            let mut names = self.shared.names.write();
+            let mut guarded = self.shared.names.write();
+            let names = &mut *guarded;
             if let Some(dups) = names.dups.get_mut(&(voc, name)) {
                 let i = dups.iter().position(|&p| p == place).unwrap_or(0);
-                let next = dups[i];
-                dups.remove(i);
+                let next = dups.remove(i);
                 if dups.is_empty() {
+                    names.lists -= dups.capacity() * size_of::<Place>();
                     names.dups.remove(&(voc, name));
                 }
-                drop(names);
+                self.weigh_names(names);
+                drop(guarded);
                 self.w.dups -= 1;
                 if next != place {
                     // The first one goes: the next in line takes its place in the table.
@@ -322,18 +440,24 @@ impl Pen<'_> {
                     self.unlink_any(voc, Name(name), id, at);
                 }
             }
-            if (at as usize).is_multiple_of(SEGMENT)
-                && self.shared.names.write().more.remove(&key).is_some()
-            {
-                run.set(MORE, run.get(MORE) - 1);
-                for (_, cell) in more {
-                    self.w.book.give(run.arena, Kind::list(SEGMENT / 2), cell);
+            if (at as usize).is_multiple_of(SEGMENT) {
+                let mut names = self.shared.names.write();
+                if let Some(gone) = names.more.remove(&key) {
+                    names.lists -= gone.capacity() * size_of::<(VocId, Cell)>();
+                    run.set(MORE, run.get(MORE) - 1);
+                    for (_, cell) in gone {
+                        self.w.book.give(run.arena, Kind::list(SEGMENT / 2), cell);
+                    }
+                    self.weigh_names(&names);
                 }
             }
         }
         if run.get(ALSO) > 0 {
-            let also = self.shared.names.write().also.remove(&(id, at));
-            if let Some(also) = also {
+            let mut names = self.shared.names.write();
+            if let Some(also) = names.also.remove(&(id, at)) {
+                names.lists -= also.capacity() * size_of::<(VocId, Name)>();
+                self.weigh_names(&names);
+                drop(names);
                 run.set(ALSO, run.get(ALSO) - 1);
                 for (voc, name) in also {
                     self.unlink_any(voc, name, id, at);
@@ -383,28 +507,61 @@ impl Pen<'_> {
         if run.get(VOCABULARY) == voc.0 && word.load(Ordering::Relaxed) == name.0 {
             word.store(0, Ordering::Relaxed);
         } else {
-            let mut names = self.shared.names.write();
-            let key = (run.id, place.at / SEGMENT as u32);
-            let cell = names.more.get(&key).and_then(|more| {
-                let i = more.binary_search_by_key(&voc, |m| m.0).ok()?;
-                Some(run.arena.words(more[i].1).word(place.at as usize % SEGMENT))
-            });
-            match cell {
-                Some(word) if name.0 != 0 && word.load(Ordering::Relaxed) == name.0 => {
-                    word.store(0, Ordering::Relaxed);
-                }
-                _ => {
-                    if let Some(also) = names.also.get_mut(&(run.id, place.at)) {
-                        also.retain(|a| *a != (voc, name));
-                        if also.is_empty() {
-                            names.also.remove(&(run.id, place.at));
-                            run.set(ALSO, run.get(ALSO) - 1);
-                        }
+            let shared = self.shared;
+            let mut guarded = shared.names.write();
+            let names = &mut *guarded;
+            if !self.take_from_more(names, run, place.at, voc, name)
+                && let Some(also) = names.also.get_mut(&(run.id, place.at))
+            {
+                recount(&mut names.lists, also, |also| {
+                    also.retain(|a| *a != (voc, name));
+                    if also.len() < also.capacity() / 4 {
+                        also.shrink_to(also.len() * 2);
                     }
+                });
+                if also.is_empty() {
+                    names.also.remove(&(run.id, place.at));
+                    run.set(ALSO, run.get(ALSO) - 1);
                 }
             }
+            self.weigh_names(names);
         }
         self.unlink(voc, table, name, run.id, place.at);
+    }
+
+    /// Takes a name that a block has in a vocabulary beside its run's own, and the cell if it was the
+    /// last one in it; whether it was there.
+    fn take_from_more(
+        &mut self,
+        names: &mut Names,
+        run: Run<'_>,
+        at: u32,
+        voc: VocId,
+        name: Name,
+    ) -> bool {
+        let key = (run.id, at / SEGMENT as u32);
+        let Some(more) = names.more.get_mut(&key) else { return false };
+        let Ok(i) = more.binary_search_by_key(&voc, |m| m.0) else { return false };
+        let cell = more[i].1;
+        let words = run.arena.words(cell);
+        if name.0 == 0 || words.load(at as usize % SEGMENT) != name.0 {
+            return false;
+        }
+        words.store(at as usize % SEGMENT, 0);
+        if (0..SEGMENT).all(|i| words.load(i) == 0) {
+            self.w.book.give(run.arena, Kind::list(SEGMENT / 2), cell);
+            recount(&mut names.lists, more, |more| {
+                more.remove(i);
+                if more.len() < more.capacity() / 4 {
+                    more.shrink_to(more.len() * 2);
+                }
+            });
+            if more.is_empty() {
+                names.more.remove(&key);
+                run.set(MORE, run.get(MORE) - 1);
+            }
+        }
+        true
     }
 }
 

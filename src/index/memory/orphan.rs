@@ -4,8 +4,12 @@
 //! parent; a worker's count says in how many unplaced blocks it has copies; retired slots have none.
 //! At most `unplaced_per_worker` a worker, so clearing one is bounded and done at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
+use super::budget::RESERVE;
+use super::map::Map;
 use super::names::VocId;
 use super::run::{HEAD, OFFSET, ROOT, RunId, UP};
 use super::store::Lane;
@@ -15,15 +19,21 @@ use super::write::Pen;
 use crate::block::{BlockSize, Digest, Name, Shape, SpaceId};
 use crate::index::Applied;
 
-/// What a name in a set takes, about: nodes of a B-tree are between half and quite full.
+/// A set has nodes of eleven names, which are some two thirds full where there are several.
+const NODE: usize = 104;
 const SET_ENTRY: usize = 16;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Orphans {
-    pub(super) blocks: HashMap<Name, Orphan>,
+    pub(super) blocks: Map<Name, Orphan>,
     /// Ordered, so that one of many goes in few steps.
-    waiting: HashMap<(Shape, Name), BTreeSet<Name>>,
+    waiting: Map<(Shape, Name), BTreeSet<Name>>,
+    /// Bytes of unplaced blocks, all vocabularies.
+    bytes: Arc<AtomicUsize>,
 }
+
+/// Orphans whose parent is placed, with it and its run's birth number: it may go before they come.
+type Waiting = BTreeMap<Name, (Place, u32)>;
 
 /// A block that is held but not placed.
 #[derive(Debug, Default)]
@@ -41,7 +51,30 @@ pub(super) struct Link {
     pub(super) digest: Digest,
 }
 
+/// Bytes of a set of so many names; B-trees do not say.
+fn set_bytes(names: usize) -> usize {
+    if names <= 11 { NODE } else { names * SET_ENTRY }
+}
+
 impl Orphans {
+    /// Which add the bytes that they take to `bytes`.
+    pub(super) fn new(bytes: &Arc<AtomicUsize>) -> Orphans {
+        Orphans { blocks: Map::default(), waiting: Map::default(), bytes: bytes.clone() }
+    }
+
+    fn maps(&self) -> usize {
+        self.blocks.bytes() + self.waiting.bytes()
+    }
+
+    fn count(&self, before: usize, after: usize) {
+        self.bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// Bytes that the maps take more, all at once, if another block comes.
+    fn soon(&self) -> usize {
+        self.blocks.soon(1) + self.waiting.soon(1)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
@@ -54,36 +87,61 @@ impl Orphans {
         self.blocks.get(&name).into_iter().flat_map(|o| o.holders.iter().map(|h| h.0))
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        let holders: usize = self.blocks.values().map(|o| o.holders.capacity() * 8).sum();
-        let waiting: usize = self.waiting.values().map(|w| 64 + w.len() * SET_ENTRY).sum();
-        holders + waiting + self.blocks.capacity() * 80
-    }
-
     fn hold(&mut self, name: Name, link: Option<Link>, slot: u32, copies: u32) {
-        let block = self.blocks.entry(name).or_default();
+        let maps = self.maps();
+        let block = self.blocks.or_insert_with(name, Orphan::default);
+        let (mut before, mut after) = (block.bytes(), 0);
         if let (None, Some(link)) = (block.link, link) {
             block.link = Some(link);
-            self.waiting.entry((link.shape, link.parent)).or_default().insert(name);
+            let key = (link.shape, link.parent);
+            let waiting = self.waiting.or_insert_with(key, BTreeSet::new);
+            before += if waiting.is_empty() { 0 } else { set_bytes(waiting.len()) };
+            waiting.insert(name);
+            after += set_bytes(waiting.len());
         }
         match block.holders.iter_mut().find(|h| h.0 == slot) {
             Some(holder) => holder.1 = holder.1.saturating_add(copies),
             None => block.holders.push((slot, copies)),
         }
+        after += block.bytes();
+        self.count(maps + before, self.maps() + after);
     }
 
     fn forget(&mut self, name: Name) -> Option<Orphan> {
+        let maps = self.maps();
         let block = self.blocks.remove(&name)?;
+        let (mut before, mut after) = (block.bytes(), 0);
         if let Some(link) = block.link {
             let key = (link.shape, link.parent);
             if let Some(names) = self.waiting.get_mut(&key) {
+                before += set_bytes(names.len());
                 names.remove(&name);
                 if names.is_empty() {
                     self.waiting.remove(&key);
+                } else {
+                    after += set_bytes(names.len());
                 }
             }
         }
+        self.count(maps + before, self.maps() + after);
         Some(block)
+    }
+
+    /// Blocks that wait for the one with a name.
+    fn below(&self, shape: Shape, name: Name) -> impl Iterator<Item = Name> + '_ {
+        self.waiting.get(&(shape, name)).into_iter().flatten().copied()
+    }
+}
+
+impl Drop for Orphans {
+    fn drop(&mut self) {
+        self.count(self.maps(), 0);
+    }
+}
+
+impl Orphan {
+    fn bytes(&self) -> usize {
+        self.holders.capacity() * size_of::<(u32, u32)>()
     }
 }
 
@@ -97,12 +155,19 @@ impl Pen<'_> {
         applied: &mut Applied,
     ) -> Option<Place> {
         if let Some(place) = self.meaning(lane, name, |pen, p| pen.fits(p, link)) {
-            self.add_copies(RunId(place.run), place.at, lane.slot, 1);
-            applied.stored += 1;
-            return Some(place);
+            let id = RunId(place.run);
+            let stays = self.keep(id);
+            let room = self.make_room();
+            if room {
+                self.add_copies(id, place.at, lane.slot, 1);
+            }
+            self.let_go(stays);
+            applied.stored += u64::from(room);
+            applied.refused += u64::from(!room);
+            return room.then_some(place);
         }
         let share = self.w.options.unplaced_per_worker;
-        let full = self.w.unplaced_of(lane.worker) >= share || !self.has_room();
+        let full = self.w.unplaced_of(lane.worker) >= share || !self.has_room_unplaced(lane.voc);
         let crowded = self.is_crowded(lane.voc, &lane.table, name) && !self.is_unplaced(lane, name);
         if crowded || full && !self.holds_orphan(lane, name) {
             applied.refused += 1;
@@ -114,13 +179,19 @@ impl Pen<'_> {
         None
     }
 
+    /// Whether there is room for an unplaced block.
+    fn has_room_unplaced(&self, voc: VocId) -> bool {
+        let soon = self.shared.names.read().vocabularies.get(&voc).map_or(0, |v| v.orphans.soon());
+        self.in_use() + soon + RESERVE <= self.w.options.budget
+    }
+
     fn is_unplaced(&self, lane: &Lane, name: Name) -> bool {
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
         voc.orphans.blocks.contains_key(&name)
     }
 
-    fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {
+    pub(super) fn holds_orphan(&self, lane: &Lane, name: Name) -> bool {
         let names = self.shared.names.read();
         let Some(voc) = names.vocabularies.get(&lane.voc) else { return false };
         voc.orphans.holders(name).any(|slot| self.w.slots.worker(slot) == lane.worker)
@@ -222,29 +293,63 @@ impl Pen<'_> {
     /// After a name was bound: moves the copies that were counted by it only, and places orphans
     /// below the block, and orphans below those.
     pub(super) fn settle_below(&mut self, lane: &Lane, name: Name, place: Place) {
-        let mut bound = vec![(name, place)];
-        while let Some((name, place)) = bound.pop() {
-            self.merge(lane, name, place);
-            let shape = self.shape(RunId(place.run));
-            let names = self.shared.names.read();
-            let Some(voc) = names.vocabularies.get(&lane.voc) else { continue };
-            let waiting = voc.orphans.waiting.get(&(shape, name)).cloned().unwrap_or_default();
-            drop(names);
-            for orphan in waiting {
-                let names = self.shared.names.read();
-                let Some(voc) = names.vocabularies.get(&lane.voc) else { continue };
-                let Some(block) = voc.orphans.blocks.get(&orphan) else { continue };
-                let (Some(link), holders) = (block.link, block.holders.clone()) else { continue };
-                drop(names);
-                // The holders come with the block, so that it never stands unheld.
-                let above = (RunId(place.run), place.at + 1);
-                let Some(child) = self.adopt(lane, above, link.digest, orphan, &holders) else {
-                    continue;
-                };
-                self.forget_moved(lane.voc, orphan);
-                bound.push((orphan, child));
-            }
+        self.merge(lane, name, place);
+        let mut waiting = Waiting::default();
+        self.wait_below(lane.voc, name, place, &mut waiting);
+        self.place_waiting(lane, waiting);
+    }
+
+    /// Adds the orphans that wait for the block that a name means now.
+    fn wait_below(&self, voc: VocId, name: Name, place: Place, waiting: &mut Waiting) {
+        let shape = self.shape(RunId(place.run));
+        let born = self.run(RunId(place.run)).born();
+        let names = self.shared.names.read();
+        let Some(voc) = names.vocabularies.get(&voc) else { return };
+        for orphan in voc.orphans.below(shape, name) {
+            waiting.entry(orphan).or_insert((place, born));
         }
+    }
+
+    /// Places orphans, and orphans below those, in the order of their names: a block that gets many
+    /// names from them may not have room for all.
+    fn place_waiting(&mut self, lane: &Lane, mut waiting: Waiting) {
+        while let Some((orphan, (parent, born))) = waiting.pop_first() {
+            if !self.is_there(parent, born) {
+                continue;
+            }
+            let above = (RunId(parent.run), parent.at + 1);
+            let names = self.shared.names.read();
+            let Some(voc) = names.vocabularies.get(&lane.voc) else { return };
+            let Some(block) = voc.orphans.blocks.get(&orphan) else { continue };
+            let (Some(link), holders) = (block.link, block.holders.clone()) else { continue };
+            drop(names);
+            let there = self.block_below(above, link.digest);
+            if there
+                .is_some_and(|p| self.is_full(p, lane.voc) && !self.is_named(p, lane.voc, orphan))
+            {
+                self.give_up(lane.voc, orphan);
+                continue;
+            }
+            // The holders come with the block, so that it never stands unheld.
+            let Some(child) = self.adopt(lane, above, link.digest, orphan, &holders) else {
+                continue;
+            };
+            self.forget_moved(lane.voc, orphan);
+            self.wait_below(lane.voc, orphan, child, &mut waiting);
+        }
+    }
+
+    /// Gives up an unplaced block; whoever held it is no longer known as a whole.
+    fn give_up(&mut self, id: VocId, name: Name) {
+        let names = self.shared.names.read();
+        let Some(voc) = names.vocabularies.get(&id) else { return };
+        let holders: Vec<u32> = voc.orphans.holders(name).collect();
+        drop(names);
+        for &slot in &holders {
+            self.shared.losers.add(self.w.slots.worker(slot));
+        }
+        self.w.evicted += holders.len() as u64;
+        self.forget_moved(id, name);
     }
 
     /// Moves the copies that were counted by a name only to the block that it now means.
@@ -293,8 +398,13 @@ impl Pen<'_> {
         Shape { size, lookahead: root.get(OFFSET) }
     }
 
-    /// The unplaced blocks of a vocabulary move to another and are placed there if they can be.
-    pub(super) fn move_orphans(&mut self, old: VocId, new: &Lane) {
+    /// The unplaced blocks of a vocabulary move to another, of which some names mean other blocks
+    /// since, and those of both are placed if they can be.
+    pub(super) fn move_orphans(&mut self, old: VocId, new: &Lane, bound: &[(Name, Place)]) {
+        let mut waiting = Waiting::default();
+        for &(name, place) in bound {
+            self.wait_below(new.voc, name, place, &mut waiting);
+        }
         let mut names = self.shared.names.write();
         let Some(voc) = names.vocabularies.get_mut(&old) else { return };
         let mut all: Vec<Name> = voc.orphans.blocks.keys().copied().collect();
@@ -313,31 +423,28 @@ impl Pen<'_> {
             for (slot, copies) in block.holders {
                 self.hold_orphan(new.voc, name, block.link, slot, copies);
             }
-            self.settle(new, name);
+            if let Some(parent) = self.settle(new, name) {
+                let born = self.run(RunId(parent.run)).born();
+                waiting.entry(name).or_insert((parent, born));
+            }
         }
+        self.place_waiting(new, waiting);
     }
 
-    /// Places an unplaced block if its name or its parent's name already means a block.
-    fn settle(&mut self, lane: &Lane, name: Name) {
+    /// Places an unplaced block if its name already means a block; otherwise its parent, if that is
+    /// placed.
+    fn settle(&mut self, lane: &Lane, name: Name) -> Option<Place> {
         let names = self.shared.names.read();
-        let Some(voc) = names.vocabularies.get(&lane.voc) else { return };
-        let Some(block) = voc.orphans.blocks.get(&name) else { return };
-        let (link, holders) = (block.link, block.holders.clone());
+        let link = names.vocabularies.get(&lane.voc)?.orphans.blocks.get(&name)?.link;
         drop(names);
         let mut places = Vec::new();
         self.places(lane.voc, &lane.table, name, &mut places);
         if let Some(&place) = places.iter().find(|&&p| self.fits(p, link)) {
-            return self.merge(lane, name, place);
+            self.merge(lane, name, place);
+            return None;
         }
-        let Some(link) = link else { return };
+        let link = link?;
         self.places(lane.voc, &lane.table, link.parent, &mut places);
-        let above = places.iter().find(|p| self.shape(RunId(p.run)) == link.shape).copied();
-        if let Some(above) = above
-            && let Some(child) =
-                self.adopt(lane, (RunId(above.run), above.at + 1), link.digest, name, &holders)
-        {
-            self.forget_moved(lane.voc, name);
-            self.settle_below(lane, name, child);
-        }
+        places.into_iter().find(|p| self.shape(RunId(p.run)) == link.shape)
     }
 }

@@ -78,6 +78,8 @@ pub(super) const POSITION: Field = Field(13, 32, 32);
 pub(super) const FRESH: Field = Field(13, 0, 32);
 pub(super) const ROOT: Field = Field(14, 32, 32);
 pub(super) const ALSO: Field = Field(14, 0, 32);
+/// Whether the writer counts children by offset.
+pub(super) const CROWDED: Field = Field(15, 0, 32);
 
 /// A run's record.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 //! Invariants: a slot that some run mentions stands for the same (worker, group, tier) until no run
 //! mentions it any more; a retired slot answers to nobody from that store on, which is what makes
 //! forgetting a worker one step; a slot is given to somebody else only after a new `epoch`, so a
-//! reader that sees the epoch unchanged has attributed every bit to the right worker. A slot that
+//! reader that sees an even epoch unchanged has attributed every bit to the right worker. A slot that
 //! answers is in exactly one lane of its page or in its `others`, and there with its own kind.
 
 use std::fmt;
@@ -12,8 +12,8 @@ use std::sync::OnceLock;
 use super::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::block::{Group, Tier, WorkerId};
 
-/// Pages that are made at once.
-const PAGES: usize = 16;
+/// Pages that are made at once; the model checker makes each word anew for every interleaving.
+const PAGES: usize = if cfg!(loom) { 1 } else { 16 };
 const CHUNKS: usize = 1024;
 /// So many slots there can be at a time.
 pub(super) const MOST: usize = 64 * PAGES * CHUNKS;
@@ -156,6 +156,12 @@ impl Default for Slots {
 }
 
 impl Slots {
+    /// Bytes of the pages where so many slots were given out.
+    pub(super) fn bytes(slots: usize) -> usize {
+        let chunks = slots.div_ceil(64 * PAGES);
+        CHUNKS * size_of::<OnceLock<Chunk>>() + chunks * PAGES * size_of::<Page>()
+    }
+
     /// The 64 slots of a page.
     #[inline]
     pub(super) fn page(&self, page: u32) -> Option<&Page> {
@@ -194,22 +200,28 @@ impl Slots {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Whether every slot still meant the same since `epoch`.
+    /// Whether every slot still meant the same since `epoch`, and none was being changed then.
     #[inline]
     pub(super) fn is(&self, epoch: u64) -> bool {
         fence(Ordering::Acquire);
-        self.epoch.load(Ordering::Relaxed) == epoch
+        epoch.is_multiple_of(2) && self.epoch.load(Ordering::Relaxed) == epoch
     }
 
     /// Writer: slots may now be given to others.
     pub(super) fn turn(&self) {
-        self.epoch.store(self.epoch.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // Who sees a new owner also sees the new epoch.
+        self.advance(2);
+    }
+
+    /// Writer: the next epoch, or the change between two, which is odd.
+    fn advance(&self, by: u64) {
+        // Who begins in this epoch sees all that was done in those before.
+        self.epoch.store(self.epoch.load(Ordering::Relaxed) + by, Ordering::Release);
+        // Who sees anything of this epoch also sees that it began.
         fence(Ordering::Release);
     }
 
-    /// Writer: a slot gets its owner, or its owner changes its kind. A new epoch, for readers may not
-    /// see half of it.
+    /// Writer: a slot gets its owner, or its owner changes its kind. No epoch holds meanwhile, for
+    /// readers may not see half of it: neither those who began before nor those who begin amid.
     pub(super) fn set(&self, slot: u32, owner: Owner) {
         let (at, bit) = (slot as usize / 64, slot as usize % 64);
         let Some(chunk) = self.chunks.get(at / PAGES) else {
@@ -217,7 +229,7 @@ impl Slots {
         };
         let chunk = chunk.get_or_init(|| (0..PAGES).map(|_| Page::new()).collect());
         let page = &chunk[at % PAGES];
-        self.turn();
+        self.advance(1);
         page.quiet(1 << bit);
         let [first, group] = &page.owners[bit];
         let tier = owner.tier.rank().unwrap_or(4) as u64;
@@ -227,6 +239,7 @@ impl Slots {
         first.store(word, Ordering::Release);
         page.workers[bit].store(owner.worker.0, Ordering::Relaxed);
         page.admit(1 << bit, owner);
+        self.advance(1);
     }
 
     /// Writer: a slot answers to nobody.

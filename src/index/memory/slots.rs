@@ -94,7 +94,14 @@ impl SlotBook {
         }
     }
 
+    /// Bytes that it and the pages of its slots take.
     pub(super) fn bytes(&self) -> usize {
-        self.workers.capacity() * 48
+        let each = self.workers.capacity() * size_of::<WorkerId>()
+            + self.entries.capacity() * size_of::<u64>()
+            + self.likely.capacity() * size_of::<Place>();
+        let dying = self.free.capacity() + self.sweeping.capacity() + self.next.capacity();
+        each + dying * size_of::<u32>()
+            + self.dead.capacity() * size_of::<u64>()
+            + Slots::bytes(self.workers.len())
     }
 }

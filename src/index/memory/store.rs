@@ -56,7 +56,12 @@ impl<'a> Pen<'a> {
             }
             Parent::Block(name) => {
                 let of_shape = |pen: &Self, p: Place| pen.shape(RunId(p.run)) == store.shape;
-                match self.meaning(lane, name, of_shape) {
+                let place = self.meaning(lane, name, of_shape);
+                let describes = store.blocks.first().is_some_and(|block| block.digest.is_some());
+                if describes && !self.is_known(lane, name, place) {
+                    applied.unknown_parents += 1;
+                }
+                match place {
                     Some(place) => Above::At(RunId(place.run), place.at + 1),
                     None => Above::Name(name),
                 }
@@ -124,6 +129,23 @@ impl<'a> Pen<'a> {
         meant
     }
 
+    /// Whether a worker holds a copy of a block that lies there, if anywhere.
+    #[inline]
+    fn is_known(&mut self, lane: &Lane, name: Name, place: Option<Place>) -> bool {
+        let Some(place) = place else { return self.holds_orphan(lane, name) };
+        let run = self.run(RunId(place.run));
+        // The usual case, without a look at the lists of holders.
+        if run.get(CUT_COUNT) == 1 && run.get(PART_COUNT) == 0 {
+            let cut = Cut::of(run.raw(INLINE), run.raw(INLINE + 1));
+            let mine = cut.page == lane.slot / 64 && cut.bits >> (lane.slot % 64) & 1 == 1;
+            if mine && place.at < cut.end {
+                return true;
+            }
+        }
+        self.holds(place, lane.slot)
+            || self.w.slots_of(lane.worker).into_iter().any(|slot| self.holds(place, slot))
+    }
+
     /// Stores blocks with contents below a place, as many as there is room for; returns the place
     /// below them and how many they are.
     fn place(&mut self, lane: &Lane, above: (RunId, u32), blocks: &[Block]) -> (RunId, u32, usize) {
@@ -137,19 +159,16 @@ impl<'a> Pen<'a> {
             if at < len {
                 let (same, named) = common(run, at, len, rest);
                 if same > 0 {
-                    self.hold(id, lane.slot, at, at + same as u32);
                     let known = named && run.get(VOCABULARY) == lane.voc.0 && self.w.unplaced == 0;
-                    for (i, block) in rest[..same].iter().enumerate().filter(|_| !known) {
-                        if !self.bind_and_settle(lane, id, at + i as u32, block.name) {
-                            let refused = at + i as u32..at + same as u32;
-                            for at in refused.rev() {
-                                self.drop_copy(lane, Place { run: id.0, at });
-                            }
-                            return (id, at, blocks.len() - rest.len() + i);
-                        }
+                    let some = if known { same } else { same.min(STRETCH) };
+                    let stays = self.keep(id);
+                    let (tried, done) = self.share(lane, id, at, &rest[..some], known);
+                    self.let_go(stays);
+                    rest = &rest[done..];
+                    at += done as u32;
+                    if done < tried || done == 0 {
+                        break;
                     }
-                    rest = &rest[same..];
-                    at += same as u32;
                     continue;
                 }
             }
@@ -163,8 +182,9 @@ impl<'a> Pen<'a> {
                     continue;
                 }
             }
-            self.w.busy = id;
+            let stays = self.keep(id);
             if !self.make_room() {
+                self.let_go(stays);
                 break;
             }
             let base;
@@ -179,8 +199,10 @@ impl<'a> Pen<'a> {
                 id = self.branch(lane, (id, at), &rest[..most]);
                 at = most as u32;
             }
+            self.keep(id);
             let new = (at - base) as usize;
             let named = self.name_new(lane, id, base, &rest[..new]);
+            self.let_go(stays);
             rest = &rest[named..];
             if named < new {
                 self.take_back(lane, id, base + named as u32);
@@ -188,6 +210,77 @@ impl<'a> Pen<'a> {
             }
         }
         (id, at, blocks.len() - rest.len())
+    }
+
+    /// Stores blocks that are there, a stretch of them if that takes much memory: how many it tried,
+    /// and how many come before one that is refused.
+    fn share(
+        &mut self,
+        lane: &Lane,
+        id: RunId,
+        at: u32,
+        blocks: &[Block],
+        known: bool,
+    ) -> (usize, usize) {
+        if !self.make_room() {
+            return (blocks.len(), 0);
+        }
+        let to = self.hold(id, lane.slot, at, at + blocks.len() as u32);
+        let tried = (to - at) as usize;
+        for (i, block) in blocks[..tried].iter().enumerate().filter(|_| !known) {
+            if !self.bind_and_settle(lane, id, at + i as u32, block.name) {
+                for at in (at + i as u32..to).rev() {
+                    self.drop_copy(lane, Place { run: id.0, at });
+                }
+                return (tried, i);
+            }
+        }
+        (tried, tried)
+    }
+
+    /// A run, to which something is about to be added, stays as it is whatever is evicted meanwhile,
+    /// until it is let go.
+    #[inline]
+    pub(super) fn keep(&mut self, id: RunId) -> usize {
+        self.w.busy.push(id);
+        self.w.busy.len() - 1
+    }
+
+    /// Lets the runs go that were kept since there were so many.
+    #[inline]
+    pub(super) fn let_go(&mut self, kept: usize) {
+        if !self.w.untrimmed {
+            return self.w.busy.truncate(kept);
+        }
+        while self.w.busy.len() > kept
+            && let Some(id) = self.w.busy.pop()
+        {
+            // It may have gone with one below it.
+            if !guard::is_open(self.run(id).raw(0)) {
+                self.trim(id, None);
+            }
+        }
+        self.w.untrimmed = !self.w.busy.is_empty();
+    }
+
+    /// Whether a block is there that was in a run with this birth number.
+    pub(super) fn is_there(&self, place: Place, born: u32) -> bool {
+        let run = self.run(RunId(place.run));
+        !guard::is_open(run.raw(0)) && run.born() == born && place.at < run.len()
+    }
+
+    /// The block with a content below a place.
+    pub(super) fn block_below(&mut self, above: (RunId, u32), digest: Digest) -> Option<Place> {
+        let (id, at) = above;
+        self.refresh(id);
+        let run = self.run(id);
+        let len = run.len();
+        if at < len && run.content(at, len) == digest.0 {
+            return Some(Place { run: id.0, at });
+        }
+        let kid = self.kid(id, at, digest)?;
+        self.refresh(kid);
+        self.is_kid(kid, id, at, digest).then_some(Place { run: kid.0, at: 0 })
     }
 
     /// Binds the names of blocks that were just pushed, which bear them already if the run's own
@@ -218,11 +311,13 @@ impl<'a> Pen<'a> {
         blocks.len()
     }
 
-    /// Binds a name and places what waited for it; does nothing and says `false` if it is crowded.
+    /// Binds a name and places what waited for it; does nothing and says `false` if it is crowded, or
+    /// if the block has too many.
     fn bind_and_settle(&mut self, lane: &Lane, id: RunId, at: u32, name: Name) -> bool {
         let place = Place { run: id.0, at };
-        let crowded = !lane.adopts && self.is_crowded(lane.voc, &lane.table, name);
-        if crowded && !self.is_named(place, lane.voc, name) {
+        let refused = !lane.adopts
+            && (self.is_full(place, lane.voc) || self.is_crowded(lane.voc, &lane.table, name));
+        if refused && !self.is_named(place, lane.voc, name) {
             return false;
         }
         self.bind(lane.voc, &lane.table, id, at, name);

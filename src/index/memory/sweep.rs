@@ -1,4 +1,5 @@
-//! Retirement: a slot dies in one step, its entries are swept in small ones.
+//! Retirement: a slot dies in one step, its entries are swept in small ones; so are the names of a
+//! vocabulary that nobody speaks any more.
 //!
 //! Invariants: readers attribute a dead slot's bits to nobody; the writer strips a run of the dead,
 //! and what only they kept below it, before it looks at what the run's blocks are or mean
@@ -75,12 +76,19 @@ impl Pen<'_> {
         }
     }
 
-    /// Visits so many runs; whether anything is left to sweep.
+    /// Whether there is anything to sweep.
+    #[inline]
+    pub(super) fn is_dirty(&self) -> bool {
+        self.w.slots.has_dead() || !self.w.leaving.is_empty()
+    }
+
+    /// Visits so many runs, or blocks with names that nobody speaks; whether anything is left to
+    /// sweep.
     pub(super) fn sweep(&mut self, steps: usize) -> bool {
         for _ in 0..steps {
             if !self.w.slots.is_sweeping() {
                 if !self.w.slots.has_dead() {
-                    return false;
+                    return self.forget_names(steps);
                 }
                 self.w.slots.begin();
                 self.w.cursor = self.w.runs.len();

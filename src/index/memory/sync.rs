@@ -3,10 +3,37 @@
 //! Invariant: every word that a reader may look at is one of these; nothing here needs `unsafe`.
 
 #[cfg(not(loom))]
-pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+pub(super) use std::{
+    hint::spin_loop,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    thread::yield_now,
+};
 
 #[cfg(loom)]
-pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+pub(super) use loom::{
+    hint::spin_loop,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    thread::yield_now,
+};
+
+#[cfg(not(loom))]
+pub(super) use parking_lot::RwLock;
+
+/// With the methods of `parking_lot`.
+#[cfg(loom)]
+#[derive(Debug, Default)]
+pub(super) struct RwLock<T>(loom::sync::RwLock<T>);
+
+#[cfg(loom)]
+impl<T> RwLock<T> {
+    pub(super) fn read(&self) -> loom::sync::RwLockReadGuard<'_, T> {
+        self.0.read().unwrap()
+    }
+
+    pub(super) fn write(&self) -> loom::sync::RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap()
+    }
+}
 
 /// What a writer writes often, on lines that hold nothing else: whoever reads what lay beside it
 /// would have to fetch that from the writer again and again. Two lines, for processors fetch pairs.
@@ -72,7 +99,8 @@ pub(super) mod guard {
 }
 
 /// Every interleaving of a reader with a writer that changes a cell, or gives it away and uses it
-/// again: `RUSTFLAGS="--cfg loom" cargo test --release --lib index::memory::sync`.
+/// again: `RUSTFLAGS="--cfg loom" cargo test --release --lib index::memory`. What is built on the guard
+/// is in `model.rs` beside this file.
 #[cfg(all(test, loom))]
 mod model {
     use loom::sync::Arc;

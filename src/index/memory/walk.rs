@@ -7,7 +7,7 @@
 use super::answer::{Answer, Layer};
 use super::cut::Cuts;
 use super::run::{HEAD, LAST_KID, OFFSET, Run, RunId, SEGMENT, UP, USED};
-use super::sync::guard;
+use super::sync::{guard, spin_loop, yield_now};
 use super::table::Place;
 use super::write::Shared;
 use crate::block::{Digest, WorkerId};
@@ -48,6 +48,14 @@ impl Key {
     pub(super) fn is(self, run: Run<'_>) -> bool {
         run.get(UP) == self.parent.0 && run.get(OFFSET) == self.at && run.field(HEAD) == self.head
     }
+}
+
+/// A run that a walk has come through. Its record may be given away under the walk and serve as
+/// another run, whose children are then under the same numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Above {
+    pub(super) id: RunId,
+    pub(super) born: u32,
 }
 
 /// What was read of a run, its holders left out.
@@ -100,6 +108,37 @@ impl Shared {
         let hash = self.kid_hash(key.parent, key.at, key.head);
         let is = |p: Place| key.is(self.run(RunId(p.run)));
         self.kids.find(&self.arena, hash, is).map(|p| RunId(p.run))
+    }
+
+    /// Where a walk begins: the root of a query's tree, which may be `last`. `Err` says that it was not
+    /// to be read just now.
+    #[inline]
+    pub(super) fn enter(&self, key: Key, last: RunId) -> Result<Option<Above>, Outcome> {
+        let id = match key.is(self.run(last)) {
+            true => last,
+            false => match self.find_kid(key) {
+                Some(id) => id,
+                None => return Ok(None),
+            },
+        };
+        self.begin(key, id).map(Some).ok_or(Outcome::Again)
+    }
+
+    /// A run as what it was found as, number and birth of one state: by now its record may serve as the
+    /// root of another space.
+    #[inline]
+    pub(super) fn begin(&self, key: Key, id: RunId) -> Option<Above> {
+        let run = self.run(id);
+        let seen = guard::enter(run.guard());
+        let is = key.is(run) && !guard::is_open(seen) && guard::held(run.guard(), seen);
+        is.then_some(Above { id, born: seen as u32 })
+    }
+
+    /// Whether a run is still the one that a walk came through, asked once its child was read: then that
+    /// was its child, and not one of a later run with its number.
+    #[inline]
+    pub(super) fn is_same(&self, above: Above) -> bool {
+        self.run(above.id).born() == above.born
     }
 
     /// Reads a run with its holders, and how much of it the prompt has from block `start` on.
@@ -207,15 +246,14 @@ impl Shared {
         let Matches { classes, members, scratch, .. } = matches;
         let Scratch { alive, keep, cuts, root: last, layers, .. } = scratch;
         let key = Self::root_key(query);
-        if !key.is(self.run(*last)) {
-            let Some(root) = self.find_kid(key) else { return Outcome::Done };
-            *last = root;
-        }
-        let root = *last;
-        let root_born = self.run(root).born();
+        let mut above = match self.enter(key, *last) {
+            Ok(Some(root)) => root,
+            Ok(None) => return Outcome::Done,
+            Err(outcome) => return outcome,
+        };
+        *last = above.id;
         let Some(&Digest(head)) = blocks.digests(0, 1).first() else { return Outcome::Detail };
-        let mut above = (root, root_born);
-        let mut key = Key { parent: root, at: 0, head };
+        let mut key = Key { parent: above.id, at: 0, head };
         let mut start = 0;
         alive.clear();
         layers.clear();
@@ -240,7 +278,7 @@ impl Shared {
             let Some(seen) = self.see(run, key, start, blocks, cuts, meanwhile) else {
                 return Outcome::Again;
             };
-            if self.run(above.0).born() != above.1 {
+            if !self.is_same(above) {
                 return Outcome::Again;
             }
             if answer.has_uneven(cuts, seen.same, if first { None } else { Some(alive) }) {
@@ -270,7 +308,7 @@ impl Shared {
             }
             let Some(&Digest(head)) = blocks.digests(start, 1).first() else { break };
             key = Key { parent: id, at: seen.same, head };
-            above = (id, seen.born);
+            above = Above { id, born: seen.born };
         }
         answer.all(alive, start as u32);
         answer.join_layers();
@@ -290,8 +328,8 @@ pub(super) fn is_candidate(candidates: Option<&[WorkerId]>, worker: WorkerId) ->
 pub(super) fn pause(tries: &mut u32) {
     *tries += 1;
     if tries.is_multiple_of(64) {
-        std::thread::yield_now();
+        yield_now();
     } else {
-        std::hint::spin_loop();
+        spin_loop();
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Invariant: a `Pen` exists only while that lock is held, so words of the arena have one writer.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
+#[cfg(not(loom))]
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::RwLock;
 
@@ -13,8 +15,9 @@ use super::ahead::Ahead;
 use super::arena::{Arena, Book};
 use super::cut::Cuts;
 use super::losers::Losers;
+use super::map::Map;
 use super::names::{Names, VocId};
-use super::run::{Run, RunId};
+use super::run::{EXTRAS, Run, RunId};
 use super::slot::{Owner, Slots};
 use super::slots::SlotBook;
 use super::store::{Lane, STRETCH};
@@ -36,7 +39,7 @@ pub(super) struct Shared {
     pub(super) kids: Table,
     pub(super) slots: Slots,
     pub(super) names: Apart<RwLock<Names>>,
-    pub(super) homes: Apart<RwLock<HashMap<WorkerId, (Home, VocId)>>>,
+    pub(super) homes: Apart<RwLock<Map<WorkerId, (Home, VocId)>>>,
     pub(super) losers: Apart<Losers>,
     /// Unplaced blocks, by space: queries need not look for any where there are none.
     unplaced: [AtomicU32; 64],
@@ -48,7 +51,6 @@ impl Shared {
     pub(super) fn new(book: &mut Book) -> Shared {
         let arena = Arena::default();
         let kids = Table::new(&arena, book);
-        let random = RandomState::new();
         Shared {
             arena,
             kids,
@@ -58,7 +60,7 @@ impl Shared {
             losers: Apart::default(),
             unplaced: std::array::from_fn(|_| AtomicU32::new(0)),
             clock: Apart::default(),
-            keys: [random.hash_one(0), random.hash_one(1) | 1],
+            keys: keys(),
         }
     }
 
@@ -92,19 +94,32 @@ impl Shared {
     }
 }
 
+/// Keys of hashes, for this index alone.
+#[cfg(not(loom))]
+fn keys() -> [u64; 2] {
+    let random = RandomState::new();
+    [random.hash_one(0), random.hash_one(1) | 1]
+}
+
+/// The model checker has to come by the same places in every interleaving.
+#[cfg(loom)]
+fn keys() -> [u64; 2] {
+    [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9]
+}
+
 /// What only the writer knows.
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) options: MemoryOptions,
     pub(super) book: Book,
     pub(super) slots: SlotBook,
-    pub(super) workers: HashMap<WorkerId, Worker>,
+    pub(super) workers: Map<WorkerId, Worker>,
     /// Every run, roots included, in no order.
     pub(super) runs: Vec<RunId>,
     /// Where the sweep under way is in `runs`.
     pub(super) cursor: usize,
     /// Copies above one, by run, block and slot.
-    pub(super) extras: HashMap<(RunId, u32, u32), u32>,
+    pub(super) extras: Map<(RunId, u32, u32), u32>,
     pub(super) born: u32,
     pub(super) blocks: u64,
     pub(super) entries: u64,
@@ -125,31 +140,56 @@ pub(super) struct Writer {
     pub(super) changes: u32,
     /// How many runs were looked at to find something to evict.
     pub(super) looks: u64,
-    /// The run that a store is at.
-    pub(super) busy: RunId,
-    /// Bytes outside of the arena when they were last added up.
-    pub(super) side: usize,
+    /// The runs that a store is at: nothing of them is evicted or trimmed.
+    pub(super) busy: Vec<RunId>,
+    /// Some of them may have to be trimmed.
+    pub(super) untrimmed: bool,
+    /// Vocabularies that nobody speaks, whose names are being forgotten, and how far the first is.
+    pub(super) leaving: VecDeque<VocId>,
+    pub(super) leaving_at: u64,
+    /// How many children there are at each offset, of runs that have many.
+    pub(super) crowds: Map<RunId, Vec<u32>>,
+    /// Bytes of the lists in `crowds` and of the workers' lanes.
+    pub(super) crowd_bytes: usize,
+    pub(super) lane_bytes: usize,
+    /// Bytes of the maps of names and of homes, and what those of names take more all at once when
+    /// they grow.
+    pub(super) naming: usize,
+    pub(super) naming_soon: usize,
+    pub(super) homes: usize,
+    /// Bytes of unplaced blocks, which those count.
+    pub(super) unplaced_bytes: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) home: Home,
     pub(super) voc: VocId,
-    table: Arc<Table>,
+    pub(super) table: Arc<Table>,
     pub(super) lanes: Vec<(Group, Tier, u32)>,
     unplaced: usize,
 }
 
+impl Worker {
+    pub(super) fn lane_bytes(&self) -> usize {
+        self.lanes.capacity() * size_of::<(Group, Tier, u32)>()
+    }
+}
+
 impl Writer {
-    pub(super) fn new(options: MemoryOptions, book: Book) -> Writer {
+    pub(super) fn new(
+        options: MemoryOptions,
+        book: Book,
+        unplaced_bytes: Arc<AtomicUsize>,
+    ) -> Writer {
         Writer {
             options,
             book,
             slots: SlotBook::default(),
-            workers: HashMap::new(),
+            workers: Map::default(),
             runs: Vec::new(),
             cursor: 0,
-            extras: HashMap::new(),
+            extras: Map::default(),
             born: 0,
             blocks: 0,
             entries: 0,
@@ -164,8 +204,17 @@ impl Writer {
             names: Vec::new(),
             changes: 0,
             looks: 0,
-            busy: RunId::NONE,
-            side: 0,
+            busy: Vec::new(),
+            untrimmed: false,
+            leaving: VecDeque::new(),
+            leaving_at: 0,
+            crowds: Map::default(),
+            crowd_bytes: 0,
+            lane_bytes: 0,
+            naming: 0,
+            naming_soon: 0,
+            homes: 0,
+            unplaced_bytes,
         }
     }
 
@@ -256,7 +305,9 @@ impl Pen<'_> {
         if let Some(v) = self.shared.names.write().vocabularies.get_mut(&voc) {
             v.workers += 1;
         }
-        self.shared.homes.write().insert(id, (home, voc));
+        let mut homes = self.shared.homes.write();
+        homes.insert(id, (home, voc));
+        self.w.homes = homes.bytes();
         (voc, table)
     }
 
@@ -264,7 +315,7 @@ impl Pen<'_> {
         if let Some(v) = self.shared.names.write().vocabularies.get_mut(&voc) {
             v.workers -= 1;
         }
-        self.retire_vocabulary(voc);
+        self.leave_vocabulary(voc);
     }
 
     /// Moves everything the names of a vocabulary mean to another, and settles what can be placed
@@ -280,17 +331,41 @@ impl Pen<'_> {
         let (voc, table) = new;
         // No lane is needed to bind and to settle; adopted orphans bring their own slots.
         let lane = Lane { worker, space: home.space, voc, table, slot: u32::MAX, adopts: true };
-        let bindings = self.bindings(old.0, old.1);
-        for &(name, place) in &bindings {
+        let mut bindings = self.bindings(old.0, old.1);
+        let mut left = Vec::new();
+        bindings.retain(|&(name, place)| {
             self.unname(old.0, old.1, name, place);
-            self.bind(voc, &lane.table, RunId(place.run), place.at, name);
-        }
+            let full = self.is_full(place, voc) && !self.is_named(place, voc, name);
+            if full {
+                left.push((place, self.run(RunId(place.run)).born()));
+            } else {
+                self.bind(voc, &lane.table, RunId(place.run), place.at, name);
+            }
+            !full
+        });
         if self.w.unplaced > 0 {
             // A block that is there is what a name means rather than a new one below its parent.
             bindings.iter().for_each(|&(name, place)| self.merge(&lane, name, place));
-            bindings.iter().for_each(|&(name, place)| self.settle_below(&lane, name, place));
+            self.move_orphans(old.0, &lane, &bindings);
         }
-        self.move_orphans(old.0, &lane);
+        for (place, born) in left {
+            self.lose(&lane, place, born);
+        }
+    }
+
+    /// A worker loses all its copies of a block that it cannot name any more.
+    fn lose(&mut self, lane: &Lane, place: Place, born: u32) {
+        for slot in self.w.slots_of(lane.worker) {
+            if !self.is_there(place, born) || !self.holds(place, slot) {
+                continue;
+            }
+            self.shared.losers.add(lane.worker);
+            let run = self.run(RunId(place.run));
+            if self.w.extras.remove(&(run.id, place.at, slot)).is_some() {
+                run.set(EXTRAS, run.get(EXTRAS) - 1);
+            }
+            self.w.evicted += u64::from(self.drop_copy(&Lane { slot, ..lane.clone() }, place));
+        }
     }
 
     pub(super) fn apply(&mut self, id: WorkerId, changes: &[Change<'_>]) -> Result<Applied, Error> {
@@ -356,9 +431,11 @@ impl Pen<'_> {
                     last = None;
                 }
             }
-            if self.w.slots.has_dead() {
-                self.sweep(STEP);
+            if self.is_dirty() {
+                let blocks = if let Change::Store(store) = change { store.blocks.len() } else { 0 };
+                self.sweep(STEP + 2 * blocks);
             }
+            self.keep_within();
         }
         if applied.removed > 0 && changes.len() < AHEAD {
             self.ask_for_likely(&lane);
@@ -379,7 +456,9 @@ impl Pen<'_> {
         let owner = Owner { worker: id, group, tier, layered: false };
         let slot = self.w.slots.take(&self.shared.slots, owner);
         if let Some(worker) = self.w.workers.get_mut(&id) {
+            self.w.lane_bytes -= worker.lane_bytes();
             worker.lanes.push((group, tier, slot));
+            self.w.lane_bytes += worker.lane_bytes();
         }
         self.mark_layers(id, group);
         slot
@@ -411,8 +490,12 @@ impl Pen<'_> {
     pub(super) fn remove_worker(&mut self, id: WorkerId) {
         self.retire_lanes(id, None);
         self.shared.losers.forget(id);
-        self.shared.homes.write().remove(&id);
+        let mut homes = self.shared.homes.write();
+        homes.remove(&id);
+        self.w.homes = homes.bytes();
+        drop(homes);
         if let Some(worker) = self.w.workers.remove(&id) {
+            self.w.lane_bytes -= worker.lane_bytes();
             self.move_out(worker.voc);
         }
     }
@@ -424,7 +507,7 @@ impl Pen<'_> {
             unplaced: self.w.unplaced,
             entries: self.w.entries,
             evicted: self.w.evicted,
-            bytes: self.bytes() as u64,
+            bytes: self.in_use() as u64,
             reserved: self.reserved() as u64,
         }
     }

@@ -30,4 +30,10 @@ pub struct SequencerCounters {
     pub given_up: u64,
     /// Times that a worker was built anew from batch 0 of the same publisher.
     pub rebuilt: u64,
+    /// Audits that found what is held.
+    pub audits_ok: u64,
+    /// Audits that found something else.
+    pub audits_differed: u64,
+    /// Audits that came to no end: cut, overtaken by something more urgent, or not to be judged.
+    pub audits_unfinished: u64,
 }

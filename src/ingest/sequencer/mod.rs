@@ -18,8 +18,11 @@
 //!   begins later, or a batch was never encoded) and is stepped over in the same way.
 //! * A worker that missed something is **rebuilt** if the publisher's buffer turns out to reach back to
 //!   batch 0: it starts over from there. That is tried seldom, and costs nothing when it does not.
+//! * Now and then the worker is **audited**: what is held is compared with what the whole buffer amounts
+//!   to, and rebuilt where they differ. Where the buffer does not reach batch 0 that cannot be had.
 //! * After the **link** was lost nothing is believed until a round has shown where the publisher stands.
 
+mod audit;
 mod counters;
 mod held;
 mod options;
@@ -33,10 +36,12 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::audit::Audits;
 use self::held::HeldBack;
-use super::lane::Order;
+use super::order::Order;
 use super::{Reason, Trust, Verdict};
 
+pub use self::audit::{AuditState, Comparison};
 pub use self::counters::SequencerCounters;
 pub use self::held::Held;
 pub use self::options::ReplayOptions;
@@ -75,6 +80,8 @@ enum Sync {
     Asked(Round),
     /// A round from 0 that may replace everything. Live batches are applied meanwhile.
     Rebuilding,
+    /// A round for the shadow of an audit. Live batches are applied meanwhile.
+    Auditing,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +103,7 @@ enum Head {
 ///
 /// After each input, [`next_step`](Sequencer::next_step) is to be called until it gives `None`.
 ///
-/// Without a replay source it judges as [`Lane`](super::Lane) does: a gap degrades at once.
+/// Without a replay source a gap degrades at once.
 #[derive(Clone, Debug)]
 pub struct Sequencer {
     /// `None` without a replay source.
@@ -121,6 +128,7 @@ pub struct Sequencer {
     giving_up: bool,
     rebuild_at: Option<Duration>,
     rebuild_wait: Duration,
+    audits: Audits,
     random: u64,
     unsound: Option<Reason>,
     steps: VecDeque<Step>,
@@ -154,6 +162,7 @@ impl Sequencer {
             giving_up: false,
             rebuild_at: None,
             rebuild_wait: replay.map_or(Duration::ZERO, |options| options.rebuild),
+            audits: Audits::default(),
             random: seed,
             unsound: None,
             steps: VecDeque::new(),
@@ -229,6 +238,7 @@ impl Sequencer {
                 self.plan_rebuild(now);
                 return Flow::Stop;
             }
+            Sync::Auditing if round == self.round => return self.audited(now, &arrival),
             _ => {
                 self.counters.stale += 1;
                 return Flow::Stop;
@@ -288,6 +298,7 @@ impl Sequencer {
                 self.plan_rebuild(now);
                 return;
             }
+            Sync::Auditing => return self.audit_round_over(now, how),
             Sync::InStep | Sync::Waiting { .. } => return,
         };
         let head = match how {
@@ -324,7 +335,11 @@ impl Sequencer {
         if let Sync::Rebuilding = self.sync {
             self.plan_rebuild(now);
         }
+        self.abandon_audit();
         self.sync = Sync::InStep;
+        if self.audits.at.is_none() {
+            self.plan_audit(now);
+        }
         if up {
             self.doubt(now);
         }
@@ -334,11 +349,12 @@ impl Sequencer {
     pub fn tick(&mut self, now: Duration) {
         match self.sync {
             Sync::Waiting { at } if at <= now => self.ask(),
-            Sync::InStep if self.wake_at().is_some_and(|at| at <= now) => {
-                self.rebuild_at = None;
-                self.next_round(0);
-                self.sync = Sync::Rebuilding;
-            }
+            Sync::InStep if self.is_rebuild_due(now) => self.rebuild(),
+            Sync::InStep if !self.down => match self.audits.at {
+                None => self.plan_audit(now),
+                Some(at) if at <= now => self.begin_audit(now),
+                Some(_) => {}
+            },
             _ => {}
         }
     }
@@ -347,7 +363,10 @@ impl Sequencer {
     pub fn wake_at(&self) -> Option<Duration> {
         match self.sync {
             Sync::Waiting { at } => Some(at),
-            Sync::InStep if !self.down && self.may_rebuild() => self.rebuild_at,
+            Sync::InStep if !self.down => {
+                let rebuild = self.rebuild_at.filter(|_| self.may_rebuild());
+                rebuild.into_iter().chain(self.audits.at).min()
+            }
             _ => None,
         }
     }
@@ -394,7 +413,7 @@ impl Sequencer {
     pub fn trust(&self) -> Trust {
         match (self.unsound, self.sync) {
             (Some(reason), _) => Trust::Degraded(reason),
-            (None, Sync::InStep) if !self.down && !self.unproven => Trust::Exact,
+            (None, Sync::InStep | Sync::Auditing) if !self.down && !self.unproven => Trust::Exact,
             (None, _) => Trust::Syncing,
         }
     }
@@ -409,6 +428,7 @@ impl Sequencer {
             Sync::Waiting { .. } => Stage::Waiting,
             Sync::Asked(_) => Stage::Asked,
             Sync::Rebuilding => Stage::Rebuilding,
+            Sync::Auditing => Stage::Auditing,
         })
     }
 
@@ -440,7 +460,7 @@ impl Sequencer {
     /// Takes in a live batch that is new.
     fn admit(&mut self, now: Duration, mark: Mark, payload: &[u8]) {
         self.order.record(mark.seq, mark.timestamp.unwrap_or(f64::NAN), mark.digest);
-        let in_step = matches!(self.sync, Sync::InStep | Sync::Rebuilding);
+        let in_step = matches!(self.sync, Sync::InStep | Sync::Rebuilding | Sync::Auditing);
         let is_next = self.wanted() == Some(mark.seq);
         if in_step && !is_next && self.applied.is_some() {
             self.counters.gaps += 1;
@@ -463,6 +483,7 @@ impl Sequencer {
         if in_step && is_next && is_plausible && !self.unproven {
             self.steps.push_back(Step::Apply { seq: mark.seq });
             self.advance(mark);
+            self.keep_for_audit(mark, payload);
             return;
         }
         let (max_batches, max_bytes) = (options.max_held_batches, options.max_held_bytes);
@@ -512,6 +533,8 @@ impl Sequencer {
 
     /// Everything that was known is another publisher's, or is to be built anew.
     fn begin_incarnation(&mut self) {
+        self.abandon_audit();
+        self.audits.forget();
         self.steps.push_back(Step::StartOver);
         self.order = Order::default();
         self.applied = None;
@@ -579,6 +602,7 @@ impl Sequencer {
         match self.sync {
             Sync::Waiting { .. } | Sync::Asked(_) => return,
             Sync::Rebuilding => self.plan_rebuild(now),
+            Sync::Auditing => self.abandon_audit(),
             Sync::InStep => {}
         }
         self.reset_rounds();
@@ -630,6 +654,9 @@ impl Sequencer {
         self.unproven = false;
         self.counters.repaired += 1;
         self.reset_rounds();
+        if self.audits.at.is_none() {
+            self.plan_audit(now);
+        }
         if self.may_rebuild() && self.rebuild_at.is_none() {
             // It was resumed as it was, with what it had missed before.
             self.plan_rebuild(now);
@@ -649,7 +676,18 @@ impl Sequencer {
 
     /// Whether a round from batch 0 could mend what is wrong.
     fn may_rebuild(&self) -> bool {
-        matches!(self.unsound, Some(Reason::Gap | Reason::MissedStart))
+        matches!(self.unsound, Some(Reason::Gap | Reason::MissedStart | Reason::Audit))
+    }
+
+    fn is_rebuild_due(&self, now: Duration) -> bool {
+        !self.down && self.may_rebuild() && self.rebuild_at.is_some_and(|at| at <= now)
+    }
+
+    /// Asks for batch 0, to build the worker anew from there.
+    fn rebuild(&mut self) {
+        self.rebuild_at = None;
+        self.next_round(0);
+        self.sync = Sync::Rebuilding;
     }
 
     fn plan_rebuild(&mut self, now: Duration) {

@@ -9,7 +9,8 @@ use std::time::Duration;
 /// 16 MiB and 16,384 batches held back: minutes of an engine's steps, more than a replay takes. 6 rounds in
 /// a row without any progress and 64 in all: a send queue of 1000 messages, which older vLLM has, needs
 /// ten rounds for its 10,000 batches. Waits of 100 ms doubling to 10 s, each shortened by up to a half at
-/// random. Rebuilding is tried after 10 s, then ever less often down to once an hour.
+/// random. Rebuilding is tried after 10 s, then ever less often down to once an hour. No audits: each costs
+/// the engine a replay of all that it has kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayOptions {
     /// Bytes of live batches that may be held back.
@@ -28,6 +29,8 @@ pub struct ReplayOptions {
     pub rebuild: Duration,
     /// The longest such wait.
     pub rebuild_max: Duration,
+    /// The longest time from one audit to the next, of which up to a half is left out at random; zero for none.
+    pub audit: Duration,
 }
 
 impl Default for ReplayOptions {
@@ -41,6 +44,7 @@ impl Default for ReplayOptions {
             backoff_max: Duration::from_secs(10),
             rebuild: Duration::from_secs(10),
             rebuild_max: Duration::from_secs(3600),
+            audit: Duration::ZERO,
         }
     }
 }

@@ -14,6 +14,8 @@ pub enum Stage {
     Waiting,
     /// Batch 0 was asked for, to build the worker anew; live batches are applied meanwhile.
     Rebuilding,
+    /// What is held is being compared with what the engine has kept; live batches are applied meanwhile.
+    Auditing,
 }
 
 impl Stage {
@@ -25,6 +27,7 @@ impl Stage {
             Stage::Asked => "asked",
             Stage::Waiting => "waiting",
             Stage::Rebuilding => "rebuilding",
+            Stage::Auditing => "auditing",
         }
     }
 }

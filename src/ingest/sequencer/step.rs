@@ -33,6 +33,26 @@ pub enum Step {
         /// The first number wanted.
         from: u64,
     },
+    /// The same as [`Ask`](Step::Ask), but nobody waits for it: everyone else's turn comes first. It ends
+    /// as any round does, and cut if somebody else needs the turn.
+    Audit {
+        /// Number of the round.
+        round: u64,
+        /// The first number wanted; the shadow has everything before it.
+        from: u64,
+    },
+    /// Apply the batch that was just handed in to the shadow, a residency of its own that is empty
+    /// before batch 0.
+    Shadow {
+        /// Its number.
+        seq: u64,
+    },
+    /// Apply this batch to the shadow; it was applied to the worker already.
+    ShadowHeld(Held),
+    /// The shadow has what the worker has: compare them, and say [`Sequencer::compared`](super::Sequencer::compared).
+    Compare,
+    /// Drop the shadow, if there is one.
+    Discard,
 }
 
 /// Whether a round is worth reading further.

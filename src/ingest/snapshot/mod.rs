@@ -171,6 +171,26 @@ impl Snapshot {
     ///
     /// Those of `to`.
     pub fn write(&self, to: &mut impl Write) -> io::Result<u64> {
+        let mut total = self.write_front(to)?;
+        total += INDEX.write(to, self.image.as_bytes())?;
+        total += END.write(to, &[])?;
+        Ok(total)
+    }
+
+    /// What [`write`](Snapshot::write) writes, in the memory that the image has: nearly all of it.
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.image).into_bytes();
+        let mut front = Vec::new();
+        // Memory does not refuse to be written to.
+        let _ = self.write_front(&mut front);
+        let _ = INDEX.write_head(&mut front, &bytes);
+        bytes.splice(0..0, front);
+        let _ = END.write(&mut bytes, &[]);
+        bytes
+    }
+
+    /// Everything before the index.
+    fn write_front(&self, to: &mut impl Write) -> io::Result<u64> {
         let mut head = Vec::new();
         plain::text(&mut head, &self.version);
         head.extend_from_slice(&self.key.to_le_bytes());
@@ -182,8 +202,6 @@ impl Snapshot {
         let mut total = 12;
         total += HEAD.write(to, &head)?;
         total += REGISTRATIONS.write(to, &registrations)?;
-        total += INDEX.write(to, self.image.as_bytes())?;
-        total += END.write(to, &[])?;
         Ok(total)
     }
 
@@ -239,12 +257,18 @@ fn read_head(bytes: &[u8]) -> Result<(String, u64, u64), Error> {
 impl Section {
     /// Tag, length, checksum, bytes.
     fn write(self, to: &mut impl Write, bytes: &[u8]) -> io::Result<u64> {
+        let head = self.write_head(to, bytes)?;
+        to.write_all(bytes)?;
+        Ok(head + bytes.len() as u64)
+    }
+
+    /// What comes before the bytes.
+    fn write_head(self, to: &mut impl Write, bytes: &[u8]) -> io::Result<u64> {
         let length = (bytes.len() as u64).to_le_bytes();
         to.write_all(self.0)?;
         to.write_all(&length)?;
         to.write_all(&self.sum(length, bytes))?;
-        to.write_all(bytes)?;
-        Ok(4 + 8 + 16 + bytes.len() as u64)
+        Ok(4 + 8 + 16)
     }
 
     fn read(self, from: &mut impl Read, most: u64) -> Result<Vec<u8>, Refused> {

@@ -5,7 +5,7 @@ use crate::block::{BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, Vocabul
 use crate::hash::vllm::{self, Algorithm, Root, Version};
 use crate::index::{Block, Change, Home, MemoryIndex, Parent, Store};
 use crate::ingest::Reason;
-use crate::ingest::verify::Contract;
+use crate::ingest::verify::{Candidates, Contract};
 use crate::score::{GroupFacts, GroupRule};
 
 fn key() -> DigestKey {
@@ -31,6 +31,7 @@ fn worker(n: u32) -> WorkerState {
         incarnation: 3,
         watermark: Some(Watermark { seq: 9, digest: 10, timestamp: 1.5_f64.to_bits() }),
         unsound: (n > 0).then_some(Reason::Gap),
+        cleared_by_hand: n > 0,
         hides_extras: n > 0,
         contract: KeptContract::Vllm {
             version: Version::NEWEST,
@@ -82,6 +83,18 @@ fn what_is_written_is_read() {
     let empty =
         Snapshot { registrations: Registrations::default(), image: Image::default(), ..snapshot };
     assert_eq!(read(&written(&empty)).unwrap(), empty);
+}
+
+#[test]
+fn the_same_bytes_come_in_the_memory_of_the_image() {
+    let mut image = Vec::with_capacity(1 << 16);
+    image.extend((0..200).cycle().take(30_000));
+    let snapshot = Snapshot { image: Image::from_bytes(image), ..snapshot() };
+    let expected = written(&snapshot);
+    let at = snapshot.image.as_bytes().as_ptr();
+    let bytes = snapshot.into_bytes();
+    assert!(bytes == expected);
+    assert_eq!(bytes.as_ptr(), at, "there was room for the rest");
 }
 
 /// Format 1 as `docs/state.md` has it: a change of these bytes needs a new number.
@@ -174,6 +187,9 @@ fn each_refusal_says_what_is_wrong_and_what_to_do() {
     assert!(message.contains(&format!("{:016x}", other.id())), "{message}");
     let error = Error::from(read(b"hello").unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Decode);
+    // The bytes may be sound: whoever asks again may have them.
+    let error = Error::from(Refused::Unreadable(io::Error::from(io::ErrorKind::PermissionDenied)));
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
 #[test]
@@ -231,6 +247,12 @@ fn contracts_come_back() {
         assert_eq!(kept.restore(&known).unwrap().as_ref(), Some(contract));
     }
     assert_eq!(KeptContract::Private.restore(&known).unwrap(), None);
+    // A root hash alone does not say the seed, under which strings are hashed, too.
+    let seeded = vllm::Contract::new(Version::new(0, 9, 2), Algorithm::Builtin, Root::Seed("7"));
+    let seeded = Contract::Vllm(seeded.unwrap());
+    let tried = Candidates::new(&["7".to_owned()]);
+    let restored = KeptContract::from(&seeded).restore(tried.contracts()).unwrap();
+    assert_eq!(restored, Some(seeded));
 }
 
 #[cfg(unix)]

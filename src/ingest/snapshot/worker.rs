@@ -45,6 +45,9 @@ pub struct WorkerState {
     pub watermark: Option<Watermark>,
     /// Why the image may differ from the effect of all batches up to there.
     pub unsound: Option<Reason>,
+    /// Whether an operator has cleared it since its engine last did: then the image is less than the effect
+    /// of all batches.
+    pub cleared_by_hand: bool,
     /// Whether its events leave extra keys out.
     pub hides_extras: bool,
     /// The hash contract that was detected.
@@ -174,7 +177,7 @@ impl KeptContract {
 
 impl WorkerState {
     /// No worker takes fewer bytes.
-    pub(super) const LEAST: usize = 12 + 4 + 4 + 4 + 1 + 1 + 4 + 2 + 4 + 8 + 1 + 1 + 1 + 1 + 4;
+    pub(super) const LEAST: usize = 12 + 4 + 4 + 4 + 1 + 1 + 4 + 2 + 4 + 8 + 1 + 1 + 1 + 1 + 1 + 4;
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for n in [self.worker.0, self.space.0, self.vocabulary.0] {
@@ -194,6 +197,7 @@ impl WorkerState {
             [mark.seq, mark.digest, mark.timestamp].into_iter().for_each(|n| word(out, n));
         });
         option(out, self.unsound, |out, reason| text(out, reason.as_str()));
+        out.push(u8::from(self.cleared_by_hand));
         out.push(u8::from(self.hides_extras));
         self.contract.encode(out);
         number(out, self.groups.len() as u32);
@@ -237,6 +241,7 @@ impl WorkerState {
                 Reason::from_label(&label)
                     .ok_or_else(|| from.wrong(format_args!("{label:?} is no reason")))
             })?,
+            cleared_by_hand: read_flag(from)?,
             hides_extras: read_flag(from)?,
             contract: KeptContract::decode(from)?,
             groups: (0..from.count(18)?).map(|_| read_group(from)).collect::<Result<_, _>>()?,

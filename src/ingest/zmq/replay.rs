@@ -137,7 +137,7 @@ fn count(counter: &AtomicU64) {
 }
 
 enum Command {
-    Ask { source: SourceId, request: Request },
+    Ask { source: SourceId, request: Request, patiently: bool },
     Forget { source: SourceId },
     Stop,
 }
@@ -158,10 +158,17 @@ pub struct Asker {
 
 impl Asker {
     /// Asks `endpoint`, the replay socket of `source`, for its batches from a number on. Replaces a round of
-    /// this source that runs or waits.
+    /// this source that runs or waits and whose number is not above this one.
     pub fn ask(&self, source: SourceId, endpoint: &Endpoint, round: u64, from: u64) {
         let request = Request { endpoint: endpoint.clone(), round, from };
-        self.send(Command::Ask { source, request });
+        self.send(Command::Ask { source, request, patiently: false });
+    }
+
+    /// The same, when nobody waits for his turn who asked in the usual way. The round is cut when
+    /// somebody does.
+    pub fn ask_patiently(&self, source: SourceId, endpoint: &Endpoint, round: u64, from: u64) {
+        let request = Request { endpoint: endpoint.clone(), round, from };
+        self.send(Command::Ask { source, request, patiently: true });
     }
 
     /// Ends whatever runs or waits for a source, without a word.
@@ -357,14 +364,26 @@ impl Client {
         while matches!((&self.woken).read(&mut [0; 64]), Ok(read) if read > 0) {}
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Ask { source, request }) => {
+                Ok(Command::Ask { source, request, patiently }) => {
+                    let newest = self.requests.get(&source).map(|request| request.round);
+                    let newest = newest.max(self.running.get(&source).map(|round| round.number));
+                    if newest.is_some_and(|newest| newest > request.round) {
+                        // Two threads may ask; this one was overtaken on its way.
+                        continue;
+                    }
                     if self.running.contains_key(&source) {
                         // Its place in the queue is the last one, like anyone's who asks.
                         self.end(source);
                     }
                     self.requests.insert(source, request);
-                    if self.turns.ask(source) {
+                    let has_turn = match patiently {
+                        true => self.turns.ask_patiently(source),
+                        false => self.turns.ask(source),
+                    };
+                    if has_turn {
                         self.begin(source);
+                    } else if let Some(patient) = self.turns.to_give_back() {
+                        self.cut(patient);
                     }
                 }
                 Ok(Command::Forget { source }) => self.end(source),
@@ -393,6 +412,16 @@ impl Client {
                     next = self.turns.end(source);
                 }
             }
+        }
+    }
+
+    /// Ends a round that others need the turn of.
+    fn cut(&mut self, source: SourceId) {
+        let number = self.running.get(&source).map(|round| round.number);
+        self.end(source);
+        if let Some(number) = number {
+            count(&self.board.cut);
+            self.sink.ended(source, number, Ended::Cut);
         }
     }
 

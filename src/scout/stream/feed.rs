@@ -78,7 +78,10 @@ impl Stream {
                 self.silent &= !up;
                 self.lane.link(now, up);
             }
-            News::Time => self.lane.tick(now),
+            News::Time => {
+                self.lane.forbid_audits(self.is_beyond_audits(shared));
+                self.lane.tick(now);
+            }
         }
         let mut progress = Progress::default();
         self.obey(shared, None, &mut progress)?;
@@ -116,7 +119,7 @@ impl Stream {
     ) -> Result<(), Error> {
         let (mut handed_in, mut failed) = (handed_in, None);
         while let Some(step) = self.lane.next_step() {
-            if !matches!(step, Step::Ask { .. }) {
+            if matches!(step, Step::StartOver | Step::Apply { .. } | Step::Release(_)) {
                 self.seat.post.open();
             }
             let done = match step {
@@ -130,7 +133,29 @@ impl Stream {
                     self.take(shared, batch, &held.payload, progress)
                 }
                 Step::Ask { round, from } => {
-                    progress.ask = Some(Ask { round, from });
+                    (progress.ask, progress.audit) = (Some(Ask { round, from }), None);
+                    Ok(())
+                }
+                Step::Audit { round, from } => {
+                    progress.audit = Some(Ask { round, from });
+                    Ok(())
+                }
+                Step::Shadow { seq } => {
+                    if let Some((_, payload)) = handed_in.take() {
+                        self.shade(shared, seq, payload);
+                    }
+                    Ok(())
+                }
+                Step::ShadowHeld(held) => {
+                    self.shade(shared, held.seq, &held.payload);
+                    Ok(())
+                }
+                Step::Compare => {
+                    self.compare(shared, progress);
+                    Ok(())
+                }
+                Step::Discard => {
+                    self.shadow = None;
                     Ok(())
                 }
             };
@@ -146,7 +171,7 @@ impl Stream {
     }
 
     /// Takes in a batch whose turn it is: applies it, or lets it wait for the contract.
-    fn take(
+    pub(super) fn take(
         &mut self,
         shared: &Shared,
         batch: Result<Batch<'_>, DecodeError>,

@@ -186,7 +186,8 @@ impl Default for Config {
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
-            replay: ReplayOptions::default(),
+            // A few seconds of a replay in ten minutes, if the buffer still has everything; else one attempt.
+            replay: ReplayOptions { audit: Duration::from_secs(600), ..ReplayOptions::default() },
             rounds: RoundOptions::default(),
             predict: PredictOptions::default(),
             // Less than any tier that is announced on the device or beside it, more than none.
@@ -257,6 +258,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "replay.backoff_max" => replay.backoff_max;
     "replay.rebuild" => replay.rebuild;
     "replay.rebuild_max" => replay.rebuild_max;
+    "audit.every" => replay.audit;
     "state.dir" => state.dir;
     "state.interval" => state.interval;
     "state.from" => state.from;

@@ -65,6 +65,15 @@ fn what_is_printed_reads_back_as_itself() {
 }
 
 #[test]
+fn audits_are_on_unless_they_are_turned_off() {
+    let every = |file: &str| from_file(file).unwrap().replay.audit;
+    assert_eq!(every(""), Duration::from_secs(600));
+    assert_eq!(every("[audit]\nevery = \"90s\""), Duration::from_secs(90));
+    assert_eq!(every("[audit]\nevery = \"0s\""), Duration::ZERO);
+    assert!(error_of("[audit]\nevery = 10").contains("a duration such as"));
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_nearest_neighbour() {
     let message = error_of("[limits]\nmax_bodi_bytes = 1");
     assert_eq!(

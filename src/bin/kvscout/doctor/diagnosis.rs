@@ -3,7 +3,7 @@
 use kvscout::ingest::Trust;
 use kvscout::ingest::verify::Status;
 use kvscout::ingest::zmq::SourceStatus;
-use kvscout::scout::WorkerStatus;
+use kvscout::scout::{Warning, WorkerStatus};
 
 use super::engine::{Metrics, Said};
 use super::heard::Heard;
@@ -128,6 +128,7 @@ pub(super) fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
         shape(facts, &mut out);
     }
     replay(facts, &mut out);
+    audit(facts, &mut out);
     scores(facts, &mut out);
     out.0
 }
@@ -291,6 +292,16 @@ fn sequence(facts: &Facts<'_>, out: &mut Findings) {
             "",
         );
     }
+    if facts.workers.iter().any(|w| w.warnings().any(|it| it == Warning::EventsUnexplained)) {
+        let (unknown, changes) = (sum(|w| w.unexplained.unknown), sum(|w| w.unexplained.changes));
+        out.say(
+            "losses",
+            Level::Problem,
+            format!("{unknown} events about blocks that were never announced, in {changes} changes"),
+            "no number is missing, so the engine loses events before it numbers them (a full queue?); \
+             only a reset of its prefix cache makes up for that",
+        );
+    }
 }
 
 fn contract(facts: &Facts<'_>, out: &mut Findings) {
@@ -452,6 +463,27 @@ fn replay(facts: &Facts<'_>, out: &mut Findings) {
     } else {
         out.fine("replay", format!("{range}, complete"));
     }
+}
+
+/// Whether what is held could be compared with what the engine has kept.
+fn audit(facts: &Facts<'_>, out: &mut Findings) {
+    let why = match &facts.replay {
+        None => "there is no replay endpoint",
+        Some(replay) if replay.error.is_some() => "the replay endpoint gives nothing",
+        Some(replay) if replay.first.is_some_and(|first| first > 0) => {
+            "the engine's buffer does not reach batch 0 any more"
+        }
+        Some(replay) => {
+            let text = match replay.first {
+                Some(_) => "audits can be had: the engine's buffer reaches batch 0",
+                None => "audits can be had for as long as the engine's buffer reaches batch 0",
+            };
+            return out.fine("audit", text.to_owned());
+        }
+    };
+    let advice =
+        "losses that leave no gap then show only as unknown removals and parents, in /workers";
+    out.say("audit", Level::Note, format!("audit: unavailable: {why}"), advice);
 }
 
 fn scores(facts: &Facts<'_>, out: &mut Findings) {

@@ -1,7 +1,7 @@
 //! Each cause of a wrong or missing score has its line.
 
 use kvscout::ingest::sequencer::SequencerCounters;
-use kvscout::scout::{Options, Registration, Scout};
+use kvscout::scout::{Options, Registration, Scout, Unexplained};
 
 use super::diagnosis::*;
 use super::engine::{Metrics, Said};
@@ -81,6 +81,12 @@ fn each_cause_of_a_silent_zero_is_a_problem_that_says_what_to_do() {
         (c.gaps, c.missing) = (1, 7);
         c
     };
+    let mut unexplained = healthy(&heard);
+    unexplained.workers[0].unexplained = {
+        let mut events = Unexplained::default();
+        (events.unknown, events.changes) = (3, 40);
+        events
+    };
     let probe = |expected, cached| Some(Twice { error: None, tokens: 65, expected, cached });
     let link = |foreign| Link { foreign, ..Link::default() };
     let models = Some(Ok(vec!["other".to_owned()]));
@@ -92,6 +98,7 @@ fn each_cause_of_a_silent_zero_is_a_problem_that_says_what_to_do() {
         ("events", silent(metrics(5.0, true), metrics(900.0, true))),
         ("decoding", healthy(&broken)),
         ("sequence", lossy),
+        ("losses", unexplained),
         ("block_size", Facts { block_size: Some(32), ..healthy(&heard) }),
         ("tokens", healthy(&nameless)),
         ("tiers", healthy(&unknown_medium)),
@@ -130,6 +137,27 @@ fn a_replay_with_a_lost_beginning_or_holes_is_told_from_a_whole_one() {
     assert_eq!(level(Replayed { first: Some(4), ..whole.clone() }), Level::Note);
     assert_eq!(level(Replayed { ended: false, ..whole.clone() }), Level::Note);
     assert_eq!(level(Replayed { error: Some("no answer".to_owned()), ..whole }), Level::Problem);
+}
+
+#[test]
+fn whether_audits_can_be_had_is_said() {
+    let heard = heard();
+    let said = |replay: Option<Replayed>| {
+        let facts = Facts { replay, ..healthy(&heard) };
+        let findings = diagnose(&facts);
+        let finding = of(&findings, "audit");
+        (finding.level, finding.text.contains("unavailable"))
+    };
+    let whole = healthy(&heard).replay.unwrap();
+    let error = Some("no answer".to_owned());
+    assert_eq!(said(Some(whole.clone())), (Level::Fine, false));
+    assert_eq!(
+        said(Some(Replayed { first: None, last: None, ..whole.clone() })),
+        (Level::Fine, false)
+    );
+    assert_eq!(said(Some(Replayed { first: Some(1), ..whole.clone() })), (Level::Note, true));
+    assert_eq!(said(Some(Replayed { error, ..whole })), (Level::Note, true));
+    assert_eq!(said(None), (Level::Note, true));
 }
 
 #[test]

@@ -148,10 +148,9 @@ impl<'a> Unpacker<'a> {
         Ok(Some(start..start + len as usize))
     }
 
-    fn display(&mut self, value: impl std::fmt::Display) {
-        use std::io::Write as _;
-        // As for texts.
-        let _ = write!(self.json, "{value}");
+    fn integer(&mut self, value: impl serde::Serialize) {
+        // As for texts; and several times faster than by way of `fmt`.
+        let _ = serde_json::to_writer(&mut self.json, &value);
     }
 
     fn float(&mut self, value: f64) -> Result<(), Malformed> {
@@ -175,16 +174,16 @@ impl<'a> Unpacker<'a> {
             Marker::Null => self.json.extend_from_slice(b"null"),
             Marker::True => self.json.extend_from_slice(b"true"),
             Marker::False => self.json.extend_from_slice(b"false"),
-            Marker::FixPos(n) => self.display(n),
-            Marker::FixNeg(n) => self.display(n),
-            Marker::U8 => self.number(|rest| rest.read_data_u8()).map(|n| self.display(n))?,
-            Marker::U16 => self.number(|rest| rest.read_data_u16()).map(|n| self.display(n))?,
-            Marker::U32 => self.number(|rest| rest.read_data_u32()).map(|n| self.display(n))?,
-            Marker::U64 => self.number(|rest| rest.read_data_u64()).map(|n| self.display(n))?,
-            Marker::I8 => self.number(|rest| rest.read_data_i8()).map(|n| self.display(n))?,
-            Marker::I16 => self.number(|rest| rest.read_data_i16()).map(|n| self.display(n))?,
-            Marker::I32 => self.number(|rest| rest.read_data_i32()).map(|n| self.display(n))?,
-            Marker::I64 => self.number(|rest| rest.read_data_i64()).map(|n| self.display(n))?,
+            Marker::FixPos(n) => self.integer(n),
+            Marker::FixNeg(n) => self.integer(n),
+            Marker::U8 => self.number(|rest| rest.read_data_u8()).map(|n| self.integer(n))?,
+            Marker::U16 => self.number(|rest| rest.read_data_u16()).map(|n| self.integer(n))?,
+            Marker::U32 => self.number(|rest| rest.read_data_u32()).map(|n| self.integer(n))?,
+            Marker::U64 => self.number(|rest| rest.read_data_u64()).map(|n| self.integer(n))?,
+            Marker::I8 => self.number(|rest| rest.read_data_i8()).map(|n| self.integer(n))?,
+            Marker::I16 => self.number(|rest| rest.read_data_i16()).map(|n| self.integer(n))?,
+            Marker::I32 => self.number(|rest| rest.read_data_i32()).map(|n| self.integer(n))?,
+            Marker::I64 => self.number(|rest| rest.read_data_i64()).map(|n| self.integer(n))?,
             Marker::F32 => {
                 let value = self.number(|rest| rest.read_data_f32())?;
                 self.float(f64::from(value))?;

@@ -10,7 +10,6 @@ use axum::http::{Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use kvscout::ingest::snapshot::Snapshot;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::debug;
 
@@ -55,7 +54,7 @@ enum Serves {
 enum Place {
     /// Where the request is, unless its body is long.
     Here,
-    /// On a blocking thread: it waits for the receiver.
+    /// On a blocking thread: it waits for the receiver, or takes long.
     Aside,
 }
 
@@ -69,6 +68,7 @@ const fn route(path: &'static str, serves: Serves) -> Route {
 /// All routes.
 pub(super) const ROUTES: &[Route] = &[
     route("/v1/score", PostTokens(Here, own::score)),
+    route("/v1/score/batch", Post(Aside, own::batch)),
     route("/v1/explain", PostTokens(Aside, own::explain)),
     route("/v1/picked", PostTokens(Here, own::picked)),
     route("/v1/receipt", Post(Here, own::receipt)),
@@ -267,7 +267,7 @@ async fn snapshot(State(app): State<Arc<App>>) -> Response {
         let busy = "another snapshot is being sent; try again later".to_owned();
         return HttpError::from(Refusal::Unavailable(busy)).into_response();
     };
-    let run = move || written(&app.service.snapshot());
+    let run = move || app.service.snapshot().into_bytes();
     match tokio::task::spawn_blocking(run).await {
         Ok(bytes) => {
             let body = Bytes::from_owner(Sent { bytes, _turn: turn });
@@ -275,13 +275,6 @@ async fn snapshot(State(app): State<Arc<App>>) -> Response {
         }
         Err(_) => HttpError::internal("the snapshot could not be taken").into_response(),
     }
-}
-
-fn written(snapshot: &Snapshot) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(snapshot.image.as_bytes().len() + (64 << 10));
-    // Memory does not refuse to be written to.
-    let _ = snapshot.write(&mut bytes);
-    bytes
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -75,9 +75,8 @@ impl Question {
 
     /// Hands the prompt to `read`.
     pub(super) fn with_prompt<T>(&self, read: impl FnOnce(Prompt<'_>) -> T) -> T {
-        let item = |medium: &'_ Medium| (medium.offset, medium.length);
         let mut media: Vec<&Medium> = self.media.iter().collect();
-        media.sort_by_key(|medium| item(medium));
+        media.sort_by_key(|medium| medium.offset);
         let items: Vec<Item<'_>> = media
             .into_iter()
             .map(|Medium { hash, offset, length }| Item {

@@ -7,7 +7,7 @@ mod workers;
 
 pub(super) use self::explain::explain;
 pub(super) use self::picked::{picked, receipt};
-pub(super) use self::score::score;
+pub(super) use self::score::{batch, score};
 pub(super) use self::workers::{ready, workers};
 
 use super::body::Fields;

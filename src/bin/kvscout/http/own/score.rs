@@ -1,8 +1,9 @@
-//! `/v1/score`: ranked workers with every field of their scores.
+//! `/v1/score` and `/v1/score/batch`: ranked workers with every field of their scores.
 
 use kvscout::block::Tier;
 use kvscout::score::named_tiers;
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::super::body::Fields;
 use super::super::refusal::HttpError;
@@ -14,30 +15,48 @@ use crate::service::Row;
 /// kept beside it.
 const MOST_TOGETHER: usize = 4096;
 
-/// Ranks workers for a prompt; or for each of several, under `requests`.
+/// After so many workers' lines, some 60 MB, the questions that are left have an error.
+const MOST_LINES: usize = 1 << 18;
+
+/// Ranks workers for a prompt.
 pub(in super::super) fn score(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
-    if !fields.has("requests") {
-        return one(app, &fields, |scores| Answer::ok(&scores));
-    }
+    one(app, &fields, |scores| Answer::ok(&scores))
+}
+
+/// Ranks workers for each of several prompts.
+pub(in super::super) fn batch(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
     fields.only(&["requests"])?;
-    let requests = fields.objects("requests")?.unwrap_or_default();
+    let Some(requests) = fields.objects("requests")? else {
+        return Err(HttpError::field("requests", "missing; expected a list of questions"));
+    };
     if requests.len() > MOST_TOGETHER {
         let wrong = format!("expected up to {MOST_TOGETHER} questions, found {}", requests.len());
         return Err(HttpError::field("requests", wrong));
     }
-    let mut answers = Vec::with_capacity(requests.len());
+    let (mut answers, mut lines) = (Vec::with_capacity(requests.len()), 0);
     for (n, request) in requests.into_iter().enumerate() {
         let text = |_| HttpError::element("requests", n, "expected an object, found a text");
-        let answer = request
-            .map_err(text)
-            .and_then(|fields| one(app, &fields, |scores| serde_json::to_value(scores)));
-        // One that is wrong fails itself only, in its place.
-        answers.push(match answer {
-            Ok(scores) => scores.unwrap_or_default(),
-            Err(error) => serde_json::to_value(error).unwrap_or_default(),
+        let answer = request.map_err(text).and_then(|fields| {
+            if lines >= MOST_LINES {
+                let wrong =
+                    format!("not answered: {MOST_LINES} lines are as many as one answer has");
+                return Err(HttpError::element("requests", n, &wrong));
+            }
+            one(app, &fields, |scores| {
+                lines += scores.workers.len();
+                to_raw_value(&scores)
+            })
         });
+        // One that is wrong fails itself only, in its place.
+        let answer = answer.unwrap_or_else(|error| to_raw_value(&error));
+        answers.push(answer.map_err(|_| HttpError::internal("an answer could not be written"))?);
     }
-    Ok(Answer::ok(&serde_json::json!({ "answers": answers })))
+    Ok(Answer::ok(&Answers { answers }))
+}
+
+#[derive(Serialize)]
+struct Answers {
+    answers: Vec<Box<RawValue>>,
 }
 
 fn one<T>(

@@ -59,20 +59,36 @@ fn worker(view: &WorkerView) -> Value {
         "late": lane.late,
         "restarts": lane.restarts,
         "replay": replay_state(status),
+        "audit": status.audit.state.as_str(),
+        "audits": {
+            "as_of": status.audit.as_of,
+            "ok": lane.audits_ok,
+            "differed": lane.audits_differed,
+            "unfinished": lane.audits_unfinished,
+            "missing": status.audit.missing,
+            "surplus": status.audit.surplus,
+        },
         "events": {
             "stored": events.stored,
             "removed": events.removed,
             "unknown_removals": events.unknown_removals,
+            "unknown_parents": events.unknown_parents,
             "cleared": events.cleared,
             "rejected": events.rejected,
             "sparse": events.sparse,
             "other_unit": events.other_unit,
             "refused": events.refused,
+            "foreign": events.foreign,
         },
+        "unexplained": { "unknown": status.unexplained.unknown, "changes": status.unexplained.changes },
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "contract": contract(status),
         "receipts": view.receipts.as_ref().map(receipts),
-        "warnings": status.warnings().map(|warning| warning.as_str()).collect::<Vec<_>>(),
+        "warnings": status
+            .warnings()
+            .map(|warning| warning.as_str())
+            .chain(view.receipts.filter(|record| record.is_off).map(|_| "receipts_fall_short"))
+            .collect::<Vec<_>>(),
     })
 }
 

@@ -1,0 +1,236 @@
+//! A worker's residency once more, from its engine's past batches, and the comparison of the two.
+//!
+//! The shadow is a stream of its own over an index of its own, so it does with a batch what the live one
+//! does. It is alone there: no query sees it, and no other worker's blocks or budget change what it holds.
+
+use std::cmp::Ordering::{Equal, Greater, Less};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Shared, Stream};
+use crate::block::{Name, WorkerId};
+use crate::event::Batch;
+use crate::hash::vllm::ChainMemory;
+use crate::index::{Held, MemoryIndex, MemoryOptions};
+use crate::ingest::Trust;
+use crate::ingest::sequencer::{AuditState, Comparison};
+use crate::ingest::verify::Verifier;
+use crate::scout::follow::Progress;
+use crate::scout::local::LocalHashes;
+use crate::scout::standing::{Post, Slab};
+use crate::scout::vocabulary::Vocabularies;
+
+/// What a shadow's index may take: two million blocks, more than an engine has room for.
+const SHADOW_BYTES: usize = 64 << 20;
+
+/// Shadows at a time, of all workers: one for each replay that runs by default, and as many whose replay
+/// had to make room for a more urgent one.
+const SHADOWS: usize = 8;
+
+/// Names that are asked together: the index makes no change meanwhile.
+const TOGETHER: usize = 512;
+
+/// What audits of a worker have come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditStatus {
+    /// Whether audits can be had, and what the last one found.
+    pub state: AuditState,
+    /// The last batch that the last one covered, in this life of the publisher.
+    pub as_of: Option<u64>,
+    /// Copies that all audits since the worker was registered found missing.
+    pub missing: u64,
+    /// Copies that they found to be too many; a block that should not be there at all counts once.
+    pub surplus: u64,
+}
+
+/// What one audit has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Audited {
+    /// Whether the engine's past batches amount to what was held.
+    pub comparison: Comparison,
+    /// Copies that were missing.
+    pub missing: u64,
+    /// Copies that were too many.
+    pub surplus: u64,
+}
+
+impl Audited {
+    const UNDECIDED: Audited =
+        Audited { comparison: Comparison::Undecided, missing: 0, surplus: 0 };
+}
+
+/// What is remembered of audits that ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Found {
+    pub(super) as_of: Option<u64>,
+    missing: u64,
+    surplus: u64,
+}
+
+/// The right to have a shadow.
+#[derive(Debug)]
+struct Permit(Arc<AtomicUsize>);
+
+impl Permit {
+    fn take(shadows: &Arc<AtomicUsize>) -> Option<Permit> {
+        let more = |n| (n < SHADOWS).then_some(n + 1);
+        shadows.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Permit(shadows.clone()))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shadow {
+    shared: Shared,
+    stream: Stream,
+    _permit: Permit,
+}
+
+impl Shadow {
+    fn begin(live: &Stream, shared: &Shared) -> Option<Box<Shadow>> {
+        let permit = Permit::take(&shared.shadows)?;
+        // Unplaced blocks are bounded by the bytes that they take.
+        let memory = MemoryOptions { unplaced_per_worker: usize::MAX, budget: SHADOW_BYTES };
+        let own = Shared {
+            key: shared.key.clone(),
+            limits: shared.limits,
+            candidates: shared.candidates.clone(),
+            chains: ChainMemory::new(shared.key.clone(), 0),
+            index: MemoryIndex::new(memory),
+            vocabularies: Vocabularies::default().into(),
+            generation: Default::default(),
+            editions: Default::default(),
+            // What a shadow learns, nobody asks it.
+            local: LocalHashes::new(0),
+            shadows: Arc::default(),
+        };
+        let post = Post::new(Arc::<Slab>::default(), live.seat.worker);
+        let mut stream = Stream::new(super::Seat { post, ..live.seat.clone() });
+        stream.begin(&own).ok()?;
+        Some(Box::new(Shadow { shared: own, stream, _permit: permit }))
+    }
+
+    fn apply(&mut self, payload: &[u8]) {
+        let batch = Batch::parse(payload, &self.shared.limits);
+        let mut progress = Progress::default();
+        if self.stream.take(&self.shared, batch, payload, &mut progress).is_err() {
+            self.stream.reject();
+        }
+    }
+
+    /// Applies what waits for a contract under the one that is known by now; `None` if not everything could
+    /// be taken in.
+    fn settle(mut self: Box<Shadow>, live: &Verifier) -> Option<Box<Shadow>> {
+        if !self.stream.waiting.is_empty() {
+            let shape = self.stream.groups.first().map(|facts| facts.shape);
+            self.stream.verifier =
+                Verifier::resume(live.status().clone(), live.hides_extras(), shape);
+            let mut progress = Progress::default();
+            self.stream.adopt(&self.shared).ok()?;
+            self.stream.apply_waiting(&self.shared, &mut progress).ok()?;
+        }
+        let Stream { lane, seat, .. } = &self.stream;
+        let is_whole = lane.unsound().is_none() && !self.shared.index.evicted(seat.worker);
+        is_whole.then_some(self)
+    }
+}
+
+impl Stream {
+    /// Applies a batch to the shadow; batch 0 begins a new one.
+    pub(super) fn shade(&mut self, shared: &Shared, seq: u64, payload: &[u8]) {
+        if seq == 0 {
+            self.shadow = None;
+            self.shadow = Shadow::begin(self, shared);
+        }
+        match &mut self.shadow {
+            Some(shadow) => shadow.apply(payload),
+            // Too many others have one; nothing is to be had from the rest of the replay.
+            None => self.lane.compared(self.now, Comparison::Undecided),
+        }
+    }
+
+    /// Compares the shadow with what is held.
+    pub(super) fn compare(&mut self, shared: &Shared, progress: &mut Progress) {
+        let rebuilt = self.shadow.take().and_then(|shadow| shadow.settle(&self.verifier));
+        let audited = rebuilt.map(|it| compare(&shared.index, &it.shared.index, self.seat.worker));
+        // Asked behind the comparison: the index may give up copies at any time.
+        let audited = audited.filter(|_| self.may_be_audited(shared)).unwrap_or(Audited::UNDECIDED);
+        self.found.missing += audited.missing;
+        self.found.surplus += audited.surplus;
+        if audited.comparison != Comparison::Undecided {
+            self.found.as_of = self.lane.as_of();
+        }
+        progress.audited = Some(audited);
+        self.lane.compared(self.now, audited.comparison);
+    }
+
+    /// Whether what is held is meant to be the effect of the batches, all of them and nothing else.
+    fn may_be_audited(&self, shared: &Shared) -> bool {
+        self.lane.trust() == Trust::Exact && !self.is_beyond_audits(shared)
+    }
+
+    /// Whether something else than batches decides what is held: an operator, the budget; or it is not
+    /// known yet, or for good, what the batches mean.
+    pub(super) fn is_beyond_audits(&self, shared: &Shared) -> bool {
+        self.cleared_by_hand
+            || !self.waiting.is_empty()
+            || self.verifier.is_blind()
+            || shared.editions.any_of(&self.seat.tenant)
+            || shared.index.evicted(self.seat.worker)
+    }
+
+    /// What audits have come to.
+    pub(in crate::scout) fn audit(&self) -> AuditStatus {
+        let Found { as_of, missing, surplus } = self.found;
+        AuditStatus { state: self.lane.audit_state(), as_of, missing, surplus }
+    }
+}
+
+/// Compares what a worker holds in two indexes, of which the second has nobody else.
+///
+/// Blocks are told apart by their names, since the places of two indexes have nothing in common: each name
+/// has to mean as many blocks and copies here as there, and there may be no block besides.
+fn compare(held: &MemoryIndex, rebuilt: &MemoryIndex, worker: WorkerId) -> Audited {
+    let (mut missing, mut surplus, mut lacking, mut further) = (0, 0, 0, 0);
+    let mut differ = |ours: (u64, u64), theirs: (u64, u64)| {
+        missing += theirs.0.saturating_sub(ours.0);
+        surplus += ours.0.saturating_sub(theirs.0);
+        lacking += theirs.1.saturating_sub(ours.1);
+        further += ours.1.saturating_sub(theirs.1);
+    };
+    let names: Vec<Name> = rebuilt.names(worker);
+    for names in names.chunks(TOGETHER) {
+        let (ours, theirs) = (held.held(worker, names), rebuilt.held(worker, names));
+        let (mut ours, mut theirs) = (ours.iter().peekable(), theirs.iter().peekable());
+        let key = |held: &Held| (held.name, held.group, held.tier);
+        loop {
+            let order = match (ours.peek(), theirs.peek()) {
+                (None, None) => break,
+                (Some(_), None) => Less,
+                (None, Some(_)) => Greater,
+                (Some(ours), Some(theirs)) => key(ours).cmp(&key(theirs)),
+            };
+            let here = if order == Greater { None } else { ours.next() };
+            let there = if order == Less { None } else { theirs.next() };
+            debug_assert!(order != Equal || here.is_some() && there.is_some());
+            let counts = |held: Option<&Held>| held.map_or((0, 0), |h| (h.copies, h.entries));
+            differ(counts(here), counts(there));
+        }
+    }
+    // Blocks that are held and that the rebuilt index has never heard of.
+    let expected = (rebuilt.entries(worker) + further).saturating_sub(lacking);
+    surplus += held.entries(worker).saturating_sub(expected);
+    let comparison = match missing + surplus {
+        0 => Comparison::Equal,
+        _ => Comparison::Different,
+    };
+    Audited { comparison, missing, surplus }
+}
