@@ -15,9 +15,9 @@ import kvscout_pb2_grpc
 channel = grpc.insecure_channel(sys.argv[1])
 questions = queue.Queue()
 questions.put(kvscout_pb2.ScoreRequest(id=1))
-answers = kvscout_pb2_grpc.ScoutStub(channel).ScoreMany(iter(questions.get, None))
+answers = kvscout_pb2_grpc.ScoutStub(channel).ScoreMany(iter(questions.get, None), timeout=60)
 assert next(answers).error.field == "prompt"
-for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
+for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60):
     print(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status), flush=True)
 print("over", list(answers), flush=True)
 questions.put(None)
