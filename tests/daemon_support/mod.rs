@@ -17,6 +17,7 @@ use crate::zmq_support::{PATIENCE, eventually, publish};
 pub(crate) struct Daemon {
     child: Child,
     address: String,
+    grpc: Option<String>,
     stderr: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -39,15 +40,25 @@ impl Daemon {
                 kept.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        let mut first = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+        let (mut first, mut second) = (String::new(), String::new());
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut first).unwrap();
+        if flags.contains(&"--grpc") {
+            stdout.read_line(&mut second).unwrap();
+        }
         let address = first.trim().strip_prefix("listening on http://");
         let address = address.unwrap_or_else(|| panic!("{first:?}, {}", stderr.lock().unwrap()));
-        Daemon { address: address.to_owned(), child, stderr, reader: Some(reader) }
+        let grpc = second.trim().strip_prefix("listening on grpc://").map(str::to_owned);
+        Daemon { address: address.to_owned(), grpc, child, stderr, reader: Some(reader) }
     }
 
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Where the gRPC services are, with `--grpc`.
+    pub(crate) fn grpc(&self) -> &str {
+        self.grpc.as_deref().unwrap()
     }
 
     /// The process's number.

@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod fields;
 mod follow;
+mod grpc;
 mod hash;
 mod http;
 mod intake;

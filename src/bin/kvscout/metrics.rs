@@ -34,11 +34,20 @@ pub(crate) struct Answered {
     pub(crate) status: u16,
 }
 
+/// One gRPC method and the status of its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Called {
+    method: &'static str,
+    code: &'static str,
+}
+
 /// What requests count themselves.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Answers by route and status.
     pub(crate) requests: Family<Answered, Counter>,
+    /// Calls by method and status.
+    calls: Family<Called, Counter>,
     /// Time within the index for one question, tokens already read.
     pub(crate) score_seconds: Histogram,
     /// Receipts by whether they were as expected.
@@ -54,6 +63,11 @@ struct Received {
 }
 
 impl Metrics {
+    /// Counts a call by its method, as gRPC writes it without the first slash, and its status.
+    pub(crate) fn count_call(&self, method: &'static str, code: &'static str) {
+        self.calls.get_or_create(&Called { method, code }).inc();
+    }
+
     /// Counts a receipt.
     pub(crate) fn count_receipt(&self, verdict: &'static str, off_by: u32) {
         self.receipts.get_or_create(&Received { verdict }).inc();
@@ -65,6 +79,7 @@ impl Default for Metrics {
     fn default() -> Metrics {
         Metrics {
             requests: Family::default(),
+            calls: Family::default(),
             // 10 us, where the answers for short prompts are, to 0.33 s.
             score_seconds: Histogram::new(exponential_buckets(10e-6, 2.0, 16)),
             receipts: Family::default(),
@@ -198,8 +213,9 @@ impl Exposition {
     /// Everything that `service` counts.
     pub(crate) fn new(service: Arc<Service>) -> Exposition {
         let mut registry = Registry::with_prefix("kvscout");
-        let Metrics { requests, score_seconds, receipts, error_tokens } = service.metrics();
+        let Metrics { requests, calls, score_seconds, receipts, error_tokens } = service.metrics();
         registry.register("http_requests", "Answers by route and status", requests.clone());
+        registry.register("grpc_requests", "Answers by method and status", calls.clone());
         registry.register_with_unit(
             "score",
             "Time within the index for one question",
@@ -232,6 +248,7 @@ impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let totals = self.0.totals();
         let (lane, events, index) = (totals.counters, totals.events, totals.index);
+        let external = self.0.external().load();
         let (replays, (running, waiting)) = (totals.replays, totals.replay_load);
         let by_trust = TRUSTS.into_iter().zip(totals.workers);
         gauges(&mut to, "workers", "Workers by trust", "trust", by_trust)?;
@@ -241,6 +258,7 @@ impl Collector for Snapshot {
         gauges(&mut to, "audited_workers", "Workers by what audits say", "audit", by_audit)?;
         for (name, help, value) in [
             ("predicted_blocks", "Blocks that picks predict", self.0.predicted_blocks() as u64),
+            ("reported_blocks", "Blocks that bridges of SGLang report", external.placements as u64),
             ("workers_off", "Workers whose receipts fall short", self.0.workers_off() as u64),
             ("sources_up", "Sources whose publisher is connected", totals.sources_up),
             ("replays_running", "Replays under way", running as u64),
@@ -291,6 +309,7 @@ impl Collector for Snapshot {
             ("refused_blocks", "Copies refused as beyond a worker's share", events.refused),
             ("foreign_events", "Events of pools about other tenants or models", events.foreign),
             ("evicted_entries", "Entries given up because the memory was full", index.evicted),
+            ("reported_evicted", "Reported blocks that made way for others", external.evicted),
             ("messages", "Messages received", totals.messages),
             ("message_bytes", "Bytes of their payloads", totals.bytes),
             ("disconnects", "Connections lost", totals.disconnects),

@@ -1,7 +1,8 @@
 //! `kvscout serve`: from the command line to a daemon that ends when it is told to.
 
-use std::future::{Future, IntoFuture, pending};
+use std::future::{Future, IntoFuture};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +11,11 @@ use kvscout::ErrorKind;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::config::{Config, Flags};
+use crate::grpc;
 use crate::http::{App, router};
 use crate::service::Service;
 use crate::{Failure, logs, pulse};
@@ -21,10 +23,9 @@ use crate::{Failure, logs, pulse};
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Receives KV events from engines and answers which worker holds how much of a prompt, over HTTP.
+/// Receives KV events from engines and answers which worker holds how much of a prompt.
 ///
-/// Flags win over the environment (KVSCOUT_LISTEN, KVSCOUT_LOG_LEVEL, ...), that over the file;
-/// docs/configuration.md lists every key.
+/// Flags win over the environment (KVSCOUT_LISTEN, ...), that over the file: docs/configuration.md.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -38,6 +39,9 @@ pub(crate) struct Args {
     /// Address of the HTTP API; port 0 takes any [default: 127.0.0.1:13333]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
+    /// Address of the gRPC services; port 0 takes any [default: none]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    grpc: Option<String>,
     /// An engine to receive from: NAME=tcp://host:port[,replay=tcp://host:port][,ranks=N]
     #[arg(long = "source", value_name = "NAME=ENDPOINT")]
     sources: Vec<String>,
@@ -73,6 +77,7 @@ impl Args {
             Flags { sources: self.sources.clone(), model: self.model.clone(), ..Flags::default() };
         let single = [
             ("listen", &self.listen),
+            ("grpc.listen", &self.grpc),
             ("topic_bind", &self.topic_bind),
             ("state.dir", &self.state),
             ("log.format", &self.log_format),
@@ -134,28 +139,51 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()> {
     runtime.block_on(async {
-        let listener = TcpListener::bind(config.listen).await.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", config.listen))
-        })?;
+        let listener = bind(config.listen).await?;
         let address = listener.local_addr()?;
+        let grpc = match config.grpc.listen {
+            Some(listen) => Some(bind(listen).await?),
+            None => None,
+        };
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         // For whoever started us with port 0; nobody needs to read it.
-        let _ = writeln!(io::stdout(), "listening on http://{address}");
+        let mut lines = format!("listening on http://{address}\n");
         info!(%address, "listening");
+        if let Some(grpc) = &grpc {
+            let address = grpc.local_addr()?;
+            lines += &format!("listening on grpc://{address}\n");
+            info!(%address, "listening for gRPC");
+        }
+        let _ = io::stdout().write_all(lines.as_bytes());
         let service = Arc::new(service);
         let app = Arc::new(App::new(Arc::clone(&service), &config));
         let drain = config.limits.drain;
         pulse::start(&service, &config)?;
         let keeping = tokio::spawn(keep(Arc::clone(&service), config.state.interval));
-        let adding = tokio::spawn(add_sources(Arc::clone(&service), config));
-        let signalled = async move {
+        let (end, ending) = watch::channel(false);
+        tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            info!("ending");
+            // Fails when nobody serves any more.
+            let _ = end.send(true);
+        });
+        let http = axum::serve(listener, router(app)).with_graceful_shutdown(ended(ending.clone()));
+        let calls = {
+            let (service, config, ending) = (Arc::clone(&service), config.clone(), ending.clone());
+            async move {
+                match grpc {
+                    Some(listener) => grpc::serve(listener, service, &config, ending).await,
+                    None => Ok(()),
+                }
+            }
         };
-        serve(listener, app, drain, signalled).await?;
+        let adding = tokio::spawn(add_sources(Arc::clone(&service), config));
+        let both = async { tokio::try_join!(http.into_future(), calls).map(|_| ()) };
+        serve(both, drain, ending).await?;
         adding.abort();
         keeping.abort();
         // Behind the one that may be under way.
@@ -166,29 +194,30 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
     })
 }
 
-/// Serves until `shutdown` resolves, then lets requests in flight end, for `drain` at most.
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+    })
+}
+
+async fn ended(mut ending: watch::Receiver<bool>) {
+    // Fails when whoever says so is gone, which is an end, too.
+    let _ = ending.wait_for(|ends| *ends).await;
+}
+
+/// Waits until the servers have ended: when told to they let requests in flight end, for which they have `drain` at
+/// most.
 async fn serve(
-    listener: TcpListener,
-    app: Arc<App>,
+    servers: impl Future<Output = io::Result<()>>,
     drain: Duration,
-    shutdown: impl Future<Output = ()> + Send + 'static,
+    ending: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let (stop, stopping) = oneshot::channel();
-    let server = axum::serve(listener, router(app)).with_graceful_shutdown(async move {
-        shutdown.await;
-        info!("ending");
-        // Fails when nobody waits for the deadline any more.
-        let _ = stop.send(());
-    });
     let deadline = async {
-        match stopping.await {
-            Ok(()) => tokio::time::sleep(drain).await,
-            // The server ended by itself, which the other branch reports.
-            Err(_) => pending().await,
-        }
+        ended(ending).await;
+        tokio::time::sleep(drain).await;
     };
     tokio::select! {
-        ended = server.into_future() => ended,
+        ended = servers => ended,
         () = deadline => {
             warn!(?drain, "requests in flight were cut off");
             Ok(())
@@ -230,8 +259,8 @@ async fn add_sources(service: Arc<Service>, config: Config) {
 
 /// What an operator should know before it matters.
 fn warn_of(config: &Config) {
-    if !config.listen.ip().is_loopback() {
-        let address = config.listen;
+    let addresses = [Some(config.listen), config.grpc.listen];
+    for address in addresses.into_iter().flatten().filter(|at| !at.ip().is_loopback()) {
         warn!(%address, "everyone who reaches this address can ask, register and unregister");
     }
     if config.trust_topics {

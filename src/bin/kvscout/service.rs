@@ -4,6 +4,7 @@
 //! through a blocking thread, except for the scoring of short prompts.
 
 mod dump;
+pub(crate) mod external;
 mod labels;
 mod peers;
 mod picks;
@@ -34,6 +35,7 @@ use parking_lot::Mutex;
 use tracing::info;
 
 pub(crate) use self::dump::Stored;
+use self::external::External;
 use self::labels::Labelled;
 pub(crate) use self::labels::{Labels, Wanted};
 use self::picks::Picks;
@@ -199,6 +201,7 @@ pub(crate) struct Service {
     peers: Mutex<BTreeSet<String>>,
     picks: Picks,
     receipts: Receipts,
+    external: External,
     departed: Mutex<Totals>,
     metrics: Metrics,
 }
@@ -223,7 +226,7 @@ impl Service {
             digest_key: None,
             chain_memory: config.chain_memory,
             local_hashes: match config.dialects {
-                Dialects { dynamo_hashes: true, dynamo_blocks } => dynamo_blocks.get(),
+                Dialects { dynamo_hashes: true, dynamo_blocks, .. } => dynamo_blocks.get(),
                 _ => 0,
             },
         };
@@ -275,6 +278,7 @@ impl Service {
             peers: Mutex::new(config.state.from.iter().cloned().collect()),
             picks: Picks::new(config.predict, config.predict_weight)?,
             receipts: Receipts::new(config.receipts),
+            external: External::new(config.dialects.sglang_blocks.get()),
             departed: Mutex::default(),
             metrics: Metrics::default(),
         };
@@ -609,6 +613,11 @@ impl Service {
             WorkerView { status, feed, source, labels, receipts }
         });
         views.collect()
+    }
+
+    /// What bridges of SGLang reported.
+    pub(crate) fn external(&self) -> &External {
+        &self.external
     }
 
     /// What became of snapshots, if there is a place for them.

@@ -11,7 +11,7 @@ pub(crate) mod source;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use kvscout::event;
@@ -37,6 +37,8 @@ use crate::service::ReceiptOptions;
 pub(crate) struct Config {
     /// Where HTTP is served.
     pub(crate) listen: SocketAddr,
+    /// The gRPC services.
+    pub(crate) grpc: Grpc,
     /// Form of the log lines.
     pub(crate) log_format: Format,
     /// What is logged.
@@ -100,6 +102,17 @@ pub(crate) struct Dialects {
     pub(crate) dynamo_hashes: bool,
     /// How many.
     pub(crate) dynamo_blocks: NonZeroUsize,
+    /// How many blocks of workers that SGLang's bridges report.
+    pub(crate) sglang_blocks: NonZeroUsize,
+}
+
+/// The gRPC services.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grpc {
+    /// Where they are served, if anywhere.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Calls that a connection may have under way.
+    pub(crate) max_streams: NonZeroU32,
 }
 
 /// What is kept over a restart.
@@ -141,6 +154,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 13333)),
+            // Twice what SGLang's router has in flight. A zero would not compile.
+            grpc: Grpc { listen: None, max_streams: const { NonZeroU32::new(64).unwrap() } },
             log_format: Format::Text,
             log_level: Level::Info,
             seeds: Vec::new(),
@@ -149,6 +164,8 @@ impl Default for Config {
                 dynamo_hashes: false,
                 // Some 50 MB. A zero would not compile.
                 dynamo_blocks: const { NonZeroUsize::new(1 << 20).unwrap() },
+                // Up to some 200 MB where no two workers hold the same.
+                sglang_blocks: const { NonZeroUsize::new(1 << 20).unwrap() },
             },
             trust_topics: false,
             topic_bind: None,
@@ -193,12 +210,15 @@ impl Default for Config {
 /// Every key outside of `[[source]]` and `[[adapter]]`.
 pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "listen" => listen;
+    "grpc.listen" => grpc.listen;
+    "grpc.max_streams" => grpc.max_streams;
     "log.format" => log_format;
     "log.level" => log_level;
     "seeds" => seeds;
     "mooncake_answer" => mooncake_answer;
     "dialects.dynamo_hashes" => dialects.dynamo_hashes;
     "dialects.dynamo_blocks" => dialects.dynamo_blocks;
+    "dialects.sglang_blocks" => dialects.sglang_blocks;
     "trust_topics" => trust_topics;
     "topic_bind" => topic_bind;
     "topic_tenant" => topic_tenant;
@@ -316,7 +336,12 @@ impl Config {
         for (path, texts) in &flags.keys {
             // The command line names its keys itself.
             let Some(key) = KEYS.iter().find(|key| key.path == *path) else { continue };
-            set(key, &mut config, texts, &format!("--{}", path.replace(['.', '_'], "-")))?;
+            let flag = match *path {
+                "grpc.listen" => "grpc".to_owned(),
+                "state.dir" => "state".to_owned(),
+                path => path.replace(['.', '_'], "-"),
+            };
+            set(key, &mut config, texts, &format!("--{flag}"))?;
         }
         for text in &flags.sources {
             config.add_source(source::from_text(text, model.as_deref(), "--source")?);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kvscout::block::{Item, Lora, Prompt, WorkerId};
+use kvscout::block::{BlockSize, Item, Lora, Name, Prompt, WorkerId};
 use kvscout::scout::{Blocks, Explained, Registration, Request};
 
 use super::{Refusal, Row, Service, Wanted};
@@ -110,6 +110,25 @@ impl Service {
         self.with_request(question, |request, unknown| {
             self.score(request, |rows| read(rows, unknown))
         })
+    }
+
+    /// The same by what the engines call the prompt's blocks; of the question its tenant, model and
+    /// candidates count.
+    pub(crate) fn answer_named<T>(
+        &self,
+        question: &Question,
+        names: &[Name],
+        block_size: BlockSize,
+        read: impl FnOnce(&[Row<'_>], &[String]) -> T,
+    ) -> Result<T, Refusal> {
+        let Asked { workers, unknown } = self.asked(question)?;
+        let request = Request {
+            tenant: question.tenant(),
+            model: question.model.as_deref(),
+            blocks: Blocks::Names { names, block_size },
+            candidates: workers.as_deref(),
+        };
+        self.score(&request, |rows| read(rows, &unknown))
     }
 
     /// Why each worker scores what it does, and the candidates that nobody has registered.

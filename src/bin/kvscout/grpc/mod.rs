@@ -1,0 +1,120 @@
+//! The gRPC services: limits, error answers, and what each call becomes; the meaning is in
+//! [`service`](crate::service). The code in `generated/` is made from `proto/` by `scripts/grpc-code/run`.
+
+mod generated;
+mod health;
+mod llmd;
+mod refusal;
+mod scout;
+mod sglang;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Response, Status};
+use tracing::debug;
+
+use self::generated::grpc_health_v1::health_server::HealthServer;
+use self::generated::indexer_v1::indexer_service_server::IndexerServiceServer;
+use self::generated::kv_indexer_v1::kv_indexer_server::KvIndexerServer;
+use self::generated::kvscout_v1::scout_server::ScoutServer;
+use self::refusal::Failure;
+use crate::config::Config;
+use crate::service::Service;
+
+/// A connection is asked for a sign of life after so long, and cut after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Questions of so many tokens or hashes are answered on a blocking thread.
+const LONG: usize = 40_000;
+
+/// Long questions at a time; further ones are refused, since whoever asks falls back to something sooner
+/// than it waits.
+const LONG_AT_A_TIME: usize = 32;
+
+/// What every call needs.
+#[derive(Debug)]
+struct App {
+    service: Arc<Service>,
+    /// True once the daemon ends; streams end with it.
+    ending: watch::Receiver<bool>,
+    long: Arc<Semaphore>,
+}
+
+impl App {
+    /// Runs what may take long on a thread of its own, and the rest where it stands.
+    async fn run<T: Send + 'static>(
+        &self,
+        size: usize,
+        run: impl FnOnce(&Service) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        if size < LONG {
+            return run(&self.service);
+        }
+        let Ok(permit) = Arc::clone(&self.long).try_acquire_owned() else {
+            return Err(Failure::exhausted(format!(
+                "{LONG_AT_A_TIME} long questions are being answered"
+            )));
+        };
+        let service = Arc::clone(&self.service);
+        let long = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            run(&service)
+        });
+        long.await.unwrap_or_else(|_| Err(Failure::internal()))
+    }
+
+    /// Counts a call's outcome and gives it its form on the wire.
+    fn answer<T>(
+        &self,
+        method: &'static str,
+        start: Instant,
+        outcome: Result<T, Failure>,
+    ) -> Result<Response<T>, Status> {
+        let outcome = outcome.map_err(Status::from);
+        let code = outcome.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+        debug!(method, ?code, micros = start.elapsed().as_micros() as u64, "answered");
+        self.service.metrics().count_call(method, refusal::name(code));
+        outcome.map(Response::new)
+    }
+}
+
+/// Serves every service until `ending` says so, then lets calls in flight end.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    config: &Config,
+    mut ending: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let long = Arc::new(Semaphore::new(LONG_AT_A_TIME));
+    let app = Arc::new(App { service, ending: ending.clone(), long });
+    let most = config.limits.max_body.get();
+    let scout = ScoutServer::new(scout::Questions(Arc::clone(&app)));
+    let sglang = KvIndexerServer::new(sglang::Bridges(Arc::clone(&app)));
+    let llmd = IndexerServiceServer::new(llmd::Texts(Arc::clone(&app)));
+    let health = HealthServer::new(health::Probes(app));
+    Server::builder()
+        // Of a call until its answer begins: a body that does not come ends here.
+        .timeout(config.limits.read_timeout)
+        .max_concurrent_streams(config.grpc.max_streams.get())
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(scout.max_decoding_message_size(most))
+        .add_service(sglang.max_decoding_message_size(most))
+        .add_service(llmd.max_decoding_message_size(most))
+        .add_service(health.max_decoding_message_size(most))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            async move {
+                // Fails when the daemon is gone, which is an end, too.
+                let _ = ending.wait_for(|ends| *ends).await;
+            },
+        )
+        .await
+        .map_err(io::Error::other)
+}
