@@ -160,6 +160,29 @@ fn one_owner_applies_while_it_has_the_lease_and_a_later_life_takes_the_place_of_
 }
 
 #[test]
+fn what_another_client_cleared_is_begun_anew_by_one_that_did_not_know() {
+    let server = Server::start();
+    let (one, two) = (client(&server, options()), client(&server, options()));
+    assign(&server, &one, A);
+    assign(&server, &two, A);
+    store(&server, &one, A, 0..100);
+    store(&server, &two, A, 100..200);
+    server.block_on(two.apply(A, &[Change::Clear { tier: None }])).unwrap();
+    let again = blocks(0..100);
+    let change = [stored(&again, Parent::Root)];
+    let error = server.block_on(one.apply(A, &change)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(held(&server, &two, 200), []);
+    store(&server, &one, A, 0..100);
+    for index in [&one, &two] {
+        assert_eq!(held(&server, index, 200), [(1, 100)]);
+    }
+    // What was stored for nobody is swept.
+    remove(&server, &one, A, 0..100);
+    assert_eq!(keys(&server, "*:[rnvh]:*"), [""; 0]);
+}
+
+#[test]
 fn workers_of_an_owner_that_is_gone_are_left_out_until_it_is_back() {
     let server = Server::start();
     let with = RedisOptions { owner: Some("one".to_owned()), ..options() };

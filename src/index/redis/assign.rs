@@ -46,6 +46,10 @@ impl RedisIndex {
         let table = self.load_table(space).await?;
         self.inherit(&member).await?;
         let mut local = self.local.lock();
+        // What the table does not know is nobody's: retired by another client, or lost.
+        local.slots.retain(|(at, owner), slot| {
+            (*at, owner.0) != (space, number) || table.slots.get(slot) == Some(owner)
+        });
         for (&slot, owner) in table.slots.iter().filter(|(_, owner)| owner.0 == number) {
             local.slots.insert((space, *owner), slot);
         }

@@ -6,7 +6,7 @@ return guarded(function()
   offset, copies = tonumber(offset), tonumber(copies)
   local key, n, done, parts, created = KEYS[1], #blocks / 8, 0, {}, '\0'
   local found = call('HMGET', key, 'k', 'h', slot)
-  local start, have, held = 0, found[1], found[3]
+  local start, have, held, stamped = 0, found[1], found[3], nil
 
   -- Which of the names are new here; all of them if an earlier attempt may have died before it
   -- bound them.
@@ -50,8 +50,10 @@ return guarded(function()
   local function part(to, made)
     local from = offset + done
     if key ~= KEYS[1] then held = nil end
-    local gained, again, fresh = add(key, slot, stamp, from, offset + to, copies, held)
-    held = nil
+    -- The part before in the same run has left the stamp of this very change.
+    local own = key == stamped and UNSTAMPED or stamp
+    local gained, again, fresh = add(key, slot, own, from, offset + to, copies, held)
+    held, stamped = nil, not again and key or nil
     local unbound = name(done, to, again)
     -- Owners put off the end of what they hold; who joins a run need not.
     if made > 0 then call('EXPIRE', key, ttl) end
