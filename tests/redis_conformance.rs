@@ -2,6 +2,7 @@
 #![cfg(all(feature = "redis", feature = "conformance"))]
 
 mod redis_support;
+mod store_support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,6 +13,7 @@ use kvscout::index::{Home, MemoryOptions};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestRunner};
 use redis_support::Server;
+use store_support::connected;
 
 /// Few, so that a history's moves of a vocabulary are quick and buckets are shared.
 const BUCKETS: u32 = 2;
@@ -20,7 +22,7 @@ fn fresh(server: &Server, options: RedisOptions) -> RedisIndex {
     static NAMESPACES: AtomicU32 = AtomicU32::new(0);
     let namespace = format!("n{}", NAMESPACES.fetch_add(1, Ordering::Relaxed));
     let options = RedisOptions { namespace, ..options };
-    server.block_on(RedisIndex::connect(&server.socket_address(), options)).unwrap()
+    connected(server, options)
 }
 
 #[test]

@@ -15,8 +15,7 @@ use store_support::*;
 fn each_client_sees_what_the_others_applied() {
     let server = Server::start();
     let (one, two) = (client(&server, options()), client(&server, options()));
-    let stranger =
-        server.block_on(RedisIndex::connect(&server.socket_address(), options())).unwrap();
+    let stranger = connected(&server, options());
     stranger.name_space(SpaceId(1), "tenant/model");
     assign(&server, &one, A);
     assign(&server, &two, B);

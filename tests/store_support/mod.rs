@@ -1,15 +1,17 @@
 //! Clients of one store: two workers with the same kind of names, paths of numbered blocks.
 #![allow(dead_code, unreachable_pub)]
 
+use std::time::Duration;
+
 use kvscout::block::{
     BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
 };
-use kvscout::index::redis::{RedisIndex, RedisOptions};
+use kvscout::index::redis::{RedisIndex, RedisOptions, StoreOptions};
 use kvscout::index::{
     Applied, Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store,
 };
 
-use crate::redis_support::Server;
+use crate::redis_support::{Server, eventually};
 
 pub const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
 pub const HOME: Home = Home { space: SpaceId(1), vocabulary: VocabularyId(1) };
@@ -20,9 +22,30 @@ pub fn options() -> RedisOptions {
     RedisOptions { buckets: 4, ..RedisOptions::default() }
 }
 
+/// Deadlines that a machine under load keeps; finds out soon that a server is back.
+pub fn patient() -> StoreOptions {
+    StoreOptions {
+        read_deadline: Duration::from_secs(5),
+        write_deadline: Duration::from_secs(5),
+        retry_max: Duration::from_millis(200),
+        health_interval: Duration::from_millis(200),
+        ..StoreOptions::default()
+    }
+}
+
+/// A connected index whose ids have no texts.
+pub fn connected(server: &Server, options: RedisOptions) -> RedisIndex {
+    let address = server.socket_address().parse().unwrap();
+    let index = {
+        let _entered = server.enter();
+        RedisIndex::open(address, patient(), options).unwrap()
+    };
+    eventually("it is connected", || index.counters().servers_ready == 1);
+    index
+}
+
 pub fn client(server: &Server, options: RedisOptions) -> RedisIndex {
-    let address = server.socket_address();
-    named(server.block_on(RedisIndex::connect(&address, options)).unwrap())
+    named(connected(server, options))
 }
 
 /// The index, knowing what the ids here are called.

@@ -9,7 +9,7 @@ use super::run::holds;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::{Name, Shape};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Applied, Block, Change, MOST_MEANINGS, Parent, Store};
+use crate::index::{Applied, Block, Change, MOST_MEANINGS, MOST_NAMES, Parent, Store};
 
 /// Marks what a change did, so that it does it once: the batch's number and the place in it, both
 /// big-endian. Zeros mark nothing.
@@ -281,7 +281,7 @@ impl RedisIndex {
         let mut replies = self.send(batch).await?;
         let mut parts: Vec<Part> = Vec::with_capacity(pieces.len());
         let (mut unbound, mut created) = (Vec::new(), Vec::new());
-        let (mut blocks_made, mut entries, mut gone) = (0, 0, false);
+        let (mut blocks_made, mut entries, mut gone, mut full) = (0, 0, false, None);
         batch = Batch::new();
         let list_key = (u32::MAX, stretch.space, stretch.slot);
         if self.local.lock().put_off(list_key, self.options.ttl / 4) {
@@ -314,6 +314,12 @@ impl RedisIndex {
                 entries += i64::from(gained);
                 let (names, after) =
                     names.split_at_checked(count.into()).ok_or_else(|| damaged(key, "part"))?;
+                if flags & 4 != 0
+                    && let Some(&last) = names.last()
+                {
+                    let at = piece.from + usize::from(last);
+                    full = Some(full.map_or(at, |full: usize| full.min(at)));
+                }
                 for &name in names {
                     let at = piece.from + usize::from(name);
                     let offset = part.place.offset + (at - from) as u8;
@@ -346,6 +352,9 @@ impl RedisIndex {
         }
         parts.sort_unstable_by_key(|part| part.from);
         unbound.sort_unstable_by_key(|(at, _)| *at);
+        // A block that has all the names it may have is refused, and so is what comes after it.
+        let beyond = unbound.partition_point(|(at, _)| full.is_none_or(|full| *at < full));
+        let beyond = unbound.split_off(beyond);
         let place_of = |at: usize| {
             let part = parts.iter().find(|part| (part.from..part.to).contains(&at))?;
             Some(Place { offset: part.place.offset + (at - part.from) as u8, ..part.place })
@@ -365,7 +374,7 @@ impl RedisIndex {
             unbound.iter().map(|&(at, place)| (stretch.blocks[at].name, place)).collect();
         let check = |reply| value(&held, reply).map(drop);
         let bound = self.bind(batch, check, stretch.vocabulary, &names, stretch.most).await?;
-        let refused = bound.status.iter().position(|&s| s == b'3').map(|n| unbound[n].0);
+        let refused = bound.status.iter().position(|&s| s == b'3').map(|n| unbound[n].0).or(full);
         let stored = refused.unwrap_or(stretch.blocks.len());
         {
             let mut local = self.local.lock();
@@ -382,10 +391,12 @@ impl RedisIndex {
             }
         }
         if refused.is_some() {
-            let back: Vec<(Name, Place, bool)> = (0..names.len())
+            let mut back: Vec<(Name, Place, bool)> = (0..names.len())
                 .filter(|&n| unbound[n].0 >= stored && bound.status[n] != b'0')
                 .map(|n| (names[n].0, names[n].1, bound.status[n] != b'3'))
                 .collect();
+            let after = beyond.iter().filter(|(at, _)| full.is_some_and(|full| *at > full));
+            back.extend(after.map(|&(at, place)| (stretch.blocks[at].name, place, false)));
             self.unname(stretch.vocabulary, &back).await?;
             self.untake(stretch, &parts, stored).await?;
         }
@@ -440,6 +451,7 @@ impl RedisIndex {
         let (mut batch, mut keys) = (Batch::new(), Vec::with_capacity(pieces.len()));
         let ttl = self.ttl();
         let copies = stretch.copies.to_string();
+        let most = if stretch.most == 0 { 0 } else { MOST_NAMES }.to_string();
         for piece in pieces {
             let key = self.keys.run(&piece.tag, &piece.begin);
             let blocks = piece.from..piece.to;
@@ -455,7 +467,7 @@ impl RedisIndex {
             let offset = piece.offset.to_string();
             let hung = hung(pieces, stretch.above.1, piece.from);
             let hung = hung.filter(|_| piece.offset == 0).map(|p| p.bytes()).unwrap_or_default();
-            let args: [&[u8]; 15] = [
+            let args: [&[u8]; 16] = [
                 &self.keys.runs(&piece.tag),
                 &self.keys.named(&piece.tag),
                 &piece.tag,
@@ -471,6 +483,7 @@ impl RedisIndex {
                 &head,
                 &ttl,
                 &hung,
+                most.as_bytes(),
             ];
             let named = self.keys.names(&piece.tag, &piece.begin);
             batch.script(&script::STORE, &[&key, &named], &args);
