@@ -350,7 +350,8 @@ fn r4_eviction_under_pressure_is_warned_of_survived_and_made_up_for() {
 
 #[test]
 fn r5_the_contract_holds_on_a_cluster_and_no_command_crosses_its_slots() {
-    let servers = ClusterServers::start(3);
+    // Long enough for a busy machine not to take a master for lost.
+    let servers = ClusterServers::with(3, &["--cluster-node-timeout", "15000"]);
     let host = &servers.nodes[0];
     let _entered = host.enter();
     let namespaces = AtomicU32::new(0);
@@ -440,6 +441,7 @@ fn r5_without_one_master_the_others_parts_of_prompts_are_answered() {
 #[test]
 fn r6_a_store_and_the_last_removal_at_once_leave_names_and_blocks_in_step() {
     let server = Server::start();
+    // The first block's name is 0, which stands in the list of further names.
     let (one, two) = (client(&server, options()), client(&server, options()));
     assign(&server, &one, A);
     assign(&server, &two, B);
