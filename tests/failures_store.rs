@@ -76,7 +76,8 @@ fn r2_a_store_that_is_killed_amid_lookups_costs_no_deadline_and_comes_back_empty
     let persistent: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
     for arguments in [&[], persistent] {
         let mut server = Server::with(arguments);
-        let index = Arc::new(open(&server, &server.address(), patient(), options()));
+        let limits = StoreOptions { read_deadline: Duration::from_secs(5), ..patient() };
+        let index = Arc::new(open(&server, &server.address(), limits, options()));
         settled(&server, &index);
         store(&server, &index, A, 0..100);
         assert_eq!(held(&server, &index, 100), [(1, 100)]);

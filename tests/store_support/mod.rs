@@ -25,8 +25,8 @@ pub fn options() -> RedisOptions {
 /// Deadlines that a machine under load keeps; finds out soon that a server is back.
 pub fn patient() -> StoreOptions {
     StoreOptions {
-        read_deadline: Duration::from_secs(5),
-        write_deadline: Duration::from_secs(5),
+        read_deadline: Duration::from_secs(30),
+        write_deadline: Duration::from_secs(30),
         retry_max: Duration::from_millis(200),
         health_interval: Duration::from_millis(200),
         ..StoreOptions::default()
