@@ -8,8 +8,8 @@
 //!
 //! Prints ingest and memory while it loads; the groups are the lookups.
 
-#[path = "../tests/redis_server/mod.rs"]
-mod redis_server;
+#[path = "../tests/redis_support/mod.rs"]
+mod redis_support;
 
 use std::future::Future;
 use std::hint::black_box;
@@ -23,7 +23,7 @@ use kvscout::block::{
 use kvscout::index::redis::{RedisIndex, RedisOptions};
 use kvscout::index::{Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store};
 use redis::aio::MultiplexedConnection;
-use redis_server::Server;
+use redis_support::Server;
 
 const CHAINS: usize = 250;
 const BLOCKS: usize = 1_000;
@@ -112,7 +112,7 @@ fn load<F: Future<Output = ()> + Send + 'static>(
 }
 
 fn connect(server: &Server) -> MultiplexedConnection {
-    let client = redis::Client::open(server.url()).unwrap();
+    let client = redis::Client::open(server.socket_address()).unwrap();
     server.block_on(client.get_multiplexed_async_connection()).unwrap()
 }
 
@@ -232,7 +232,8 @@ async fn ours(index: &RedisIndex, prompt: &mut Prompt, matches: &mut Matches) {
 fn lookups(c: &mut Criterion) {
     let server = Server::start();
     let options = RedisOptions { namespace: "bench".to_owned(), ..RedisOptions::default() };
-    let index = Arc::new(server.block_on(RedisIndex::connect(&server.url(), options)).unwrap());
+    let index =
+        Arc::new(server.block_on(RedisIndex::connect(&server.socket_address(), options)).unwrap());
     let home = Home { space: SpaceId(0), vocabulary: VocabularyId(0) };
     for worker in 0..WORKERS as u32 {
         server.block_on(index.assign(WorkerId(worker), home)).unwrap();

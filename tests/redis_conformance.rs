@@ -1,7 +1,8 @@
 //! The index on a real server keeps the contract of an index.
 #![cfg(all(feature = "redis", feature = "conformance"))]
 
-mod redis_server;
+mod redis_support;
+mod store_support;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,7 +12,8 @@ use kvscout::index::redis::{RedisIndex, RedisOptions};
 use kvscout::index::{Home, MemoryOptions};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestRunner};
-use redis_server::Server;
+use redis_support::Server;
+use store_support::connected;
 
 /// Few, so that a history's moves of a vocabulary are quick and buckets are shared.
 const BUCKETS: u32 = 2;
@@ -20,7 +22,7 @@ fn fresh(server: &Server, options: RedisOptions) -> RedisIndex {
     static NAMESPACES: AtomicU32 = AtomicU32::new(0);
     let namespace = format!("n{}", NAMESPACES.fetch_add(1, Ordering::Relaxed));
     let options = RedisOptions { namespace, ..options };
-    server.block_on(RedisIndex::connect(&server.url(), options)).unwrap()
+    connected(server, options)
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! the crate gives the crate's answer.
 #![cfg(feature = "redis")]
 
-mod redis_server;
+mod redis_support;
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use kvscout::block::{
 };
 use kvscout::index::redis::{RedisIndex, RedisOptions};
 use kvscout::index::{Block, Change, Home, Index as _, Parent, Store};
-use redis_server::Server;
+use redis_support::Server;
 
 const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
 
@@ -20,7 +20,7 @@ fn a_client_in_another_language_reads_what_the_document_describes() {
     let server = Server::start();
     let owner = Some("daemon-1".to_owned());
     let options = RedisOptions { owner, ..RedisOptions::default() };
-    let index = server.block_on(RedisIndex::connect(&server.url(), options)).unwrap();
+    let index = server.block_on(RedisIndex::connect(&server.socket_address(), options)).unwrap();
     index.name_space(SpaceId(0), "tenant/model");
     let home = Home { space: SpaceId(0), vocabulary: VocabularyId(0) };
     // The second leaves the path of the first within a segment, the third within a later one.

@@ -1,119 +1,21 @@
 //! Several clients on one store.
 #![cfg(feature = "redis")]
 
-mod redis_server;
+mod redis_support;
+mod store_support;
 
 use kvscout::ErrorKind;
-use kvscout::block::{
-    BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
-};
+use kvscout::block::{Group, Name, SpaceId, Tier, WorkerId};
 use kvscout::index::redis::{Once, RedisIndex, RedisOptions, Turn};
-use kvscout::index::{
-    Applied, Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store,
-};
-use redis_server::Server;
-
-const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
-const HOME: Home = Home { space: SpaceId(1), vocabulary: VocabularyId(1) };
-const A: WorkerId = WorkerId(1);
-const B: WorkerId = WorkerId(2);
-
-fn options() -> RedisOptions {
-    RedisOptions { buckets: 4, ..RedisOptions::default() }
-}
-
-fn client(server: &Server, options: RedisOptions) -> RedisIndex {
-    let index = server.block_on(RedisIndex::connect(&server.url(), options)).unwrap();
-    index.name_space(SpaceId(1), "tenant/model");
-    index.name_vocabulary(VocabularyId(1), "sha256 seed 0");
-    index.name_worker(A, "tenant/pod-a/0");
-    index.name_worker(B, "tenant/pod-b/0");
-    index
-}
-
-fn blocks(range: std::ops::Range<u64>) -> Vec<Block> {
-    let block = |n| Block { name: Name(n * 0x1_0001), digest: Some(Digest(n)) };
-    range.map(block).collect()
-}
-
-fn parent(range: &std::ops::Range<u64>) -> Parent {
-    match range.start {
-        0 => Parent::Root,
-        n => Parent::Block(Name((n - 1) * 0x1_0001)),
-    }
-}
-
-fn stored(blocks: &[Block], parent: Parent) -> Change<'_> {
-    Change::Store(Store { shape: SHAPE, group: Group(0), tier: Tier::Gpu, parent, blocks })
-}
-
-fn store(server: &Server, index: &RedisIndex, worker: WorkerId, range: std::ops::Range<u64>) {
-    let blocks = blocks(range.clone());
-    let change = stored(&blocks, parent(&range));
-    let applied = server.block_on(index.apply(worker, &[change])).unwrap();
-    assert_eq!(applied.stored, blocks.len() as u64);
-}
-
-fn remove(
-    server: &Server,
-    index: &RedisIndex,
-    worker: WorkerId,
-    range: std::ops::Range<u64>,
-) -> Applied {
-    let names: Vec<Name> = blocks(range).iter().map(|block| block.name).collect();
-    let change = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &names };
-    server.block_on(index.apply(worker, &[change])).unwrap()
-}
-
-struct Prompt(Vec<Block>);
-
-impl BlockSource for Prompt {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn digests(&mut self, from: usize, _: usize) -> &[Digest] {
-        let digests = self.0[from..].iter().filter_map(|block| block.digest);
-        // Tests may leak.
-        Vec::leak(digests.collect())
-    }
-
-    fn name(&mut self, _: VocabularyId, block: usize) -> Option<Name> {
-        Some(self.0[block].name)
-    }
-}
-
-fn try_held(
-    server: &Server,
-    index: &RedisIndex,
-    n: u64,
-) -> Result<Vec<(u32, u32)>, kvscout::Error> {
-    let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
-    let mut matches = Matches::default();
-    server.block_on(index.lookup(&query, &mut Prompt(blocks(0..n)), &mut matches))?;
-    Ok(matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[3])).collect())
-}
-
-/// Worker and leading blocks of the prompt of so many blocks.
-fn held(server: &Server, index: &RedisIndex, n: u64) -> Vec<(u32, u32)> {
-    try_held(server, index, n).unwrap()
-}
-
-fn assign(server: &Server, index: &RedisIndex, worker: WorkerId) {
-    server.block_on(index.assign(worker, HOME)).unwrap();
-}
-
-fn keys(server: &Server, pattern: &str) -> Vec<String> {
-    let mut keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut server.raw()).unwrap();
-    keys.sort();
-    keys
-}
+use kvscout::index::{Applied, Change, Index as _, Matches, Parent, Query};
+use redis_support::Server;
+use store_support::*;
 
 #[test]
 fn each_client_sees_what_the_others_applied() {
     let server = Server::start();
     let (one, two) = (client(&server, options()), client(&server, options()));
-    let stranger = server.block_on(RedisIndex::connect(&server.url(), options())).unwrap();
+    let stranger = connected(&server, options());
     stranger.name_space(SpaceId(1), "tenant/model");
     assign(&server, &one, A);
     assign(&server, &two, B);
@@ -257,6 +159,29 @@ fn one_owner_applies_while_it_has_the_lease_and_a_later_life_takes_the_place_of_
 }
 
 #[test]
+fn what_another_client_cleared_is_begun_anew_by_one_that_did_not_know() {
+    let server = Server::start();
+    let (one, two) = (client(&server, options()), client(&server, options()));
+    assign(&server, &one, A);
+    assign(&server, &two, A);
+    store(&server, &one, A, 0..100);
+    store(&server, &two, A, 100..200);
+    server.block_on(two.apply(A, &[Change::Clear { tier: None }])).unwrap();
+    let again = blocks(0..100);
+    let change = [stored(&again, Parent::Root)];
+    let error = server.block_on(one.apply(A, &change)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(held(&server, &two, 200), []);
+    store(&server, &one, A, 0..100);
+    for index in [&one, &two] {
+        assert_eq!(held(&server, index, 200), [(1, 100)]);
+    }
+    // What was stored for nobody is swept.
+    remove(&server, &one, A, 0..100);
+    assert_eq!(keys(&server, "*:[rnvh]:*"), [""; 0]);
+}
+
+#[test]
 fn workers_of_an_owner_that_is_gone_are_left_out_until_it_is_back() {
     let server = Server::start();
     let with = RedisOptions { owner: Some("one".to_owned()), ..options() };
@@ -287,7 +212,7 @@ fn a_successor_sweeps_what_a_dead_owner_retired() {
 }
 
 #[test]
-fn keys_of_others_are_not_touched_and_ours_end() {
+fn r8_keys_of_others_are_not_touched_and_ours_end() {
     let server = Server::start();
     let mut raw = server.raw();
     for (key, value) in [("app", "1"), ("kvscout:1:other:m", "2"), ("kvscout:r:{a}:b", "3")] {
@@ -310,7 +235,7 @@ fn keys_of_others_are_not_touched_and_ours_end() {
 }
 
 #[test]
-fn a_store_that_somebody_emptied_answers_with_nothing_until_workers_have_homes_again() {
+fn r8_a_store_that_somebody_emptied_answers_with_nothing_until_workers_have_homes_again() {
     let server = Server::start();
     let index = client(&server, options());
     assign(&server, &index, A);

@@ -4,8 +4,9 @@
 //! `KVSCOUT_REDIS_SERVER` names the program, `redis-server` unless set; `valkey-server` takes the same
 //! arguments.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
 
+mod hosted;
 mod proxy;
 mod server;
 mod sets;

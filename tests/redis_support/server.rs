@@ -4,8 +4,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+
+use super::hosted;
 
 /// A server on a port of its own, with a directory that is removed with it.
 pub struct Server {
@@ -15,18 +20,21 @@ pub struct Server {
     arguments: Vec<String>,
     /// Words of `AUTH` for [`Server::ask`].
     login: Option<Vec<String>>,
+    runtime: OnceLock<Runtime>,
 }
 
-/// A port that nothing listens on, whose bus port (10,000 above) is free too.
+/// A port that nothing listens on, whose bus port (10,000 above) is free too. Both lie below the ports
+/// that systems give to outgoing connections: who tries to connect to one of those before its server
+/// listens may be connected to itself.
 pub fn free_port() -> u16 {
-    // Another test of this process may be given the same port before its server listens.
-    static TAKEN: std::sync::Mutex<Vec<u16>> = std::sync::Mutex::new(Vec::new());
+    // Other processes' tests begin elsewhere.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut taken = TAKEN.lock().unwrap();
-        let free = port < 55_000 && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok();
-        if free && !taken.contains(&port) && !taken.contains(&(port + 10_000)) {
-            taken.extend([port, port + 10_000]);
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 15_000 + (std::process::id().wrapping_mul(97) + step) % 7_000;
+        let port = port as u16;
+        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 10_000) {
             return port;
         }
     }
@@ -53,13 +61,18 @@ impl Server {
             std::env::temp_dir().join(format!("kvs-redis-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
-        Server { child: None, port: free_port(), directory, arguments, login: None }
+        let (port, runtime) = (free_port(), OnceLock::new());
+        Server { child: None, port, directory, arguments, login: None, runtime }
     }
 
     /// What [`Server::ask`] logs in with: a password, or a user and a password.
     pub fn login(mut self, words: &[&str]) -> Server {
         self.login = Some(words.iter().map(|&word| word.to_owned()).collect());
         self
+    }
+
+    pub(super) fn runtime(&self) -> &Runtime {
+        self.runtime.get_or_init(hosted::runtime)
     }
 
     pub fn port(&self) -> u16 {
@@ -133,6 +146,12 @@ impl Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Sends the process a signal, as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// Sends one command over a connection of its own and returns the reply as text: bulk strings as

@@ -13,6 +13,8 @@ impl RedisIndex {
         let opened = self.opened().await?;
         let old = self.local.lock().members.get(&worker).copied();
         let space = self.space(home.space).await?;
+        // Another client's worker may have been the last to leave it.
+        self.local.lock().vocabularies.remove(&(space, home.vocabulary));
         let vocabulary = self.vocabulary(space, home.vocabulary).await?;
         let number = self.worker(worker).await?;
         let member = Member { home, space, vocabulary, worker: number };
@@ -45,7 +47,14 @@ impl RedisIndex {
         value(&key, next(&mut self.send(batch).await?))?;
         let table = self.load_table(space).await?;
         self.inherit(&member).await?;
+        if let Some(old) = old.filter(|old| *old != member) {
+            self.leave(&old).await?;
+        }
         let mut local = self.local.lock();
+        // What the table does not know is nobody's: retired by another client, or lost.
+        local.slots.retain(|(at, owner), slot| {
+            (*at, owner.0) != (space, number) || table.slots.get(slot) == Some(owner)
+        });
         for (&slot, owner) in table.slots.iter().filter(|(_, owner)| owner.0 == number) {
             local.slots.insert((space, *owner), slot);
         }

@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 
+use redis::Value;
+
 use super::chain::{Key, Link, SEGMENT, Tag, shape_bytes};
+use super::link::Fault;
 use super::local::Member;
 use super::place::{Place, Spot};
+use super::read::present;
 use super::reply::{bytes, damaged, value};
 use super::run::Run;
 use super::{Batch, RedisIndex, command, next};
@@ -69,7 +73,19 @@ impl RedisIndex {
 
     /// The runs of these places, as far as they are there.
     pub(super) async fn runs(&self, of: impl Iterator<Item = (Tag, Key)>) -> Result<Runs, Error> {
-        let mut wanted: Vec<(Tag, Key)> = of.collect();
+        self.read_runs(of.collect(), Some).await
+    }
+
+    /// The same without those whose server is away.
+    pub(super) async fn present_runs(&self, wanted: Vec<(Tag, Key)>) -> Result<Runs, Error> {
+        self.read_runs(wanted, present).await
+    }
+
+    async fn read_runs(
+        &self,
+        mut wanted: Vec<(Tag, Key)>,
+        counts: fn(Result<Value, Fault>) -> Option<Result<Value, Fault>>,
+    ) -> Result<Runs, Error> {
         wanted.sort_unstable();
         wanted.dedup();
         let keys: Vec<Vec<u8>> = wanted.iter().map(|(tag, run)| self.keys.run(tag, run)).collect();
@@ -77,7 +93,8 @@ impl RedisIndex {
         keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
         let (mut replies, mut runs) = (self.send(batch).await?, Runs::new());
         for (at, key) in wanted.into_iter().zip(&keys) {
-            if let Some(run) = Run::read(key, value(key, next(&mut replies))?)? {
+            let Some(reply) = counts(next(&mut replies)) else { continue };
+            if let Some(run) = Run::read(key, value(key, reply)?)? {
                 runs.insert(at, run);
             }
         }

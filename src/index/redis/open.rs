@@ -6,7 +6,7 @@ use redis::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::chain::ChainKey;
-use super::local::Opened;
+use super::local::{Member, Opened};
 use super::reply::{self, damaged, fields, value};
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
@@ -159,6 +159,21 @@ impl RedisIndex {
         let number = self.intern(text.as_bytes()).await?;
         self.local.lock().vocabularies.insert((space, id), number);
         Ok(number)
+    }
+
+    /// Names of a vocabulary that no worker has are gone: when it is used again, it has another number.
+    pub(super) async fn leave(&self, old: &Member) -> Result<(), Error> {
+        let table = self.load_table(old.space).await?;
+        if table.workers.values().any(|record| record.vocabulary == old.vocabulary) {
+            return Ok(());
+        }
+        let (space, id) = (old.space, old.home.vocabulary);
+        self.local.lock().vocabularies.remove(&(space, id));
+        let text = format!("v{space}/{}", self.local.lock().texts.vocabulary(id));
+        let (key, number) = (self.keys.texts(), old.vocabulary.to_string());
+        let mut batch = Batch::new();
+        batch.script(&script::RELEASE, &[&key], &[text.as_bytes(), number.as_bytes()]);
+        value(&key, next(&mut self.send(batch).await?)).map(drop)
     }
 
     pub(super) async fn worker(&self, id: WorkerId) -> Result<u32, Error> {

@@ -3,7 +3,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use redis::Value;
+
 use super::chain::{Key, Link, SEGMENT, first, shape_bytes};
+use super::link::Fault;
 use super::local::Table;
 use super::meaning::{GROUPS, Runs, bucket, name_bytes, spot};
 use super::place::Place;
@@ -14,11 +17,20 @@ use super::tally::{self, Piece};
 use super::unplaced::Waiter;
 use super::{Batch, RedisIndex, command, next};
 use crate::block::{Name, VocabularyId};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::index::{BlockSource, Matches, Query};
 
 /// How many segments of a prompt are asked for at once.
 const CHUNK: usize = 64 * SEGMENT;
+
+/// A reply about a run, unless the server that has it is away: then the path ends there, as far as
+/// anybody can say, and what the other servers of the cluster have still counts.
+pub(super) fn present(reply: Result<Value, Fault>) -> Option<Result<Value, Fault>> {
+    match reply {
+        Err(fault) if Error::from(fault.clone()).kind() == ErrorKind::Unavailable => None,
+        reply => Some(reply),
+    }
+}
 
 /// What a lookup gathers.
 struct Gathering<'a> {
@@ -137,7 +149,10 @@ impl RedisIndex {
         };
         let mut runs = Vec::with_capacity(segments.len());
         for key in &keys {
-            runs.push(Run::read(key, value(key, next(&mut replies))?)?);
+            runs.push(match present(next(&mut replies)) {
+                Some(reply) => Run::read(key, value(key, reply)?)?,
+                None => None,
+            });
         }
         self.heard(due, &mut replies)?;
         // A table that was just read may speak of owners that this client has not heard of.
@@ -206,7 +221,7 @@ impl RedisIndex {
         if wanted.is_empty() {
             return Ok(Runs::new());
         }
-        self.runs(wanted.into_iter()).await
+        self.present_runs(wanted).await
     }
 
     /// What is matched by name: unplaced blocks, and placed ones where the prompt has no content.

@@ -280,15 +280,21 @@ impl RedisIndex {
         let run = self.keys.run(&place.tag, &place.run);
         let key = self.keys.names(&place.tag, &place.run);
         let field = vocabulary.to_le_bytes();
+        let more = [&field[..], b"+"].concat();
         let mut batch = Batch::reading();
         batch.push(&run, command("HGET", &[&run, b"h"]));
         batch.push(&key, command("HGET", &[&key, &field]));
+        batch.push(&key, command("HGET", &[&key, &more]));
         let mut replies = self.send(batch).await?;
         let head = bytes(&run, value(&run, next(&mut replies))?)?;
         let names = bytes(&key, value(&key, next(&mut replies))?)?;
+        let more = bytes(&key, value(&key, next(&mut replies))?)?;
         let start = usize::from(head.get(1).copied().unwrap_or(u8::MAX));
         let at = usize::from(place.offset).checked_sub(start).map(|offset| offset * 8);
-        if at.and_then(|at| names.get(at..at + 8)) == Some(&name_bytes(name)[..]) {
+        let name_is = |bytes: &[u8]| bytes == &name_bytes(name)[..];
+        let first = at.and_then(|at| names.get(at..at + 8)).is_some_and(name_is);
+        let further = |one: &[u8]| one[0] == place.offset && name_is(&one[1..]);
+        if first || more.chunks_exact(9).any(further) {
             self.bind_one(vocabulary, name, place).await?;
         }
         Ok(())

@@ -97,3 +97,9 @@ impl Run {
             .any(|(slot, from, to)| slots.contains(&slot) && (from..to).contains(&offset))
     }
 }
+
+/// Whether what a holder's field says covers this offset.
+pub(super) fn holds(value: &[u8], offset: u8) -> bool {
+    let mut stretches = value.get(STAMP..).unwrap_or_default().chunks_exact(6);
+    stretches.any(|s| (s[0]..s[1]).contains(&offset))
+}

@@ -34,6 +34,8 @@ scripts! {
     HOME = "lua/home.lua";
     /// A number for a text.
     INTERN = "lua/intern.lua";
+    /// A text loses its number.
+    RELEASE = "lua/release.lua";
     /// Less hangs below a block of another segment.
     KID = "lua/kid.lua";
     /// Slots go out of sight.

@@ -1,14 +1,15 @@
 //! Blocks that become resident.
 
 use super::chain::{Key, Link, SEGMENT, Tag, first, shape_bytes};
-use super::local::Member;
+use super::local::{Dead, Member};
 use super::meaning::{Fit, GROUPS, bucket, name_bytes};
 use super::place::{Place, Spot};
 use super::reply::{bytes, damaged, list, value};
+use super::run::holds;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::{Name, Shape};
 use crate::error::{Error, ErrorKind};
-use crate::index::{Applied, Block, Change, MOST_MEANINGS, Parent, Store};
+use crate::index::{Applied, Block, Change, MOST_MEANINGS, MOST_NAMES, Parent, Store};
 
 /// Marks what a change did, so that it does it once: the batch's number and the place in it, both
 /// big-endian. Zeros mark nothing.
@@ -47,6 +48,10 @@ pub(super) struct Stretch<'a> {
     pub(super) stamps: Stamps,
     /// How many meanings a name may have; 0 for any number.
     pub(super) most: usize,
+    /// The worker whose slot it must still be.
+    pub(super) worker: Option<u32>,
+    /// Slots of which it is asked whether one holds a copy of what comes before.
+    pub(super) asks: &'a [u32],
 }
 
 /// What became of a [`Stretch`].
@@ -58,6 +63,8 @@ pub(super) struct Laid {
     pub(super) last: Option<Spot>,
     /// Names that wait for a block of the stretch.
     pub(super) waiting: Vec<Name>,
+    /// Whether one of the slots that it was asked of holds what comes before.
+    pub(super) above_held: bool,
 }
 
 /// One segment's share of a stretch.
@@ -115,6 +122,11 @@ impl RedisIndex {
         applied: &mut Applied,
     ) -> Result<(), Error> {
         let Store { shape, blocks, .. } = *store;
+        // A parent that the worker does not hold is counted, by the first block.
+        let told = match store.parent {
+            Parent::Block(name) if blocks.first().is_some_and(|b| b.digest.is_some()) => Some(name),
+            _ => None,
+        };
         let slot = self.slot(member, store.group, store.tier).await?;
         // A client that has remembered a parent which is gone finds out and asks again.
         let mut remembered = true;
@@ -138,6 +150,11 @@ impl RedisIndex {
             while let Some(block) = blocks.get(at) {
                 let stamps = Stamps { base: stamps.base.saturating_add(at as u32), ..stamps };
                 let Some(placed) = above.filter(|_| block.digest.is_some()) else {
+                    if let Some(name) = told.filter(|_| at == 0)
+                        && !self.waits(member, name).await?
+                    {
+                        applied.unknown_parents += 1;
+                    }
                     let above_name = match (at, store.parent) {
                         (0, Parent::Block(name)) => Some(name),
                         (0, _) => None,
@@ -176,6 +193,8 @@ impl RedisIndex {
                 let known = blocks[at..].iter().take_while(|b| b.digest.is_some()).count();
                 // Who waits for the first of two blocks with one name comes before the second, so one by one.
                 let n = if distinct(&blocks[at..at + known]) { known } else { 1 };
+                let asks =
+                    if at == 0 && told.is_some() { self.own_slots(member) } else { Vec::new() };
                 let stretch = Stretch {
                     space: member.space,
                     vocabulary: member.vocabulary,
@@ -186,6 +205,8 @@ impl RedisIndex {
                     copies: 1,
                     stamps,
                     most: MOST_MEANINGS,
+                    worker: Some(member.worker),
+                    asks: &asks,
                 };
                 let Some(laid) = self.lay(&stretch).await? else {
                     if at == 0 && remembered {
@@ -200,6 +221,9 @@ impl RedisIndex {
                         "the block that others were to be stored behind went away meanwhile",
                     ));
                 };
+                if at == 0 && told.is_some() && !laid.above_held {
+                    applied.unknown_parents += 1;
+                }
                 self.settle(member, laid.waiting.into_iter().collect()).await?;
                 applied.stored += laid.stored as u64;
                 if laid.stored < n {
@@ -240,10 +264,24 @@ impl RedisIndex {
         let (keys, mut batch) = self.store_scripts(stretch, &pieces, &links, &held);
         let about = self.keys.space(stretch.space);
         batch.push(&about, command("HGET", &[&about, b"b"]));
+        let table = self.keys.table(stretch.space);
+        if stretch.worker.is_some() {
+            let field = [b"s", &stretch.slot.to_le_bytes()[..]].concat();
+            batch.push(&table, command("HGET", &[&table, &field]));
+        }
+        let asked = place.filter(|_| !stretch.asks.is_empty());
+        if let Some(above) = &asked {
+            let key = self.keys.run(&above.tag, &above.run);
+            let mut ask = command("HMGET", &[&key]);
+            for slot in stretch.asks {
+                ask.arg(&slot.to_le_bytes()[..]);
+            }
+            batch.push(&key, ask);
+        }
         let mut replies = self.send(batch).await?;
         let mut parts: Vec<Part> = Vec::with_capacity(pieces.len());
         let (mut unbound, mut created) = (Vec::new(), Vec::new());
-        let (mut blocks_made, mut entries, mut gone) = (0, 0, false);
+        let (mut blocks_made, mut entries, mut gone, mut full) = (0, 0, false, None);
         batch = Batch::new();
         let list_key = (u32::MAX, stretch.space, stretch.slot);
         if self.local.lock().put_off(list_key, self.options.ttl / 4) {
@@ -276,6 +314,12 @@ impl RedisIndex {
                 entries += i64::from(gained);
                 let (names, after) =
                     names.split_at_checked(count.into()).ok_or_else(|| damaged(key, "part"))?;
+                if flags & 4 != 0
+                    && let Some(&last) = names.last()
+                {
+                    let at = piece.from + usize::from(last);
+                    full = Some(full.map_or(at, |full: usize| full.min(at)));
+                }
                 for &name in names {
                     let at = piece.from + usize::from(name);
                     let offset = part.place.offset + (at - from) as u8;
@@ -290,6 +334,17 @@ impl RedisIndex {
             }
         }
         self.same_store(&about, value(&about, next(&mut replies))?).await?;
+        if let Some(worker) = stretch.worker {
+            let owner = bytes(&table, value(&table, next(&mut replies))?)?;
+            self.same_slot(stretch, worker, &owner)?;
+        }
+        let mut above_held = false;
+        if let Some(above) = &asked {
+            let key = self.keys.run(&above.tag, &above.run);
+            for holder in list(&key, value(&key, next(&mut replies))?)? {
+                above_held |= holds(&bytes(&key, holder)?, above.offset);
+            }
+        }
         self.local.lock().changed(stretch.space, blocks_made, entries);
         if gone {
             self.untake(stretch, &parts, 0).await?;
@@ -297,6 +352,9 @@ impl RedisIndex {
         }
         parts.sort_unstable_by_key(|part| part.from);
         unbound.sort_unstable_by_key(|(at, _)| *at);
+        // A block that has all the names it may have is refused, and so is what comes after it.
+        let beyond = unbound.partition_point(|(at, _)| full.is_none_or(|full| *at < full));
+        let beyond = unbound.split_off(beyond);
         let place_of = |at: usize| {
             let part = parts.iter().find(|part| (part.from..part.to).contains(&at))?;
             Some(Place { offset: part.place.offset + (at - part.from) as u8, ..part.place })
@@ -316,7 +374,7 @@ impl RedisIndex {
             unbound.iter().map(|&(at, place)| (stretch.blocks[at].name, place)).collect();
         let check = |reply| value(&held, reply).map(drop);
         let bound = self.bind(batch, check, stretch.vocabulary, &names, stretch.most).await?;
-        let refused = bound.status.iter().position(|&s| s == b'3').map(|n| unbound[n].0);
+        let refused = bound.status.iter().position(|&s| s == b'3').map(|n| unbound[n].0).or(full);
         let stored = refused.unwrap_or(stretch.blocks.len());
         {
             let mut local = self.local.lock();
@@ -333,14 +391,16 @@ impl RedisIndex {
             }
         }
         if refused.is_some() {
-            let back: Vec<(Name, Place, bool)> = (0..names.len())
+            let mut back: Vec<(Name, Place, bool)> = (0..names.len())
                 .filter(|&n| unbound[n].0 >= stored && bound.status[n] != b'0')
                 .map(|n| (names[n].0, names[n].1, bound.status[n] != b'3'))
                 .collect();
+            let after = beyond.iter().filter(|(at, _)| full.is_some_and(|full| *at > full));
+            back.extend(after.map(|&(at, place)| (stretch.blocks[at].name, place, false)));
             self.unname(stretch.vocabulary, &back).await?;
             self.untake(stretch, &parts, stored).await?;
         }
-        let mut laid = Laid { stored, ..Laid::default() };
+        let mut laid = Laid { stored, above_held, ..Laid::default() };
         laid.last = match place_of(stretch.blocks.len() - 1) {
             Some(place) if refused.is_none() => Some(Spot { place, link: last_link }),
             _ => None,
@@ -363,6 +423,23 @@ impl RedisIndex {
         Err(Error::new(ErrorKind::UnknownWorker, text))
     }
 
+    /// Whether a slot is still the worker's: another client may have retired it, and a store that lost its
+    /// last changes may have given it to somebody else. What was just stored under it is nobody's then.
+    fn same_slot(&self, stretch: &Stretch<'_>, worker: u32, owner: &[u8]) -> Result<(), Error> {
+        if owner.get(..4) == Some(&worker.to_le_bytes()[..]) {
+            return Ok(());
+        }
+        let mut local = self.local.lock();
+        local.slots.retain(|_, slot| *slot != stretch.slot);
+        if owner.is_empty() {
+            let (space, slot) = (stretch.space, stretch.slot);
+            local.dead.push(Dead { space, slot, worker });
+        }
+        let text = "what the worker held was cleared by another client, or the store has lost it: \
+                    the same change again begins anew";
+        Err(Error::new(ErrorKind::Unavailable, text))
+    }
+
     /// A script for each piece, and the piece's first run for the list of what the slot holds.
     fn store_scripts(
         &self,
@@ -374,6 +451,7 @@ impl RedisIndex {
         let (mut batch, mut keys) = (Batch::new(), Vec::with_capacity(pieces.len()));
         let ttl = self.ttl();
         let copies = stretch.copies.to_string();
+        let most = if stretch.most == 0 { 0 } else { MOST_NAMES }.to_string();
         for piece in pieces {
             let key = self.keys.run(&piece.tag, &piece.begin);
             let blocks = piece.from..piece.to;
@@ -389,7 +467,7 @@ impl RedisIndex {
             let offset = piece.offset.to_string();
             let hung = hung(pieces, stretch.above.1, piece.from);
             let hung = hung.filter(|_| piece.offset == 0).map(|p| p.bytes()).unwrap_or_default();
-            let args: [&[u8]; 15] = [
+            let args: [&[u8]; 16] = [
                 &self.keys.runs(&piece.tag),
                 &self.keys.named(&piece.tag),
                 &piece.tag,
@@ -405,6 +483,7 @@ impl RedisIndex {
                 &head,
                 &ttl,
                 &hung,
+                most.as_bytes(),
             ];
             let named = self.keys.names(&piece.tag, &piece.begin);
             batch.script(&script::STORE, &[&key, &named], &args);

@@ -17,6 +17,7 @@ impl RedisIndex {
     pub(super) async fn forget(&self, worker: WorkerId) -> Result<(), Error> {
         let Some(member) = self.local.lock().members.get(&worker).copied() else { return Ok(()) };
         self.retire(&member, None, true).await?;
+        self.leave(&member).await?;
         self.local.lock().members.remove(&worker);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::local::Table;
 use super::meaning::GROUPS;
+use super::read::present;
 use super::reply::{bytes, damaged, int, list, value};
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::WorkerId;
@@ -185,7 +186,9 @@ impl RedisIndex {
     ) -> Result<(), Error> {
         for owner in owners {
             let key = self.keys.owner(&owner);
-            let lives = int(&key, value(&key, next(replies))?)? == 1;
+            // While an owner's key cannot be asked for, it counts as when last heard of.
+            let Some(reply) = present(next(replies)) else { continue };
+            let lives = int(&key, value(&key, reply)?)? == 1;
             self.local.lock().owners.insert(owner, (lives, Instant::now()));
         }
         Ok(())

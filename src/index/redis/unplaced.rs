@@ -78,6 +78,20 @@ struct Act<'a> {
 }
 
 impl RedisIndex {
+    /// Whether the worker holds an unplaced block of this name.
+    pub(super) async fn waits(&self, member: &Member, name: Name) -> Result<bool, Error> {
+        let (group, _) = bucket(name, self.opened().await?.buckets);
+        let key = self.keys.unplaced(member.vocabulary, group);
+        let found = self.ask(&key, command("HGET", &[&key, &name_bytes(name)])).await?;
+        let found = bytes(&key, found)?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        let own = self.own_slots(member);
+        let holders = Waiter::read(&key, &found)?.holders;
+        Ok(holders.iter().any(|(slot, ..)| own.contains(slot)))
+    }
+
     /// One more copy of an unplaced block; `false` if it was refused. `means` says how many blocks
     /// the name means.
     pub(super) async fn wait(
@@ -328,6 +342,8 @@ impl RedisIndex {
                     copies,
                     stamps: Stamps::default(),
                     most: 0,
+                    worker: None,
+                    asks: &[],
                 };
                 waiting.extend(self.lay(&stretch).await?.unwrap_or_default().waiting);
             }

@@ -1,12 +1,14 @@
 -- One more copy of each block of a stretch within one segment. KEYS are the run that the stretch
--- begins in or behind; and its names; `hung` is where a run hangs that begins the segment, as far as the caller knows.
+-- begins in or behind; and its names; `hung` is where a run hangs that begins the segment, as far as the caller knows;
+-- `most` is how many names a block may have, 0 for any number. Where a block has so many, it is the last
+-- of a part's new names, flag 4 is set, and the caller takes back what is stored from there on.
 return guarded(function()
   local runs, named, tag, id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl,
-    hung = unpack(ARGV)
-  offset, copies = tonumber(offset), tonumber(copies)
+    hung, most = unpack(ARGV)
+  offset, copies, most = tonumber(offset), tonumber(copies), tonumber(most)
   local key, n, done, parts, created = KEYS[1], #blocks / 8, 0, {}, '\0'
   local found = call('HMGET', key, 'k', 'h', slot)
-  local start, have, held = 0, found[1], found[3]
+  local start, have, held, stamped, full = 0, found[1], found[3], nil, nil
 
   -- Which of the names are new here; all of them if an earlier attempt may have died before it
   -- bound them.
@@ -35,9 +37,17 @@ return guarded(function()
       else
         also = also or call('HGET', list, more) or ''
         local entry, known = char(offset + block) .. called, false
-        for at = 1, #also, 9 do known = known or sub(also, at, at + 8) == entry end
-        if not known then also = also .. entry end
+        local count = 1
+        for at = 1, #also, 9 do
+          known = known or sub(also, at, at + 8) == entry
+          if sub(also, at, at) == char(offset + block) then count = count + 1 end
+        end
         if all or not known then unbound[#unbound + 1] = char(block) end
+        if not known and most > 0 and count >= most then
+          full = true
+          break
+        end
+        if not known then also = also .. entry end
       end
     end
     if value ~= '' then call('HSET', list, vocabulary, value) end
@@ -50,12 +60,15 @@ return guarded(function()
   local function part(to, made)
     local from = offset + done
     if key ~= KEYS[1] then held = nil end
-    local gained, again, fresh = add(key, slot, stamp, from, offset + to, copies, held)
-    held = nil
+    -- The part before in the same run has left the stamp of this very change.
+    local own = key == stamped and UNSTAMPED or stamp
+    local gained, again, fresh = add(key, slot, own, from, offset + to, copies, held)
+    held, stamped = nil, not again and key or nil
+    full = nil
     local unbound = name(done, to, again)
     -- Owners put off the end of what they hold; who joins a run need not.
     if made > 0 then call('EXPIRE', key, ttl) end
-    parts[#parts + 1] = id .. char(from, to - done, made, gained, (again and 1 or 0) + (fresh and 2 or 0),
+    parts[#parts + 1] = id .. char(from, to - done, made, gained, (again and 1 or 0) + (fresh and 2 or 0) + (full and 4 or 0),
       #unbound) .. unbound
     done = to
   end

@@ -1,0 +1,136 @@
+//! Clients of one store: two workers with the same kind of names, paths of numbered blocks.
+#![allow(dead_code, unreachable_pub)]
+
+use std::time::Duration;
+
+use kvscout::block::{
+    BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
+};
+use kvscout::index::redis::{RedisIndex, RedisOptions, StoreOptions};
+use kvscout::index::{
+    Applied, Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store,
+};
+
+use crate::redis_support::{Server, eventually};
+
+pub const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
+pub const HOME: Home = Home { space: SpaceId(1), vocabulary: VocabularyId(1) };
+pub const A: WorkerId = WorkerId(1);
+pub const B: WorkerId = WorkerId(2);
+
+pub fn options() -> RedisOptions {
+    RedisOptions { buckets: 4, ..RedisOptions::default() }
+}
+
+/// Deadlines that a machine under load keeps; finds out soon that a server is back.
+pub fn patient() -> StoreOptions {
+    StoreOptions {
+        read_deadline: Duration::from_secs(30),
+        write_deadline: Duration::from_secs(30),
+        retry_max: Duration::from_millis(200),
+        health_interval: Duration::from_millis(200),
+        ..StoreOptions::default()
+    }
+}
+
+/// A connected index whose ids have no texts.
+pub fn connected(server: &Server, options: RedisOptions) -> RedisIndex {
+    let address = server.socket_address().parse().unwrap();
+    let index = {
+        let _entered = server.enter();
+        RedisIndex::open(address, patient(), options).unwrap()
+    };
+    eventually("it is connected", || index.counters().servers_ready == 1);
+    index
+}
+
+pub fn client(server: &Server, options: RedisOptions) -> RedisIndex {
+    named(connected(server, options))
+}
+
+/// The index, knowing what the ids here are called.
+pub fn named(index: RedisIndex) -> RedisIndex {
+    index.name_space(SpaceId(1), "tenant/model");
+    index.name_vocabulary(VocabularyId(1), "sha256 seed 0");
+    index.name_worker(A, "tenant/pod-a/0");
+    index.name_worker(B, "tenant/pod-b/0");
+    index
+}
+
+pub fn blocks(range: std::ops::Range<u64>) -> Vec<Block> {
+    let block = |n| Block { name: Name(n * 0x1_0001), digest: Some(Digest(n)) };
+    range.map(block).collect()
+}
+
+pub fn parent(range: &std::ops::Range<u64>) -> Parent {
+    match range.start {
+        0 => Parent::Root,
+        n => Parent::Block(Name((n - 1) * 0x1_0001)),
+    }
+}
+
+pub fn stored(blocks: &[Block], parent: Parent) -> Change<'_> {
+    Change::Store(Store { shape: SHAPE, group: Group(0), tier: Tier::Gpu, parent, blocks })
+}
+
+pub fn store(server: &Server, index: &RedisIndex, worker: WorkerId, range: std::ops::Range<u64>) {
+    let blocks = blocks(range.clone());
+    let change = stored(&blocks, parent(&range));
+    let applied = server.block_on(index.apply(worker, &[change])).unwrap();
+    assert_eq!(applied.stored, blocks.len() as u64);
+}
+
+pub fn remove(
+    server: &Server,
+    index: &RedisIndex,
+    worker: WorkerId,
+    range: std::ops::Range<u64>,
+) -> Applied {
+    let names: Vec<Name> = blocks(range).iter().map(|block| block.name).collect();
+    let change = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &names };
+    server.block_on(index.apply(worker, &[change])).unwrap()
+}
+
+pub struct Prompt(pub(crate) Vec<Block>);
+
+impl BlockSource for Prompt {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn digests(&mut self, from: usize, _: usize) -> &[Digest] {
+        let digests = self.0[from..].iter().filter_map(|block| block.digest);
+        // Tests may leak.
+        Vec::leak(digests.collect())
+    }
+
+    fn name(&mut self, _: VocabularyId, block: usize) -> Option<Name> {
+        Some(self.0[block].name)
+    }
+}
+
+pub fn try_held(
+    server: &Server,
+    index: &RedisIndex,
+    n: u64,
+) -> Result<Vec<(u32, u32)>, kvscout::Error> {
+    let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
+    let mut matches = Matches::default();
+    server.block_on(index.lookup(&query, &mut Prompt(blocks(0..n)), &mut matches))?;
+    Ok(matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[3])).collect())
+}
+
+/// Worker and leading blocks of the prompt of so many blocks.
+pub fn held(server: &Server, index: &RedisIndex, n: u64) -> Vec<(u32, u32)> {
+    try_held(server, index, n).unwrap()
+}
+
+pub fn assign(server: &Server, index: &RedisIndex, worker: WorkerId) {
+    server.block_on(index.assign(worker, HOME)).unwrap();
+}
+
+pub fn keys(server: &Server, pattern: &str) -> Vec<String> {
+    let mut keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query(&mut server.raw()).unwrap();
+    keys.sort();
+    keys
+}
