@@ -1,4 +1,5 @@
 //! The small tokenizers and the chats of `tests/vectors/tokenize`.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
