@@ -11,6 +11,7 @@ mod question;
 mod readiness;
 mod receipts;
 mod returning;
+mod texts;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,7 @@ use self::readiness::Readiness;
 use self::receipts::Receipts;
 pub(crate) use self::receipts::{BOUNDS, ReceiptOptions, Record, histogram};
 use self::returning::Attached;
+use self::texts::Texts;
 use crate::config::{Config, Dialects, OnGap};
 use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Intake, Route, Switchboard};
@@ -199,6 +201,7 @@ pub(crate) struct Service {
     peers: Mutex<BTreeSet<String>>,
     picks: Picks,
     receipts: Receipts,
+    texts: Texts,
     departed: Mutex<Totals>,
     metrics: Metrics,
 }
@@ -212,7 +215,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// An option of the configuration is out of range, the state directory cannot be used, or the
+    /// An option of the configuration is out of range, a tokenizer cannot be read, the state directory cannot be used, or the
     /// system gives no thread, descriptor or randomness.
     pub(crate) fn start(config: &Config) -> Result<Service, Error> {
         let options = Options {
@@ -227,6 +230,7 @@ impl Service {
                 _ => 0,
             },
         };
+        let texts = Texts::new(config)?;
         let state = State::open(config)?;
         let (scout, workers) = match &state {
             Some(state) => state.begin(options)?,
@@ -275,6 +279,7 @@ impl Service {
             peers: Mutex::new(config.state.from.iter().cloned().collect()),
             picks: Picks::new(config.predict, config.predict_weight)?,
             receipts: Receipts::new(config.receipts),
+            texts,
             departed: Mutex::default(),
             metrics: Metrics::default(),
         };
