@@ -26,25 +26,29 @@ fn tokenizer(name: &str) -> String {
     folder(name).to_str().unwrap().to_owned()
 }
 
-/// A daemon with one engine of model `m`, pod 7, that holds all full blocks (of 4) of these tokens.
-fn daemon(config: &str, source: &str, tokens: &[u32]) -> Daemon {
+/// A daemon with one engine of model `m`, pod 7, that holds all full blocks (of 4) of these prompts.
+fn daemon(config: &str, source: &str, prompts: &[Vec<u32>]) -> Daemon {
     let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
     let file = format!(
         "log.level = \"trace\"\nsilent_after_down = \"600s\"\n{config}\n[[source]]\nname = \"7\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"\n{source}\n"
     );
     let daemon = Daemon::start(&[], &file, &[]);
     eventually("the source is added", || daemon.get("/ready").status == 200);
-    let full = tokens.len() / 4;
-    let names: Vec<u64> = (1..=full as u64).collect();
-    let event = stored(&names, None, &tokens[..4 * full]);
-    daemon.feed(&socket, "", &Batch { seq: 0, payload: batch(&[event]) }, "7");
+    let mut next = 1;
+    let stored = prompts.iter().filter(|tokens| tokens.len() >= 4).map(|tokens| {
+        let names: Vec<u64> = (next..).take(tokens.len() / 4).collect();
+        next += names.len() as u64;
+        stored(&names, None, &tokens[..4 * names.len()])
+    });
+    let events: Vec<Value> = stored.collect();
+    daemon.feed(&socket, "", &Batch { seq: 0, payload: batch(&events) }, "7");
     daemon
 }
 
 /// With a tokenizer from files.
-fn with_files(tokens: &[u32]) -> Daemon {
+fn with_files(prompts: &[Vec<u32>]) -> Daemon {
     let config = format!("models.m.tokenizer = \"{}\"", tokenizer("llama3"));
-    daemon(&config, "", tokens)
+    daemon(&config, "", prompts)
 }
 
 /// Posts JSON as it is written: the order of its keys is part of the prompt.
@@ -63,57 +67,72 @@ fn matched(answer: &Value) -> u64 {
     answer["workers"][0]["matched_blocks"].as_u64().unwrap_or_else(|| panic!("{answer}"))
 }
 
+/// What the prompts of Python's chats are; none where it refuses one. Not the chats with the template that writes
+/// the day.
+fn chats_of_python() -> Vec<(String, Option<Vec<u32>>)> {
+    let pairs = chats().into_iter().zip(lines("llama3/chats.jsonl"));
+    let pairs = pairs.filter(|(chat, _)| !chat.contains("\"chat_template\":\"headers\""));
+    pairs
+        .map(|(chat, expected)| {
+            let ids = (expected["refused"] != true).then(|| unpacked(&expected["ids"]));
+            (chat, ids)
+        })
+        .collect()
+}
+
+/// An engine that holds these tokens holds all of the prompt: each token is the same, but for the last block's.
+fn holds(answer: &Value, tokens: &[u32]) -> bool {
+    matched(answer) == tokens.len() as u64 / 4
+}
+
 #[test]
 fn a_chat_scores_as_the_tokens_that_python_makes_of_it() {
-    let expected = lines("llama3/chats.jsonl");
-    let all: Vec<(String, &Value)> = chats().into_iter().zip(&expected).collect();
+    let all = chats_of_python();
+    let held: Vec<Vec<u32>> = all.iter().filter_map(|(_, ids)| ids.clone()).collect();
+    let daemon = with_files(&held);
     let (mut same, mut refused) = (0, 0);
-    let daemon = with_files(&unpacked(&expected[0]["ids"]));
-    assert!(matched(&post(&daemon, "/v1/score", &asked(&all[0].0)).1) > 10, "the engine holds it");
-    // Explained, an answer says how many blocks the prompt has, and so that all of it was tokenized.
-    for path in ["/v1/score", "/v1/explain"] {
-        for (chat, expected) in &all {
-            let (status, answer) = post(&daemon, path, &asked(chat));
-            if expected["refused"] == true {
-                assert_eq!((status, &answer["field"]), (400, &json!("messages")), "{answer}");
-                refused += 1;
-                continue;
-            }
-            let by_ids = json!({ "model": "m", "token_ids": unpacked(&expected["ids"]) });
-            assert_eq!(answer, daemon.post(path, &by_ids).json(200), "{chat}");
-            same += 1;
+    for (chat, ids) in &all {
+        let (status, answer) = post(&daemon, "/v1/score", &asked(chat));
+        let Some(ids) = ids else {
+            assert_eq!((status, &answer["field"]), (400, &json!("messages")), "{answer}");
+            refused += 1;
+            continue;
+        };
+        assert!(holds(&answer, ids), "{chat}: {answer}");
+        for path in ["/v1/score", "/v1/explain"] {
+            let by_ids = daemon.post(path, &json!({ "model": "m", "token_ids": ids })).json(200);
+            assert_eq!(post(&daemon, path, &asked(chat)), (200, by_ids), "{path} {chat}");
         }
+        same += 1;
     }
-    assert!(same >= 80 && refused >= 2, "{same} {refused}");
+    assert!(same >= 30 && refused >= 2, "{same} {refused}");
 }
 
 #[test]
 fn a_text_scores_as_the_tokens_that_python_makes_of_it() {
     let cases = lines("llama3/texts.jsonl");
-    let longest = cases.iter().max_by_key(|case| case["ids"].as_str().unwrap().len()).unwrap();
-    let daemon = with_files(&unpacked(&longest["ids"]));
-    let mut requests = Vec::new();
-    let mut by_ids = Vec::new();
-    for case in &cases {
+    let held: Vec<Vec<u32>> = cases.iter().map(|case| unpacked(&case["ids"])).collect();
+    let daemon = with_files(&held);
+    let (mut requests, mut by_ids) = (Vec::new(), Vec::new());
+    for (case, ids) in cases.iter().zip(&held) {
         requests.push(match case["special"] == true {
             // As for a completion, unless it is said otherwise.
             true => json!({ "model": "m", "prompt": case["text"] }),
             false => json!({ "model": "m", "prompt": case["text"], "add_special_tokens": false }),
         });
-        by_ids.push(json!({ "model": "m", "token_ids": unpacked(&case["ids"]) }));
-        let explained = daemon.post("/v1/explain", requests.last().unwrap()).json(200);
-        let expected = daemon.post("/v1/explain", by_ids.last().unwrap()).json(200);
-        assert_eq!(explained, expected, "{case}");
+        by_ids.push(json!({ "model": "m", "token_ids": ids }));
+        let answer = daemon.post("/v1/score", requests.last().unwrap()).json(200);
+        assert!(holds(&answer, ids), "{case}: {answer}");
+        let expected = daemon.post("/v1/score", by_ids.last().unwrap()).json(200);
+        assert_eq!(answer, expected, "{case}");
     }
     let answer = daemon.post("/v1/score/batch", &json!({ "requests": requests })).json(200);
     assert_eq!(answer, daemon.post("/v1/score/batch", &json!({ "requests": by_ids })).json(200));
-    let held = answer["answers"].as_array().unwrap().iter().map(matched).max().unwrap();
-    assert_eq!(held, unpacked(&longest["ids"]).len() as u64 / 4);
 }
 
 #[test]
 fn a_pick_by_text_counts_for_the_same_text() {
-    let daemon = with_files(&[1, 2, 3, 4]);
+    let daemon = with_files(&[vec![1, 2, 3, 4]]);
     let prompt = "a text that is long enough for some blocks of four tokens";
     let pick = json!({ "model": "m", "prompt": prompt, "worker": "7" });
     let picked = daemon.post("/v1/picked", &pick).json(200)["predicted_blocks"].as_u64().unwrap();
@@ -128,7 +147,7 @@ fn an_adapter_of_the_model_has_its_tokenizer() {
         "models.m.tokenizer = \"{}\"\n[[adapter]]\nname = \"sql\"\nmodel = \"m\"",
         tokenizer("llama3")
     );
-    let daemon = daemon(&config, "", &[1, 2, 3, 4]);
+    let daemon = daemon(&config, "", &[vec![1, 2, 3, 4]]);
     let answer = daemon.post("/v1/score", &json!({ "model": "sql", "prompt": "hi" })).json(200);
     assert_eq!(answer["workers"][0]["worker"], "7");
     let other = json!({ "model": "sql", "prompt": "hi", "tenant": "other" });
@@ -137,7 +156,7 @@ fn an_adapter_of_the_model_has_its_tokenizer() {
 
 #[test]
 fn what_is_wrong_with_a_prompt_is_said_with_its_field() {
-    let daemon = with_files(&[1, 2, 3, 4]);
+    let daemon = with_files(&[vec![1, 2, 3, 4]]);
     let user = json!([{ "role": "user", "content": "hi" }]);
     for (body, field, words) in [
         (json!({ "model": "m" }), "token_ids", "give one of token_ids, prompt, messages"),
@@ -182,7 +201,7 @@ fn what_is_wrong_with_a_prompt_is_said_with_its_field() {
 
 #[test]
 fn no_word_of_a_prompt_is_in_a_log() {
-    let daemon = with_files(&[1, 2, 3, 4]);
+    let daemon = with_files(&[vec![1, 2, 3, 4]]);
     let user = json!([{ "role": "user", "content": SECRET }]);
     let image = json!([{ "role": "user", "content": [{ "type": SECRET }] }]);
     for (body, status) in [
@@ -262,22 +281,27 @@ fn also(name: &str, base: &str) -> String {
 
 #[test]
 fn an_engine_is_asked_and_another_one_where_the_first_does_not_answer() {
-    let expected = lines("llama3/chats.jsonl");
-    let answered = |n: &usize| expected[*n]["refused"] != true;
+    let all = chats_of_python();
+    let held: Vec<Vec<u32>> = all.iter().filter_map(|(_, ids)| ids.clone()).collect();
     let config = "models.m.tokenizer = \"engine\"";
     let source = also("8", &nobody()) + &format!("\nhttp = \"{}/\"", engine("llama3", 400));
-    let daemon = daemon(config, &source, &unpacked(&expected[0]["ids"]));
-    let chats = chats();
-    for n in (0..20).filter(answered) {
-        let (status, answer) = post(&daemon, "/v1/explain", &asked(&chats[n]));
-        let by_ids = json!({ "model": "m", "token_ids": unpacked(&expected[n]["ids"]) });
-        let by_ids = daemon.post("/v1/explain", &by_ids).json(200);
-        assert_eq!((status, answer), (200, by_ids), "{}", chats[n]);
+    let daemon = daemon(config, &source, &held);
+    let mut refused = 0;
+    for (chat, ids) in &all {
+        let (status, answer) = post(&daemon, "/v1/score", &asked(chat));
+        match ids {
+            Some(ids) => assert!(status == 200 && holds(&answer, ids), "{chat}: {answer}"),
+            None => {
+                assert_eq!((status, &answer["field"]), (400, &json!("messages")), "{answer}");
+                assert!(
+                    answer["error"].as_str().unwrap().contains("the engine says: "),
+                    "{answer}"
+                );
+                refused += 1;
+            }
+        }
     }
-    let refused = (0..chats.len()).find(|n| !answered(n)).unwrap();
-    let (status, answer) = post(&daemon, "/v1/score", &asked(&chats[refused]));
-    assert_eq!((status, &answer["field"]), (400, &json!("messages")), "{answer}");
-    assert!(answer["error"].as_str().unwrap().contains("the engine says: "), "{answer}");
+    assert!(refused >= 2);
     let text = json!({ "model": "m", "prompt": "hi" });
     assert_eq!(daemon.post("/v1/score", &text).status, 200);
 }
@@ -286,7 +310,7 @@ fn an_engine_is_asked_and_another_one_where_the_first_does_not_answer() {
 fn where_no_engine_answers_the_question_may_be_asked_again_later() {
     let config = "models.m.tokenizer = \"engine\"";
     let source = also("8", &nobody()) + &format!("\nhttp = \"{}\"", engine("llama3", 500));
-    let daemon = daemon(config, &source, &[1, 2, 3, 4]);
+    let daemon = daemon(config, &source, &[vec![1, 2, 3, 4]]);
     let image = json!([{ "role": "user", "content": [{ "type": "image_url" }] }]);
     let answer = daemon.post("/v1/score", &json!({ "model": "m", "messages": image })).json(503);
     let error = answer["error"].as_str().unwrap();
