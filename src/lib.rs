@@ -58,7 +58,7 @@
 //! | `redis` | [`index`]`::redis`: the index on a Redis or Valkey server that several processes share; needs a tokio runtime |
 //! | `conformance` | `conformance`: the contract of an [`Index`](index::Index) as a test for any backend |
 //! | `tokenizers` | `tokenize`: text and chats to token ids, from Hugging Face's files |
-//! | `daemon` | the `kvscout` binary; includes `redis` and `zmq` |
+//! | `daemon` | the `kvscout` binary; includes `redis`, `tokenizers` and `zmq` |
 //!
 //! Start reading at [`scout`]; [`block`] defines the words.
 

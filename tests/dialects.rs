@@ -4,6 +4,7 @@
 mod daemon_support;
 mod failures_support;
 mod openapi_support;
+mod tokenize_support;
 mod zmq_support;
 
 use std::io::{Read, Write};
@@ -315,8 +316,12 @@ fn peers_are_a_bounded_list() {
 
 #[test]
 fn the_description_is_what_the_daemon_takes_and_gives() {
-    let mut site =
-        Site::new(&[("7", "labels = [\"role=prefill\"]")], "[dialects]\ndynamo_hashes = true\n");
+    let tokenizer = tokenize_support::folder("llama3");
+    let config = format!(
+        "models.m.tokenizer = \"{}\"\ndialects.dynamo_hashes = true\n",
+        tokenizer.display()
+    );
+    let mut site = Site::new(&[("7", "labels = [\"role=prefill\"]")], &config);
     site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
     let document = site.daemon.get("/openapi.json").json(200);
     let description = openapi_support::Description::new(&document);
@@ -337,10 +342,12 @@ fn the_description_is_what_the_daemon_takes_and_gives() {
             examples += 1;
         }
     }
-    assert!(examples >= 17, "{examples}");
+    assert!(examples >= 19, "{examples}");
     for (path, wrong) in [
         ("/v1/score", json!({ "model": "m" })),
         ("/v1/score", json!({ "token_ids": [-1] })),
+        ("/v1/score", json!({ "model": "m", "prompt": ["a"] })),
+        ("/v1/score", json!({ "model": "m", "messages": [] })),
         ("/v1/score", json!({ "token_ids": [1], "modell": "m" })),
         (
             "/v1/receipt",

@@ -3,6 +3,7 @@
 
 mod daemon_support;
 mod failures_support;
+mod tokenize_support;
 mod zmq_support;
 
 use std::process::{Command, Stdio};
@@ -35,7 +36,9 @@ fn every_call_has_the_answer_that_stands_below_it() {
     }
     let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
     let source = format!("7={endpoint}");
-    let daemon = Daemon::start(&["--source", &source, "--model", "m"], "", &[]);
+    let tokenizer = tokenize_support::folder("llama3");
+    let file = format!("[models.m]\ntokenizer = \"{}\"", tokenizer.display());
+    let daemon = Daemon::start(&["--source", &source, "--model", "m"], &file, &[]);
     eventually("the source is added", || daemon.get("/ready").status == 200);
     let tokens: Vec<u32> = (1..=16).collect();
     let block = with(stored(&[11], None, &tokens), &[("block_size", json!(16))]);

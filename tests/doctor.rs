@@ -5,6 +5,7 @@
 mod zmq_support;
 
 mod daemon_support;
+mod tokenize_support;
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,6 +19,7 @@ use std::time::Duration;
 use daemon_support::{batches, kvscout};
 use kvscout::block::{BlockSize, Name, Prompt, Shape};
 use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
+use kvscout::tokenize::{Chat, Options, Tokenize, Tokenizer};
 use serde_json::{Value, json};
 use zmq_support::{bound_publisher, publish};
 
@@ -172,6 +174,7 @@ struct Engine {
     batches: u64,
     tokens: usize,
     mute: bool,
+    tokenizer: Tokenizer,
 }
 
 impl Engine {
@@ -180,7 +183,8 @@ impl Engine {
         let root = Root::Seed("0");
         let contract = Contract::new(Version::NEWEST, Algorithm::Sha256Cbor, root).unwrap();
         let held = HashSet::new();
-        let engine = Engine { contract, held, socket, batches: 0, tokens: 0, mute };
+        let tokenizer = tokenize_support::load("llama3", Options::default());
+        let engine = Engine { contract, held, socket, batches: 0, tokens: 0, mute, tokenizer };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let engine = Mutex::new(engine);
@@ -209,12 +213,27 @@ impl Engine {
                 self.tokens
             ),
             "/v1/completions" => self.complete(&serde_json::from_slice(&body).unwrap()).to_string(),
+            "/tokenize" => self.tokenize(&String::from_utf8(body).unwrap()).to_string(),
             other => panic!("{other}"),
         };
         let length = answer.len();
+        let status = if answer.starts_with("{\"error\"") { "400 Bad Request" } else { "200 OK" };
         let head =
-            format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
         stream.write_all((head + &answer).as_bytes()).unwrap();
+    }
+
+    fn tokenize(&self, request: &str) -> Value {
+        let fields: Value = serde_json::from_str(request).unwrap();
+        assert_eq!(fields["model"], "served");
+        let ids = match fields["prompt"].as_str() {
+            Some(text) => self.tokenizer.text(text, fields["add_special_tokens"] == true),
+            None => Chat::parse(request).and_then(|chat| self.tokenizer.chat(&chat)),
+        };
+        match ids {
+            Ok(ids) => json!({ "count": ids.len(), "tokens": ids }),
+            Err(error) => json!({ "error": { "message": error.to_string() } }),
+        }
     }
 
     fn complete(&mut self, request: &Value) -> Value {
@@ -269,4 +288,26 @@ fn an_engine_that_works_and_announces_nothing_is_found_out() {
     assert_eq!(level(&found, "probe"), "problem");
     let (found, _) = findings(&[&flags[..6], &["--model", "another"]].concat());
     assert_eq!(level(&found, "model"), "problem");
+}
+
+#[test]
+fn a_tokenizer_is_compared_with_the_one_of_the_engine() {
+    let context = zmq::Context::new();
+    let (base, events) = Engine::start(&context, false);
+    let ask = |name: &str| {
+        let folder = tokenize_support::folder(name);
+        let flags = ["--events", &events, "--engine", &base, "--seconds", "1"];
+        let (found, _) =
+            findings(&[&flags[..], &["--tokenizer", folder.to_str().unwrap()]].concat());
+        let found = found.into_iter().find(|finding| finding["check"] == "tokenizer").unwrap();
+        (found["level"].as_str().unwrap().to_owned(), found["text"].as_str().unwrap().to_owned())
+    };
+    let (level, text) = ask("llama3");
+    assert_eq!(level, "ok", "{text}");
+    assert!(text.starts_with("5 of 5 samples have the engine's ids"), "{text}");
+    let (level, text) = ask("gpt2");
+    assert_eq!(level, "problem", "{text}");
+    assert!(text.contains("text 1 of the comparison: token "), "{text}");
+    let (level, text) = ask("nowhere");
+    assert!(level == "problem" && text.contains("nowhere"), "{text}");
 }

@@ -5,24 +5,7 @@
 mod tokenize_support;
 
 use kvscout::tokenize::{Chat, Options, Tokenize};
-use serde_json::Value;
-use tokenize_support::{TOKENIZERS, chats, folder, load};
-
-/// The lines of a file of JSON.
-fn lines(path: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(folder(path)).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// Two digits of base 64 for each id.
-fn unpacked(packed: &Value) -> Vec<u32> {
-    let digit = |c: u8| {
-        let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        digits.iter().position(|d| *d == c).unwrap() as u32
-    };
-    let packed = packed.as_str().unwrap().as_bytes();
-    packed.chunks(2).map(|pair| digit(pair[0]) * 64 + digit(pair[1])).collect()
-}
+use tokenize_support::{TOKENIZERS, chats, lines, load, unpacked};
 
 #[test]
 fn the_ids_of_texts_are_those_of_python() {

@@ -1,7 +1,9 @@
 //! The engine's own tokenizer behind its HTTP API.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::chat::Fields;
 use super::{Chat, Tokenize};
 use crate::block::TokenId;
 use crate::error::{Error, ErrorKind};
@@ -29,11 +31,13 @@ where
         EngineTokenizer { model: model.to_owned(), post }
     }
 
-    fn ask(&self, body: &Value) -> Result<Vec<TokenId>, Error> {
+    fn ask(&self, body: &impl Serialize) -> Result<Vec<TokenId>, Error> {
         let unreadable = |what: &str| {
             Error::new(ErrorKind::Unavailable, format!("the engine's /tokenize: {what}"))
         };
-        let answer = (self.post)(&body.to_string())?;
+        let body =
+            serde_json::to_string(body).map_err(|error| Error::invalid(error.to_string()))?;
+        let answer = (self.post)(&body)?;
         let answer: Value =
             serde_json::from_str(&answer).map_err(|_| unreadable("the answer is no JSON"))?;
         let tokens = answer["tokens"].as_array().ok_or_else(|| unreadable("no tokens in it"))?;
@@ -51,11 +55,17 @@ where
     }
 
     fn chat(&self, chat: &Chat) -> Result<Vec<TokenId>, Error> {
-        let fields = serde_json::to_value(&chat.fields);
-        let mut body = fields.map_err(|error| Error::invalid(error.to_string()))?;
-        body["model"] = Value::from(self.model.as_str());
-        self.ask(&body)
+        self.ask(&Asked { model: &self.model, fields: &chat.fields })
     }
+}
+
+/// Written as it is, without a [`Value`] in between, which would sort the keys: templates print a tool's
+/// parameters in the order in which they came.
+#[derive(Serialize)]
+struct Asked<'a> {
+    model: &'a str,
+    #[serde(flatten)]
+    fields: &'a Fields,
 }
 
 #[cfg(test)]
@@ -79,5 +89,19 @@ mod tests {
         let chat = Chat::parse(r#"{"messages":[{"role":"user","content":"yo"}]}"#).unwrap();
         let error = engine.chat(&chat).unwrap_err();
         assert!(error.is_retryable() && error.to_string().contains("32-bit"), "{error}");
+    }
+
+    #[test]
+    fn the_keys_of_a_tool_stay_in_their_order() {
+        let engine = EngineTokenizer::new("m", |body: &str| {
+            assert!(
+                body.contains(r#""parameters":{"type":"object","properties":{"n":1,"a":2}}"#),
+                "{body}"
+            );
+            Ok(r#"{"tokens": [7]}"#.into())
+        });
+        let chat = r#"{"messages":[{"role":"user","content":"yo"}],"tools":[{"type":"function","function":
+            {"name":"f","parameters":{"type":"object","properties":{"n":1,"a":2}}}}]}"#;
+        assert_eq!(engine.chat(&Chat::parse(chat).unwrap()).unwrap(), [7]);
     }
 }

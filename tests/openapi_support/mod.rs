@@ -118,6 +118,9 @@ impl<'a> Description<'a> {
             return Err(format!("{at}: out of range"));
         }
         if let Some(list) = value.as_array() {
+            if bound("minItems").is_some_and(|least| (list.len() as f64) < least) {
+                return Err(format!("{at}: too few"));
+            }
             if bound("maxItems").is_some_and(|most| list.len() as f64 > most) {
                 return Err(format!("{at}: too many"));
             }

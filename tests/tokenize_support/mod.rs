@@ -1,9 +1,12 @@
 //! The small tokenizers and the chats of `tests/vectors/tokenize`.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kvscout::tokenize::{Options, Tokenizer};
+use serde_json::Value;
 
 /// Every tokenizer there is a folder of.
 pub(crate) const TOKENIZERS: [&str; 5] = ["llama3", "gpt2", "prepend", "metaspace", "unigram"];
@@ -24,6 +27,22 @@ pub(crate) fn load(name: &str, options: Options) -> Tokenizer {
 
 /// The lines of the chats as they are written: their order of keys is part of the prompt.
 pub(crate) fn chats() -> Vec<String> {
-    let text = std::fs::read_to_string(folder("chats.jsonl")).unwrap();
+    let text = fs::read_to_string(folder("chats.jsonl")).unwrap();
     text.lines().map(str::to_owned).collect()
+}
+
+/// The lines of a file of JSON.
+pub(crate) fn lines(path: &str) -> Vec<Value> {
+    let text = fs::read_to_string(folder(path)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Two digits of base 64 for each id.
+pub(crate) fn unpacked(packed: &Value) -> Vec<u32> {
+    let digit = |c: u8| {
+        let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        digits.iter().position(|d| *d == c).unwrap() as u32
+    };
+    let packed = packed.as_str().unwrap().as_bytes();
+    packed.chunks(2).map(|pair| digit(pair[0]) * 64 + digit(pair[1])).collect()
 }

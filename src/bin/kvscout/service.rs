@@ -12,6 +12,7 @@ mod question;
 mod readiness;
 mod receipts;
 mod returning;
+mod texts;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,7 @@ use self::readiness::Readiness;
 use self::receipts::Receipts;
 pub(crate) use self::receipts::{BOUNDS, ReceiptOptions, Record, histogram};
 use self::returning::Attached;
+use self::texts::Texts;
 use crate::config::{Config, Dialects, OnGap};
 use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Intake, Route, Switchboard};
@@ -202,6 +204,7 @@ pub(crate) struct Service {
     picks: Picks,
     receipts: Receipts,
     external: External,
+    texts: Texts,
     departed: Mutex<Totals>,
     metrics: Metrics,
 }
@@ -215,7 +218,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// An option of the configuration is out of range, the state directory cannot be used, or the
+    /// An option of the configuration is out of range, a tokenizer cannot be read, the state directory cannot be used, or the
     /// system gives no thread, descriptor or randomness.
     pub(crate) fn start(config: &Config) -> Result<Service, Error> {
         let options = Options {
@@ -230,6 +233,7 @@ impl Service {
                 _ => 0,
             },
         };
+        let texts = Texts::new(config)?;
         let state = State::open(config)?;
         let (scout, workers) = match &state {
             Some(state) => state.begin(options)?,
@@ -279,6 +283,7 @@ impl Service {
             picks: Picks::new(config.predict, config.predict_weight)?,
             receipts: Receipts::new(config.receipts),
             external: External::new(config.dialects.sglang_blocks.get()),
+            texts,
             departed: Mutex::default(),
             metrics: Metrics::default(),
         };

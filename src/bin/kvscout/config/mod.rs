@@ -1,10 +1,11 @@
 //! The daemon's configuration: file, then environment, then flags, parsed once into types.
 //!
-//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`adapter::KEYS`]); reading the three
+//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`adapter::KEYS`], [`model::KEYS`]); reading the three
 //! sources, `--print-config`, the nearest known key of a misspelt one and the test of
 //! `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
+pub(crate) mod model;
 mod on_gap;
 mod setting;
 pub(crate) mod source;
@@ -24,6 +25,7 @@ use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
+use self::model::{ModelEntry, TokenizerSource};
 pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
@@ -93,6 +95,8 @@ pub(crate) struct Config {
     pub(crate) sources: Vec<SourceEntry>,
     /// LoRA adapters that requests may name.
     pub(crate) adapters: Vec<AdapterEntry>,
+    /// Models that can be asked about by text.
+    pub(crate) models: Vec<ModelEntry>,
 }
 
 /// What other projects' clients need, and costs something.
@@ -203,11 +207,12 @@ impl Default for Config {
             silent_after_down: Duration::from_secs(10),
             sources: Vec::new(),
             adapters: Vec::new(),
+            models: Vec::new(),
         }
     }
 }
 
-/// Every key outside of `[[source]]` and `[[adapter]]`.
+/// Every key outside of `[[source]]`, `[[adapter]]` and `[models.NAME]`.
 pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "listen" => listen;
     "grpc.listen" => grpc.listen;
@@ -351,12 +356,15 @@ impl Config {
     }
 
     fn read_file(&mut self, text: &str) -> Result<(), ConfigError> {
-        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
             let at = error.span().map_or(0, |span| span.start);
             let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
             let message = error.message().lines().collect::<Vec<_>>().join(" ");
             ConfigError(format!("configuration file, line {line}: {message}"))
         })?;
+        if let Some(tables) = table.remove("models") {
+            self.models = model::from_tables(tables)?;
+        }
         for (path, value) in flatten(table) {
             match (path.as_str(), value) {
                 ("source", Value::Array(tables)) => {
@@ -375,7 +383,8 @@ impl Config {
                     )));
                 }
                 (path, value) => {
-                    let known = KEYS.iter().map(|key| key.path).chain(["source", "adapter"]);
+                    let known =
+                        KEYS.iter().map(|key| key.path).chain(["source", "adapter", "models"]);
                     let key = KEYS
                         .iter()
                         .find(|key| key.path == path)
@@ -397,6 +406,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.check_state()?;
+        self.check_models()?;
         if self.metrics_interval.is_zero() {
             return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
         }
@@ -421,6 +431,30 @@ impl Config {
             ))),
             _ => Ok(()),
         }
+    }
+
+    fn check_models(&self) -> Result<(), ConfigError> {
+        for entry in &self.models {
+            let Some(engine) = (entry.tokenizer == TokenizerSource::Engine).then_some(&entry.name)
+            else {
+                continue;
+            };
+            if self.engines_of(engine).next().is_none() {
+                return Err(ConfigError(format!(
+                    "models.{engine:?}, tokenizer \"engine\": no source of this model says where its HTTP API \
+                     is; set http = \"http://host:port\""
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The bases of the HTTP APIs of the engines that serve a model.
+    pub(crate) fn engines_of(&self, model: &str) -> impl Iterator<Item = &str> {
+        let serves = move |source: &&SourceEntry| {
+            source.model.as_deref().is_none_or(|served| served == model)
+        };
+        self.sources.iter().filter(serves).filter_map(|source| source.http.as_deref())
     }
 
     fn check_state(&self) -> Result<(), ConfigError> {
@@ -453,6 +487,12 @@ impl Config {
             if !tables.is_empty() {
                 root.insert(name.to_owned(), Value::Array(tables));
             }
+        }
+        let models = self.models.iter();
+        let models: Table =
+            models.map(|entry| (entry.name.clone(), table_of(model::KEYS, entry).into())).collect();
+        if !models.is_empty() {
+            root.insert("models".to_owned(), models.into());
         }
         root.to_string()
     }

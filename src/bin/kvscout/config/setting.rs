@@ -9,9 +9,11 @@ use kvscout::block::BlockSize;
 use kvscout::hash::vllm::Version;
 use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::{Copies, OnClear};
+use kvscout::tokenize::ContentFormat;
 use toml::Value;
 
 use super::OnGap;
+use super::model::TokenizerSource;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::Labels;
@@ -129,6 +131,42 @@ impl Setting for String {
 
     fn write(&self) -> Option<Value> {
         Some(text(self))
+    }
+}
+
+impl Setting for TokenizerSource {
+    const EXPECTED: &'static str =
+        "a tokenizer.json, its folder, a name in the Hugging Face cache, or \"engine\"";
+
+    fn read(texts: &[String]) -> Option<TokenizerSource> {
+        String::read(texts)?.parse().ok()
+    }
+
+    fn write(&self) -> Option<Value> {
+        Some(text(self))
+    }
+}
+
+/// The words of vLLM's `--chat-template-content-format`.
+impl Setting for ContentFormat {
+    const EXPECTED: &'static str = "auto, string or openai";
+
+    fn read(texts: &[String]) -> Option<ContentFormat> {
+        let [text] = texts else { return None };
+        match text.as_str() {
+            "auto" => Some(ContentFormat::Auto),
+            "string" => Some(ContentFormat::Text),
+            "openai" => Some(ContentFormat::Parts),
+            _ => None,
+        }
+    }
+
+    fn write(&self) -> Option<Value> {
+        Some(text(&match self {
+            ContentFormat::Auto => "auto",
+            ContentFormat::Text => "string",
+            ContentFormat::Parts => "openai",
+        }))
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct SourceEntry {
     pub(crate) replay: Option<Endpoint>,
     /// Where its own metrics are.
     pub(crate) metrics: Option<String>,
+    /// Base of its HTTP API, which is asked for tokens.
+    pub(crate) http: Option<String>,
     /// The model it serves; absent answers for any model.
     pub(crate) model: Option<String>,
     /// The tenant.
@@ -49,6 +51,7 @@ pub(crate) const KEYS: &[Key<SourceEntry>] = keys! { SourceEntry {
     "endpoint" => endpoint;
     "replay" => replay;
     "metrics" => metrics;
+    "http" => http;
     "model" => model;
     "tenant" => tenant;
     "ranks" => ranks;
@@ -67,6 +70,7 @@ impl SourceEntry {
             endpoint,
             replay: None,
             metrics: None,
+            http: None,
             model: None,
             tenant: Registration::DEFAULT_TENANT.to_owned(),
             ranks: NonZeroU32::MIN,
@@ -101,10 +105,15 @@ impl SourceEntry {
                 self.endpoint
             )));
         }
-        if let Some(url) = self.metrics.as_deref().filter(|url| !url.starts_with("http://")) {
-            return Err(ConfigError(format!(
-                "source {name:?}, metrics {url:?}: expected http://host:port/metrics"
-            )));
+        for (key, url, expected) in [
+            ("metrics", &self.metrics, "http://host:port/metrics"),
+            ("http", &self.http, "http://host:port"),
+        ] {
+            if let Some(url) = url.as_deref().filter(|url| !url.starts_with("http://")) {
+                return Err(ConfigError(format!(
+                    "source {name:?}, {key} {url:?}: expected {expected}"
+                )));
+            }
         }
         for endpoint in [Some(&self.endpoint), self.replay.as_ref()].into_iter().flatten() {
             let last = endpoint.for_rank(self.ranks.get() - 1);

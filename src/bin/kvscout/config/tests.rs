@@ -55,6 +55,12 @@ fn what_is_printed_reads_back_as_itself() {
         name = "sql"
         model = "m"
         path = "/adapters/sql"
+        [models."org/m-1.5"]
+        tokenizer = "/models/m/tokenizer.json"
+        content_format = "openai"
+        [models.m]
+        tokenizer = "org/m"
+        tokenizer_memory = 0
     "#;
     let config = from_file(file).unwrap();
     assert_eq!(config.zmq.heartbeat_interval, None);
@@ -142,6 +148,50 @@ fn a_later_source_of_the_same_name_replaces_the_earlier_one() {
     assert_eq!(config.sources[0].endpoint.to_string(), "tcp://new:5557");
 }
 
+#[test]
+fn a_model_has_a_tokenizer_from_files_or_from_its_engines() {
+    let config = from_file("[models.\"org/m-1.5\"]\ntokenizer = \"org/m\"").unwrap();
+    let [entry] = &config.models[..] else { panic!("{:?}", config.models) };
+    assert_eq!(entry.name, "org/m-1.5");
+    assert_eq!(entry.tokenizer, TokenizerSource::Files("org/m".to_owned()));
+    let source = "[[source]]\nname = \"a\"\nendpoint = \"tcp://a:1\"\n";
+    let engine = "[models.m]\ntokenizer = \"engine\"";
+    for (model, serves) in [("", true), ("model = \"m\"\n", true), ("model = \"n\"\n", false)] {
+        let file = format!("{source}http = \"http://a:8000\"\n{model}{engine}");
+        let engines = from_file(&file).map(|config| config.engines_of("m").count());
+        assert_eq!(engines.is_ok(), serves, "{engines:?}");
+        assert!(!serves || engines == Ok(1));
+    }
+    let nowhere = error_of(&format!("{source}{engine}"));
+    assert!(nowhere.contains("models.\"m\"") && nowhere.contains("http://host:port"), "{nowhere}");
+}
+
+#[test]
+fn what_is_wrong_with_a_model_is_said_with_its_name() {
+    assert_eq!(error_of("[models.m]\ntokenizer_memory = 5"), "models.\"m\": no tokenizer");
+    assert_eq!(
+        error_of("[models.m]\ntokenizer = \"\""),
+        "models.\"m\", tokenizer \"\": expected a tokenizer.json, its folder, a name in the Hugging Face \
+         cache, or \"engine\""
+    );
+    assert_eq!(
+        error_of("[models.m]\ntokenizer = \"t\"\ncontent_format = \"text\""),
+        "models.\"m\", content_format \"text\": expected auto, string or openai"
+    );
+    assert_eq!(
+        error_of("[models.m]\ntokenizer = \"t\"\ntokenizer_memory = -1"),
+        "models.\"m\", tokenizer_memory \"-1\": expected an integer from 0"
+    );
+    let unquoted = error_of("[models.org/m]\ntokenizer = \"t\"");
+    assert!(unquoted.starts_with("configuration file, line 1: "), "{unquoted}");
+    let dotted = error_of("[models.m-1.5]\ntokenizer = \"t\"");
+    assert!(dotted.contains("models.\"m-1\"") && dotted.contains("in quotes"), "{dotted}");
+    assert!(error_of("models = 5").contains("[models.NAME]"));
+    assert!(error_of("[models]\nm = 5").contains("[models.NAME]"));
+    let url = error_of("[[source]]\nname = \"a\"\nendpoint = \"tcp://a:1\"\nhttp = \"a:8000\"");
+    assert_eq!(url, "source \"a\", http \"a:8000\": expected http://host:port");
+}
+
 /// Each key has a line `| `key` | default | ... |`, and no line names a key that is not there.
 #[test]
 fn the_documentation_lists_every_key_with_its_default_and_no_other() {
@@ -160,6 +210,7 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
         let key = match section {
             "`[[source]]`" => format!("source/{key}"),
             "`[[adapter]]`" => format!("adapter/{key}"),
+            "`[models.NAME]`" => format!("models/{key}"),
             _ => key.to_owned(),
         };
         documented.push((key, default.trim_matches('`').to_owned()));
@@ -182,6 +233,15 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
             _ => written((key.get)(&adapter)),
         };
         (format!("adapter/{}", key.path), default)
+    }));
+    let models = toml::toml! { m = { tokenizer = "t" } };
+    let model = &model::from_tables(models.into()).unwrap()[0];
+    expected.extend(model::KEYS.iter().map(|key| {
+        let default = match key.path {
+            "tokenizer" => "required".to_owned(),
+            _ => written((key.get)(model)),
+        };
+        (format!("models/{}", key.path), default)
     }));
     documented.sort();
     expected.sort();

@@ -75,18 +75,18 @@ impl Engine {
     /// where the engine does not tell.
     pub(super) fn complete(&self, model: &str, tokens: &[TokenId]) -> Result<Option<u64>, String> {
         let body = json!({ "model": model, "prompt": tokens, "max_tokens": 1, "temperature": 0 });
-        let answer = parse(&self.post(&format!("{}/v1/completions", self.base), &body)?)?;
+        let url = format!("{}/v1/completions", self.base);
+        let answer = parse(&self.post(&url, body.to_string())?)?;
         if answer["usage"].is_null() {
             return Err(format!("no usage in the answer: {}", shorten(&answer.to_string())));
         }
         Ok(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64())
     }
 
-    /// Asks `/tokenize` with a JSON body.
-    #[cfg(feature = "tokenizers")]
+    /// Asks `/tokenize` with a JSON body, as it is: the order of its keys is part of the prompt.
     pub(super) fn tokenize(&self, body: &str) -> Result<String, kvscout::Error> {
         let url = format!("{}/tokenize", self.base);
-        parse(body).and_then(|body| self.post(&url, &body)).map_err(kvscout::Error::unavailable)
+        self.post(&url, body.to_owned()).map_err(kvscout::Error::unavailable)
     }
 
     fn get(&self, url: &str) -> Result<String, String> {
@@ -97,12 +97,12 @@ impl Engine {
         read(url, request.call())
     }
 
-    fn post(&self, url: &str, body: &Value) -> Result<String, String> {
+    fn post(&self, url: &str, body: String) -> Result<String, String> {
         let mut request = self.agent.post(url).header("content-type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        read(url, request.send(body.to_string()))
+        read(url, request.send(body))
     }
 }
 

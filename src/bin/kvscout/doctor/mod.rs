@@ -5,7 +5,6 @@ mod engine;
 mod heard;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "tokenizers")]
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -82,7 +81,6 @@ pub(crate) struct Args {
     #[arg(long, requires = "engine")]
     probe: bool,
     /// A tokenizer.json, its folder, or a model in the Hugging Face cache: compare it with the engine's /tokenize
-    #[cfg(feature = "tokenizers")]
     #[arg(long, value_name = "SOURCE", requires = "engine")]
     tokenizer: Option<String>,
     /// How long to listen [default: 10]
@@ -138,9 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         block_size: args.block_size,
         twice,
     };
-    #[cfg_attr(not(feature = "tokenizers"), expect(unused_mut))]
     let mut findings = diagnose(&facts);
-    #[cfg(feature = "tokenizers")]
     if let (Some(source), Some(engine)) = (&args.tokenizer, &engine) {
         let served = facts.said.models.as_ref().and_then(|models| models.as_ref().ok()?.first());
         let model = args.model.as_deref().or(served.map(String::as_str));

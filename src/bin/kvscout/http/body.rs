@@ -162,6 +162,33 @@ impl<'a> Fields<'a> {
         self.text(name)?.ok_or_else(|| self.missing(name, "a text that is not empty"))
     }
 
+    /// A text that must be there and may be empty.
+    pub(super) fn whole_text(&self, name: &str) -> Result<String, HttpError> {
+        self.get(name, "a text")?.ok_or_else(|| self.missing(name, "a text"))
+    }
+
+    /// True or false.
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, HttpError> {
+        self.get(name, "true or false")
+    }
+
+    /// Refuses what is there and is no list.
+    pub(super) fn is_list(&self, name: &str) -> Result<(), HttpError> {
+        self.get::<Vec<&'a RawValue>>(name, "a list").map(drop)
+    }
+
+    /// The object of these fields alone, those that are there, as they came.
+    pub(super) fn json_of(&self, names: &[&str]) -> Result<String, HttpError> {
+        let mut json = String::from("{");
+        for name in names {
+            let Some(value) = self.get::<&'a RawValue>(name, "JSON")? else { continue };
+            let comma = if json.len() > 1 { "," } else { "" };
+            json += &format!("{comma}\"{name}\":{}", value.get());
+        }
+        json.push('}');
+        Ok(json)
+    }
+
     /// A number that fits 32 bits.
     pub(super) fn u32(&self, name: &str) -> Result<Option<u32>, HttpError> {
         self.get(name, U32)

@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::body::{Body, Fields};
 use super::query::parameters;
-use super::receive::{Form, Received, read};
+use super::receive::{Form, read};
 use super::refusal::HttpError;
 use super::{Answer, App, admin, dynamo, mooncake, openapi, own};
 use crate::metrics::Answered;
@@ -40,8 +40,8 @@ type Call = fn(&App, Fields<'_>) -> Result<Answer, HttpError>;
 enum Serves {
     /// A document is posted.
     Post(Place, Call),
-    /// The same; or token ids alone.
-    PostTokens(Place, Call),
+    /// A question about a prompt; or token ids alone.
+    PostPrompt(Place, Call),
     /// Something is looked at.
     Get(Call),
     Health,
@@ -52,14 +52,14 @@ enum Serves {
 /// Where a call runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Where the request is, unless its body is long.
+    /// Where the request is, unless its body is long or a text has to be tokenized.
     Here,
     /// On a blocking thread: it waits for the receiver, or takes long.
     Aside,
 }
 
 use Place::{Aside, Here};
-use Serves::{Get, Post, PostTokens};
+use Serves::{Get, Post, PostPrompt};
 
 const fn route(path: &'static str, serves: Serves) -> Route {
     Route { path, serves }
@@ -67,10 +67,10 @@ const fn route(path: &'static str, serves: Serves) -> Route {
 
 /// All routes.
 pub(super) const ROUTES: &[Route] = &[
-    route("/v1/score", PostTokens(Here, own::score)),
+    route("/v1/score", PostPrompt(Here, own::score)),
     route("/v1/score/batch", Post(Aside, own::batch)),
-    route("/v1/explain", PostTokens(Aside, own::explain)),
-    route("/v1/picked", PostTokens(Here, own::picked)),
+    route("/v1/explain", PostPrompt(Aside, own::explain)),
+    route("/v1/picked", PostPrompt(Here, own::picked)),
     route("/v1/receipt", Post(Here, own::receipt)),
     route("/v1/admin/clear", Post(Aside, admin::clear)),
     route("/register", Post(Aside, register)),
@@ -96,7 +96,7 @@ impl Route {
     #[cfg(test)]
     pub(super) fn method(&self) -> &'static str {
         match self.serves {
-            Post(..) | PostTokens(..) => "post",
+            Post(..) | PostPrompt(..) => "post",
             _ => "get",
         }
     }
@@ -106,7 +106,7 @@ impl Route {
             Post(place, call) => {
                 post(move |State(app), request| posted(app, request, place, call, false))
             }
-            PostTokens(place, call) => {
+            PostPrompt(place, call) => {
                 post(move |State(app), request| posted(app, request, place, call, true))
             }
             Get(call) => get(move |State(app), request| looked(app, request, call)),
@@ -134,21 +134,32 @@ async fn posted(
     request: Request,
     place: Place,
     call: Call,
-    tokens: bool,
+    prompt: bool,
 ) -> Response {
     let form = Form::of_answer(request.headers());
-    let received = match read(&app, request, tokens).await {
+    let received = match read(&app, request, prompt).await {
         Ok(received) => received,
         Err(error) => return error.into_response(),
     };
-    let run = move |app: &App, received: Received| call(app, received.body()?.fields()?);
+    let run = move |app: &App, body: &Body| call(app, body.fields()?);
     let outcome = if place == Aside || received.len() > LONG_BODY {
-        let run = move || run(&app, received);
-        tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(broken()))
+        aside(move || run(&app, &received.body()?)).await
     } else {
-        run(&app, received)
+        match received.body() {
+            Ok(body) if prompt && body.fields().is_ok_and(|fields| own::has_text(&fields)) => {
+                aside(move || run(&app, &body)).await
+            }
+            body => body.and_then(|body| run(&app, &body)),
+        }
     };
     respond(outcome, form)
+}
+
+/// Runs a call on a blocking thread.
+async fn aside(
+    run: impl FnOnce() -> Result<Answer, HttpError> + Send + 'static,
+) -> Result<Answer, HttpError> {
+    tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(broken()))
 }
 
 /// What is looked at may be locked for a moment, behind the batch being applied.
@@ -160,7 +171,7 @@ async fn looked(app: Arc<App>, request: Request, call: Call) -> Response {
         let body = Body::json(serde_json::to_vec(&fields).unwrap_or_default());
         call(&app, body.fields()?)
     };
-    respond(tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(broken())), form)
+    respond(aside(run).await, form)
 }
 
 fn broken() -> HttpError {

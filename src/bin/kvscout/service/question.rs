@@ -69,7 +69,8 @@ struct Asked {
 }
 
 impl Question {
-    pub(super) fn tenant(&self) -> &str {
+    /// The tenant who asks.
+    pub(crate) fn tenant(&self) -> &str {
         self.tenant.as_deref().unwrap_or(Registration::DEFAULT_TENANT)
     }
 

@@ -11,7 +11,7 @@ use super::workers::group;
 
 /// Explains a question's answer.
 pub(in super::super) fn explain(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
-    let question = question(&fields, &[])?;
+    let question = question(app, &fields, &[])?;
     let (explained, unknown) = app.service.explain(&question)?;
     let workers: Vec<Value> = explained.iter().map(worker).collect();
     let mut answer = json!({ "workers": workers });

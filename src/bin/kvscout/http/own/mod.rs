@@ -2,14 +2,17 @@
 
 mod explain;
 mod picked;
+mod prompt;
 mod score;
 mod workers;
 
 pub(super) use self::explain::explain;
 pub(super) use self::picked::{picked, receipt};
+pub(super) use self::prompt::has_text;
 pub(super) use self::score::{batch, score};
 pub(super) use self::workers::{ready, workers};
 
+use super::App;
 use super::body::Fields;
 use super::refusal::HttpError;
 use crate::service::{Adapter, Candidate, Labels, Medium, Question, Wanted};
@@ -18,15 +21,14 @@ use crate::service::{Adapter, Candidate, Labels, Medium, Question, Wanted};
 const MOST_LABELS: usize = 16;
 const LONGEST_LABEL: usize = 256;
 
-/// The fields of a question.
-const QUESTION: [&str; 8] =
-    ["token_ids", "model", "tenant", "lora", "cache_salt", "mm", "candidates", "labels"];
+/// The fields of a question, besides those of its prompt.
+const QUESTION: [&str; 7] = ["model", "tenant", "lora", "cache_salt", "mm", "candidates", "labels"];
 
 /// A question; `also` are fields that the request has besides.
-fn question(fields: &Fields<'_>, also: &[&str]) -> Result<Question, HttpError> {
-    fields.only(&[&QUESTION[..], also].concat())?;
-    Ok(Question {
-        token_ids: fields.tokens("token_ids")?,
+fn question(app: &App, fields: &Fields<'_>, also: &[&str]) -> Result<Question, HttpError> {
+    fields.only(&[&prompt::FIELDS[..], &QUESTION, also].concat())?;
+    let mut question = Question {
+        token_ids: Vec::new(),
         model: fields.text("model")?,
         tenant: fields.text("tenant")?,
         cache_salt: fields.text("cache_salt")?,
@@ -34,7 +36,10 @@ fn question(fields: &Fields<'_>, also: &[&str]) -> Result<Question, HttpError> {
         media: media(fields)?,
         candidates: candidates(fields)?,
         labels: wanted(fields)?,
-    })
+    };
+    // Last: of what is wrong otherwise, nothing is tokenized.
+    question.token_ids = prompt::tokens(app, fields, &question)?;
+    Ok(question)
 }
 
 fn adapter(fields: &Fields<'_>) -> Result<Option<Adapter>, HttpError> {

@@ -11,7 +11,7 @@ use crate::service::Candidate;
 
 /// Remembers that a worker was picked for a prompt.
 pub(in super::super) fn picked(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
-    let question = question(&fields, &["worker", "rank"])?;
+    let question = question(app, &fields, &["worker", "rank"])?;
     if question.candidates.is_some() || question.labels.is_some() {
         let name = if question.candidates.is_some() { "candidates" } else { "labels" };
         return Err(HttpError::field(name, "a pick is of one worker: give 'worker'"));

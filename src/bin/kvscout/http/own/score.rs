@@ -64,7 +64,7 @@ fn one<T>(
     fields: &Fields<'_>,
     read: impl FnOnce(Scores<'_>) -> T,
 ) -> Result<T, HttpError> {
-    let question = question(fields, &[])?;
+    let question = question(app, fields, &[])?;
     let answer = app.service.answer(&question, |rows, unknown_candidates| {
         read(Scores { workers: rows.iter().map(Scored::new).collect(), unknown_candidates })
     });

@@ -1,0 +1,114 @@
+//! The `/tokenize` of a model's engines.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use kvscout::Error;
+use kvscout::block::TokenId;
+use kvscout::tokenize::{EngineTokenizer, Tokenize};
+use parking_lot::Mutex;
+use ureq::http::StatusCode;
+
+use super::Refusal;
+
+/// How long an engine may take: longer than a router waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many engines are asked for one text, should the ones before not answer.
+const MOST_ASKED: usize = 3;
+
+/// More than two million ids take.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// More of an engine's own words says no more.
+const MAX_REASON: usize = 300;
+
+/// The engines of one model.
+#[derive(Debug)]
+pub(super) struct Engines {
+    model: String,
+    urls: Vec<String>,
+    /// Who is asked first, so that none does all the work.
+    next: AtomicUsize,
+    agent: ureq::Agent,
+}
+
+/// Why an engine gives no ids.
+enum Failed {
+    /// The text or chat is wrong: every other engine says the same.
+    Refused(String),
+    /// Another one may answer.
+    Unavailable(String),
+}
+
+impl Engines {
+    /// The engines at these bases.
+    pub(super) fn new<'a>(model: &str, bases: impl Iterator<Item = &'a str>) -> Engines {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(PATIENCE))
+            .max_redirects(0)
+            // A prompt goes to the engine that is configured and to nobody else.
+            .proxy(None)
+            .http_status_as_error(false)
+            .build();
+        Engines {
+            model: model.to_owned(),
+            urls: bases.map(|base| format!("{}/tokenize", base.trim_end_matches('/'))).collect(),
+            next: AtomicUsize::new(0),
+            agent: config.into(),
+        }
+    }
+
+    /// What `ask` wants to know of an engine.
+    pub(super) fn tokens(
+        &self,
+        ask: impl FnOnce(&dyn Tokenize) -> Result<Vec<TokenId>, Error>,
+    ) -> Result<Vec<TokenId>, Refusal> {
+        let refused = Mutex::new(None);
+        let engine = EngineTokenizer::new(&self.model, |body| {
+            self.post(body).map_err(|failed| match failed {
+                Failed::Refused(reason) => {
+                    *refused.lock() = Some(reason);
+                    Error::unavailable("refused")
+                }
+                Failed::Unavailable(reason) => Error::unavailable(reason),
+            })
+        });
+        let tokens = ask(&engine);
+        match refused.into_inner() {
+            Some(reason) => Err(Refusal::Invalid(reason)),
+            None => Ok(tokens?),
+        }
+    }
+
+    fn post(&self, body: &str) -> Result<String, Failed> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut reasons = Vec::new();
+        for n in 0..self.urls.len().min(MOST_ASKED) {
+            let url = &self.urls[first.wrapping_add(n) % self.urls.len()];
+            match self.post_to(url, body) {
+                Err(Failed::Unavailable(reason)) => reasons.push(format!("{url}: {reason}")),
+                done => return done,
+            }
+        }
+        Err(Failed::Unavailable(format!("no engine tokenizes: {}", reasons.join("; "))))
+    }
+
+    fn post_to(&self, url: &str, body: &str) -> Result<String, Failed> {
+        let unavailable = |error: ureq::Error| Failed::Unavailable(error.to_string());
+        let request = self.agent.post(url).header("content-type", "application/json");
+        let mut answer = request.send(body).map_err(unavailable)?;
+        let status = answer.status();
+        let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = text.map_err(unavailable)?;
+        match status {
+            StatusCode::OK => Ok(text),
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                let line = text.chars().filter(|c| !c.is_control()).take(MAX_REASON);
+                Err(Failed::Refused(format!("the engine says: {}", line.collect::<String>())))
+            }
+            // An older engine, one that serves something else, or one that is ill.
+            status => Err(Failed::Unavailable(format!("status {}", status.as_u16()))),
+        }
+    }
+}
