@@ -3,6 +3,7 @@
 
 mod daemon_support;
 mod failures_support;
+mod tokenize_support;
 mod zmq_support;
 
 use std::fs;
@@ -13,6 +14,7 @@ use std::process::{Command, Stdio};
 
 use daemon_support::{Batch, Daemon, kvscout};
 use failures_support::{batch, stored, with};
+use kvscout::tokenize::{Options, Tokenize, Tokenizer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zmq_support::{PATIENCE, bound_publisher, eventually};
@@ -213,4 +215,29 @@ fn every_call_of_the_page_has_the_answer_that_stands_below_it() {
     }
     assert!(run.status.success() && found.len() == expected.len(), "{said}");
     assert!(found.len() >= 9, "{}", found.len());
+}
+
+#[test]
+fn llm_ds_call_scores_a_text_where_the_model_has_a_tokenizer() {
+    let Some(mut python) = python() else { return };
+    let folder = tokenize_support::folder("llama3");
+    let source = folder.to_str().unwrap();
+    let tokenizer = Tokenizer::load("m", source, Options::default()).unwrap();
+    let text = "a text long enough to fill several blocks of four tokens";
+    let tokens = tokenizer.text(text, true).unwrap();
+    let blocks = tokens.len() / 4;
+    assert!(blocks > 1);
+    let names: Vec<u64> = (1..).take(blocks).collect();
+    let config = format!("models.m.tokenizer = \"{source}\"\n");
+    let pods = [("7", "prefill"), ("8", "decode")];
+    let (daemon, _sockets) = daemon(&pods, 4, &tokens[..4 * blocks], &names, &config);
+    let script = "import sys; stubs, address, prompt = sys.argv[1:]; sys.path.insert(0, stubs)\n\
+                  import grpc, indexer_pb2, indexer_pb2_grpc\n\
+                  llmd = indexer_pb2_grpc.IndexerServiceStub(grpc.insecure_channel(address))\n\
+                  ask = indexer_pb2.GetPodScoresRequest(prompt=prompt, model_name='m')\n\
+                  for pod in llmd.GetPodScores(ask, timeout=30).scores: print(pod.pod, pod.score)";
+    let stubs = tests("grpc_stubs");
+    let run = python.args(["-c", script]).arg(stubs).args([daemon.grpc(), text]).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(String::from_utf8_lossy(&run.stdout), format!("7 {blocks}.0\n"), "{said}");
 }

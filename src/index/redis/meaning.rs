@@ -43,6 +43,8 @@ pub(super) enum Fit {
 /// Runs by tag and key, as read together.
 pub(super) type Runs = HashMap<(Tag, Key), Run>;
 
+type Reply = Result<Value, Fault>;
+
 impl RedisIndex {
     pub(super) fn bucket_key(&self, vocabulary: u32, name: Name, buckets: u32) -> Vec<u8> {
         let (group, bucket) = bucket(name, buckets);
@@ -84,7 +86,7 @@ impl RedisIndex {
     async fn read_runs(
         &self,
         mut wanted: Vec<(Tag, Key)>,
-        counts: fn(Result<Value, Fault>) -> Option<Result<Value, Fault>>,
+        counts: fn(Reply) -> Option<Reply>,
     ) -> Result<Runs, Error> {
         wanted.sort_unstable();
         wanted.dedup();

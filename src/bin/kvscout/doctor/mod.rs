@@ -80,7 +80,7 @@ pub(crate) struct Args {
     /// Send it one prompt twice, one token each, and compare its answer with the prediction
     #[arg(long, requires = "engine")]
     probe: bool,
-    /// A tokenizer.json, its folder, or a model in the Hugging Face cache: compare it with the engine's /tokenize
+    /// A tokenizer (file, folder, cached model) to compare with its own
     #[arg(long, value_name = "SOURCE", requires = "engine")]
     tokenizer: Option<String>,
     /// How long to listen [default: 10]

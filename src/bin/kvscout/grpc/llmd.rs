@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kvscout::scout::Registration;
 use tonic::{Code, Request, Response, Status};
 
 use super::App;
@@ -24,8 +25,8 @@ impl IndexerService for Texts {
     ) -> Result<Response<GetPodScoresResponse>, Status> {
         let start = Instant::now();
         let request = request.into_inner();
-        let size = request.prompt.len();
-        let outcome = self.0.run(size, move |service| pod_scores(service, request)).await;
+        // Whatever its length: a tokenizer, or an engine that is asked, may take its time.
+        let outcome = self.0.run(usize::MAX, move |service| pod_scores(service, request)).await;
         self.0.answer("indexer.v1.IndexerService/GetPodScores", start, outcome)
     }
 }
@@ -41,7 +42,7 @@ fn pod_scores(
     let candidates = pod_identifiers.into_iter().map(|pod| Candidate { pod, rank: None });
     let candidates: Vec<Candidate> = candidates.collect();
     let question = Question {
-        token_ids: tokenize(&model_name, &prompt)?,
+        token_ids: tokenize(service, &model_name, &prompt)?,
         model: Some(model_name),
         candidates: Some(candidates).filter(|candidates| !candidates.is_empty()),
         ..Question::default()
@@ -49,15 +50,20 @@ fn pod_scores(
     Ok(service.answer(&question, |rows, _| GetPodScoresResponse { scores: by_pod(rows) })?)
 }
 
-/// The one place where a model's tokenizer is asked for. The daemon has none yet.
-fn tokenize(model: &str, _prompt: &str) -> Result<Vec<u32>, Failure> {
-    Err(Failure::new(
-        Code::FailedPrecondition,
-        "no_tokenizer",
-        format!(
-            "a tokenizer for model '{model}' has to be configured; kvscout.v1.Scout/Score takes tokens"
-        ),
-    ))
+/// As an engine tokenizes a completion's text; llm-d's own tokenizers add special tokens, too.
+fn tokenize(service: &Service, model: &str, prompt: &str) -> Result<Vec<u32>, Failure> {
+    let tenant = Registration::DEFAULT_TENANT;
+    if !service.has_tokenizer(tenant, model) {
+        return Err(Failure::new(
+            Code::FailedPrecondition,
+            "no_tokenizer",
+            format!(
+                "a tokenizer for model '{model}' has to be configured ([models.{model:?}] tokenizer); \
+                 kvscout.v1.Scout/Score takes tokens"
+            ),
+        ));
+    }
+    Ok(service.tokens_of_text(tenant, model, prompt, true)?)
 }
 
 /// The pods that hold something, each with the score of the rank that holds most, best first.

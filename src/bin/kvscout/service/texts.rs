@@ -79,15 +79,18 @@ impl Texts {
         })
     }
 
+    fn source(&self, tenant: &str, model: &str) -> Option<&Source> {
+        let adapter = || self.adapters.get(&(tenant.to_owned(), model.to_owned()));
+        self.models.get(model).or_else(|| self.models.get(adapter()?))
+    }
+
     fn tokens(
         &self,
         tenant: &str,
         model: &str,
         ask: impl FnOnce(&dyn Tokenize) -> Result<Vec<TokenId>, Error>,
     ) -> Result<Vec<TokenId>, Refusal> {
-        let adapter = || self.adapters.get(&(tenant.to_owned(), model.to_owned()));
-        let source = self.models.get(model).or_else(|| self.models.get(adapter()?));
-        match source {
+        match self.source(tenant, model) {
             Some(Source::Files(tokenizer)) => {
                 let _turn = self.local.take()?;
                 Ok(ask(tokenizer.as_ref())?)
@@ -105,6 +108,11 @@ impl Texts {
 }
 
 impl Service {
+    /// Whether texts for a model, or for an adapter of the tenant, can be tokenized.
+    pub(crate) fn has_tokenizer(&self, tenant: &str, model: &str) -> bool {
+        self.texts.source(tenant, model).is_some()
+    }
+
     /// The tokens of a text, as the engines of a model, or of an adapter of the tenant, make them; `special`: with
     /// the special tokens that the model wants around a completion's text.
     ///
