@@ -113,7 +113,7 @@ fn sentinel(master: &str) -> Server {
     let directory = server.directory().display();
     let text = format!(
         "dir {directory}\nsentinel monitor main 127.0.0.1 {master} 2\n\
-         sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n"
+         sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 2000\n"
     );
     std::fs::write(&file, text).unwrap();
     server.run_as(&[file.to_str().unwrap(), "--sentinel"]);

@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::{Batch, Fault, Link, Script, StoreOptions};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 static DOUBLE: Script = Script::new("return redis.call('INCRBY', KEYS[1], 2 * ARGV[1])");
 
