@@ -106,7 +106,7 @@ impl RedisIndex {
         let opened = self.opened().await?;
         let key = self.unplaced_key(member.vocabulary, name, opened.buckets);
         let share = self.keys.share(member.space, member.worker);
-        let one = share_bytes(member.vocabulary, name);
+        let one = slot_bytes(member.vocabulary, name, slot);
         let mut batch = Batch::reading();
         batch.push(&share, command("SCARD", &[&share]));
         batch.push(&share, command("SISMEMBER", &[&share, &one]));
@@ -136,7 +136,7 @@ impl RedisIndex {
         let about = self.keys.space(member.space);
         let one = share_bytes(member.vocabulary, name);
         let mut steps = vec![
-            (&share, command("SADD", &[&share, &one])),
+            (&share, command("SADD", &[&share, &slot_bytes(member.vocabulary, name, slot)])),
             (&share, command("EXPIRE", &[&share, &self.ttl()])),
             (&held, command("SADD", &[&held, &one])),
         ];
@@ -246,7 +246,7 @@ impl RedisIndex {
     }
 
     async fn lessen(&self, member: &Member, name: Name, act: Act<'_>) -> Result<bool, Error> {
-        let (slot, dropped) = (act.slot, act.what == b"drop");
+        let slot = act.slot;
         let changed = self.change(member.vocabulary, name, act).await?;
         if !changed.hit {
             return Ok(false);
@@ -257,20 +257,17 @@ impl RedisIndex {
             true => Waiter::default(),
             false => Waiter::read(&key, &changed.after)?,
         };
-        let stays = |slots: &[u32]| after.holders.iter().any(|(s, ..)| slots.contains(s));
+        let stays = after.holders.iter().any(|(s, ..)| *s == slot);
         let (share, held) =
             (self.keys.share(member.space, member.worker), self.keys.held(member.space, slot));
         let one = share_bytes(member.vocabulary, name);
         let about = self.keys.space(member.space);
         let mut steps = Vec::new();
-        if !stays(&[slot]) {
+        if !stays {
             self.local.lock().changed(member.space, 0, -1);
             steps.push((&held, command("SREM", &[&held, &one])));
-            let mut own = self.own_slots(member);
-            own.retain(|&own| !dropped || own != slot);
-            if !stays(&own) {
-                steps.push((&share, command("SREM", &[&share, &one])));
-            }
+            let counted = slot_bytes(member.vocabulary, name, slot);
+            steps.push((&share, command("SREM", &[&share, &counted])));
         }
         if after.holders.is_empty() {
             steps.push((&about, command("HINCRBY", &[&about, b"u", b"-1"])));
@@ -374,7 +371,8 @@ impl RedisIndex {
             steps.push((held, out));
             if let Some((worker, ..)) = table.as_ref().and_then(|table| table.slots.get(slot)) {
                 let share = self.keys.share(member.space, *worker);
-                let out = command("SREM", &[&share, &one]);
+                let counted = slot_bytes(member.vocabulary, name, *slot);
+                let out = command("SREM", &[&share, &counted]);
                 steps.push((share, out));
             }
         }
@@ -413,5 +411,13 @@ fn share_bytes(vocabulary: u32, name: Name) -> [u8; 12] {
     let mut bytes = [0; 12];
     bytes[..4].copy_from_slice(&vocabulary.to_le_bytes());
     bytes[4..].copy_from_slice(&name_bytes(name));
+    bytes
+}
+
+/// A block as a worker's share counts it: once in each of the worker's slots.
+fn slot_bytes(vocabulary: u32, name: Name, slot: u32) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..12].copy_from_slice(&share_bytes(vocabulary, name));
+    bytes[12..].copy_from_slice(&slot.to_le_bytes());
     bytes
 }
