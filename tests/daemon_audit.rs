@@ -105,9 +105,76 @@ fn s7_audits_beside_live_batches_of_a_real_engine_change_nothing() {
 }
 
 #[test]
-fn s7_where_the_buffer_begins_later_audits_are_unavailable_and_losses_leave_traces() {
+fn s7_where_the_buffer_begins_later_audits_begin_with_what_was_held() {
     let mut engine = engine(vec![]);
     let daemon = start(&engine, OFTEN);
+    engine.publish_batch(stored(0, 0));
+    eventually("it is there", || is_complete(&daemon.worker("pod", 0), &engine));
+    is_found_right(&daemon);
+    // The buffer moves on past what the last audit covered, all at once.
+    for n in 1..=20 {
+        engine.publish_batch(stored(n, n as u32 * 100));
+    }
+    engine.buffer.lock().unwrap().drain(..15);
+    eventually("it is audited from an anchor", || {
+        daemon.worker("pod", 0)["audits"]["anchored"].as_u64().unwrap() >= 2
+    });
+    let worker = is_found_right(&daemon);
+    assert_eq!((&worker["audit"], &worker["trust"]), (&json!("ok"), &json!("exact")));
+    assert!(daemon.metric("kvscout_audits_anchored_total").unwrap() >= 2.0);
+    // Its event is lost on the way, but not its number.
+    let (seq, _) = engine.lose_batch(stored(21, 2100));
+    publish(&engine.publisher, b"", seq, &batch(21.0, &[]));
+    engine.publish_batch(stored(22, 2200));
+    eventually("it is mended", || holds(&daemon, 2100));
+    let worker = is_found_right(&daemon);
+    let audits = &worker["audits"];
+    assert_eq!(
+        (&audits["differed"], &audits["mended"], &audits["missing"]),
+        (&json!(1), &json!(1), &json!(1))
+    );
+    assert_eq!((&worker["trust"], &worker["replay"]["rebuilt"]), (&json!("exact"), &json!(0)));
+    assert!(holds(&daemon, 0) && holds(&daemon, 2200));
+    assert!(daemon.stderr().contains("its worker holds that now"), "{}", daemon.stderr());
+}
+
+#[test]
+fn s7_a_daemon_that_comes_back_is_audited_from_its_snapshot() {
+    let mut engine = engine(vec![]);
+    let directory = format!("{}/anchor-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    let _ = fs::remove_dir_all(&directory);
+    let source = format!("pod={},replay={}", engine.at, engine.replay_at);
+    let flags = ["--source", &source, "--model", "m", "--state", &directory];
+    let run = |audit: &str| {
+        let daemon = Daemon::start(&flags, &format!("[state]\ninterval = \"20ms\"\n{audit}"), &[]);
+        is_followed(&daemon);
+        daemon
+    };
+    let daemon = run("[audit]\nevery = \"0s\"\n");
+    engine.publish_batch(stored(0, 0));
+    engine.publish_batch(stored(1, 100));
+    eventually("all of it is there", || is_complete(&daemon.worker("pod", 0), &engine));
+    let written = || daemon.metric("kvscout_snapshots_total").unwrap();
+    let before = written();
+    eventually("a snapshot is written", || written() >= before + 2.0);
+    drop(daemon);
+    engine.publish_batch(stored(2, 200));
+    engine.buffer.lock().unwrap().remove(0);
+    let daemon = run(OFTEN);
+    eventually("it goes on", || is_complete(&daemon.worker("pod", 0), &engine));
+    let worker = is_found_right(&daemon);
+    let audits = &worker["audits"];
+    assert_eq!((&audits["since"], &audits["differed"]), (&json!(1), &json!(0)));
+    assert_eq!((&worker["trust"], &worker["restarts"]), (&json!("exact"), &json!(0)));
+    assert!(holds(&daemon, 0) && holds(&daemon, 200));
+    drop(daemon);
+    let _ = fs::remove_dir_all(directory);
+}
+
+#[test]
+fn s7_without_memory_for_anchors_audits_are_unavailable_and_losses_leave_traces() {
+    let mut engine = engine(vec![]);
+    let daemon = start(&engine, &format!("{OFTEN}memory = 0\n"));
     assert_eq!(daemon.worker("pod", 0)["audit"], "pending");
     engine.publish_batch(stored(0, 0));
     engine.publish_batch(stored(1, 100));

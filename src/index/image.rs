@@ -3,6 +3,12 @@
 //! Invariant: nothing in an image depends on where things lay in memory; parts refer to each other
 //! by their number in the image, and only to parts before them. `docs/state.md` has the layout.
 
+mod apart;
+mod changes;
+mod parts;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use super::Home;

@@ -39,6 +39,7 @@ use self::directory::{Directory, Worker};
 use self::edition::Editions;
 use self::local::LocalHashes;
 use self::roster::Generation;
+use self::stream::anchor::Room;
 use self::stream::{Shared, Stream};
 use crate::block::{BlockSize, Name, Prompt, WorkerId};
 use crate::error::{Error, ErrorKind};
@@ -56,7 +57,8 @@ use crate::score::{GroupFacts, Weights};
 /// # Defaults
 ///
 /// No extra seeds; the defaults of [`Weights`], [`Limits`] and [`MemoryOptions`]; a random key; 32 MiB
-/// of chains, about three million blocks; none of Dynamo's hashes.
+/// of chains, about three million blocks; none of Dynamo's hashes; 256 MiB for what audits begin from, some
+/// 15 million (block, worker) pairs.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Texts of `PYTHONHASHSEED` to try beside unset, `0` and `42`.
@@ -75,6 +77,10 @@ pub struct Options {
     /// How many of Dynamo's hashes of single blocks are kept for [`Blocks::Local`]; some 50 bytes each.
     /// With 0 none are, and storing costs nothing for them.
     pub local_hashes: usize,
+    /// Bytes for what audits begin from where an engine's buffer does not reach batch 0 any more: what each
+    /// audited worker held as of some batch, some 17 bytes a block. Where they are used up, or 0, such audits
+    /// are unavailable.
+    pub anchor_memory: usize,
 }
 
 impl Default for Options {
@@ -87,6 +93,7 @@ impl Default for Options {
             digest_key: None,
             chain_memory: 32 << 20,
             local_hashes: 0,
+            anchor_memory: 256 << 20,
         }
     }
 }
@@ -326,6 +333,7 @@ impl Scout {
                 editions: Editions::default(),
                 local: LocalHashes::new(options.local_hashes),
                 shadows: Arc::default(),
+                anchors: Room::new(options.anchor_memory),
             },
             weights: options.weights,
             directory: RwLock::default(),

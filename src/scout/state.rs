@@ -78,7 +78,28 @@ impl Scout {
         check(registrations, image).map_err(refused("the list of registrations"))?;
         let mut scout = Scout::made_of(options, key, index);
         scout.fill(registrations).map_err(refused("the list of registrations"))?;
+        scout.anchor(registrations, image).map_err(refused("the index"))?;
         Ok(scout)
+    }
+
+    /// Keeps what the snapshot says of each worker that is sound, as far as there is room: where its engine's
+    /// buffer does not reach back to batch 0, audits begin at the watermark.
+    fn anchor(&self, registrations: &Registrations, image: &Image) -> Result<(), Error> {
+        let is_sound = |state: &&WorkerState| {
+            state.watermark.is_some() && state.unsound.is_none() && !state.cleared_by_hand
+        };
+        let sound = registrations.workers.iter().filter(is_sound);
+        let sound: Vec<WorkerId> = sound.map(|state| state.worker).collect();
+        if !self.shared.anchors.is_there() || sound.is_empty() {
+            return Ok(());
+        }
+        for (id, image) in image.apart(&sound)? {
+            let worker = self.directory.read().get(id).cloned();
+            if let Some(worker) = worker.filter(|_| !self.shared.index.evicted(id)) {
+                worker.stream.lock().anchored(&self.shared.anchors, image);
+            }
+        }
+        Ok(())
     }
 
     fn fill(&mut self, registrations: &Registrations) -> Result<(), Error> {

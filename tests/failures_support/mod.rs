@@ -59,6 +59,11 @@ pub(crate) struct Site {
 const BYSTANDER: &str = "bystander";
 const ITS_TOKENS: [u32; 13] = [91, 92, 93, 94, 95, 96, 97, 98, 99, 90, 89, 88, 87];
 
+/// Under names that no test uses.
+fn its_blocks() -> Value {
+    stored(&[u64::MAX - 3, u64::MAX - 2, u64::MAX - 1], None, &ITS_TOKENS[..12])
+}
+
 impl Site {
     pub(crate) fn new() -> Site {
         Site::with(Options::default())
@@ -67,9 +72,7 @@ impl Site {
     pub(crate) fn with(options: Options) -> Site {
         let site = Site { scout: Scout::new(options).unwrap(), next: RefCell::default() };
         let bystander = site.worker(BYSTANDER);
-        // Names that no test uses.
-        let names = [u64::MAX - 3, u64::MAX - 2, u64::MAX - 1];
-        site.apply(bystander, &[stored(&names, None, &ITS_TOKENS[..12])]);
+        site.apply(bystander, &[its_blocks()]);
         site.bystander_is_unchanged();
         site
     }
@@ -80,6 +83,11 @@ impl Site {
         let line = self.line(BYSTANDER, 0, Prompt::new(&ITS_TOKENS));
         let expected = (3, Some(12), Trust::Exact);
         assert_eq!((line.matched, line.expected, line.trust), expected, "the bystander's score");
+    }
+
+    /// The bystander's engine repeats its batch to a scout that was restored.
+    pub(crate) fn bystander_goes_on(&self) {
+        self.scout.apply(self.worker(BYSTANDER), 0, &batch(&[its_blocks()])).unwrap();
     }
 
     /// Registers rank 0 of a pod that serves `m`.

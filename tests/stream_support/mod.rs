@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use kvscout::ingest::sequencer::{Arrival, Comparison, Ended, Flow, Sequencer, Stage, Step};
+use kvscout::ingest::sequencer::{
+    Aftermath, Arrival, Comparison, Ended, Flow, Sequencer, Stage, Step,
+};
 use kvscout::ingest::{ReplayOptions, Trust};
 
 /// A batch as the publisher made it; the bytes say which one it is.
@@ -74,6 +76,8 @@ pub(crate) struct World {
     pub(crate) start_overs: u64,
     /// The second residency of an audit, if there is one.
     pub(crate) shadow: Option<Vec<Published>>,
+    /// What audits may begin from.
+    pub(crate) anchor: Option<Vec<Published>>,
 }
 
 impl World {
@@ -95,6 +99,7 @@ impl World {
             applied: Vec::new(),
             start_overs: 0,
             shadow: None,
+            anchor: None,
         }
     }
 
@@ -294,6 +299,7 @@ impl World {
             match step {
                 Step::StartOver => {
                     self.applied.clear();
+                    self.anchor = None;
                     self.start_overs += 1;
                 }
                 Step::Apply { seq } => {
@@ -314,6 +320,15 @@ impl World {
                     assert_eq!(batch.seq, seq);
                     self.shade(batch.clone());
                 }
+                Step::Anchor => {
+                    self.anchor = Some(self.applied.clone());
+                    self.sequencer.anchored();
+                }
+                Step::ShadowAnchor => {
+                    let anchor = self.anchor.clone().expect("an anchor");
+                    assert_eq!(handed_in, anchor.last(), "the batch that proves the publisher");
+                    self.shadow = Some(anchor);
+                }
                 Step::ShadowHeld(held) => self.shade(Published::parse(&held.payload)),
                 Step::Compare => {
                     let shadow = self.shadow.take().expect("a shadow");
@@ -324,7 +339,12 @@ impl World {
                         (true, true) => Comparison::Equal,
                         (true, false) => Comparison::Different,
                     };
-                    self.sequencer.compared(self.now, comparison);
+                    let mut aftermath = Aftermath::None;
+                    if comparison == Comparison::Equal {
+                        self.anchor = Some(shadow);
+                        aftermath = Aftermath::Anchored;
+                    }
+                    self.sequencer.compared(self.now, comparison, aftermath);
                 }
                 Step::Discard => self.shadow = None,
             }

@@ -102,8 +102,12 @@ impl Replayer {
             warn!(%source, rejected = progress.rejected, "events of a replay could not be read");
         }
         if let Some(audited) = progress.audited {
-            let Audited { comparison, missing, surplus, .. } = audited;
+            let Audited { comparison, missing, surplus, mended, .. } = audited;
             match comparison {
+                Comparison::Different if mended => warn!(
+                    %source, missing, surplus,
+                    "the engine's past batches amount to something else; its worker holds that now"
+                ),
                 Comparison::Different => warn!(
                     %source, missing, surplus,
                     "the engine's past batches amount to something else; its worker is built anew"

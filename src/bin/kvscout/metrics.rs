@@ -145,6 +145,7 @@ impl Totals {
         sum.audits_ok += part.audits_ok;
         sum.audits_differed += part.audits_differed;
         sum.audits_unfinished += part.audits_unfinished;
+        sum.audits_anchored += part.audits_anchored;
         self.audit_missing += status.audit.missing;
         self.audit_surplus += status.audit.surplus;
         let (sum, part) = (&mut self.events, status.events);
@@ -291,6 +292,11 @@ impl Collector for Snapshot {
             ("repaired", "Times that replays closed all that was open", lane.repaired),
             ("given_up", "Times that missing batches were given up", lane.given_up),
             ("rebuilt", "Workers built anew from batch 0", lane.rebuilt),
+            (
+                "audits_anchored",
+                "Audits that began with what was held as of a batch",
+                lane.audits_anchored,
+            ),
             ("audit_missing_copies", "Copies that audits found missing", totals.audit_missing),
             ("audit_surplus_copies", "Copies that audits found too many", totals.audit_surplus),
             ("held_back_overflows", "Times that too much waited for a replay", lane.overflows),

@@ -228,6 +228,7 @@ impl Service {
             memory: config.memory,
             digest_key: None,
             chain_memory: config.chain_memory,
+            anchor_memory: config.anchor_memory,
             local_hashes: match config.dialects {
                 Dialects { dynamo_hashes: true, dynamo_blocks, .. } => dynamo_blocks.get(),
                 _ => 0,

@@ -5,12 +5,21 @@
 //! meanwhile. So both are of one number when they are compared. It changes nothing that is applied, and
 //! whatever else is to be asked for ends it.
 //!
+//! Where the buffer begins later, the shadow begins at an *anchor*: what was held as of some batch, which the
+//! driver has kept. The publisher repeats that batch, as proof that it is still the same. What the last audit
+//! made of the batches before is an anchor, and rests on as much as that audit; so is what a snapshot
+//! said, or what is held now, which rests on itself. If the buffer has left the anchor behind as well, the next
+//! one is taken, and looked at again before the buffer has moved on as far.
+//!
 //! What the publisher lost before it numbered it is in no buffer either: no audit finds that.
 
 use std::time::Duration;
 
 use super::held::HeldBack;
 use super::{Arrival, Ended, Flow, Held, Mark, Reason, Sequencer, Step, Sync};
+
+/// What part of its period an audit of a fresh anchor waits at least, whatever the publisher's clock says.
+const SOONEST: u32 = 16;
 
 /// What came of comparing a shadow with what is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,8 +39,8 @@ pub enum Comparison {
 pub enum AuditState {
     /// None are asked for.
     Off,
-    /// None can be had: no replay source, a buffer that does not reach batch 0 any more, or something is
-    /// held, or not held, by more than the effect of batches.
+    /// None can be had: no replay source, nothing to begin from where the buffer does not reach batch 0 any
+    /// more, or something is held, or not held, by more than the effect of batches.
     Unavailable,
     /// None has ended yet.
     Pending,
@@ -63,6 +72,26 @@ impl AuditState {
     ];
 }
 
+/// What the driver did behind a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aftermath {
+    /// Nothing.
+    None,
+    /// It keeps the shadow as the next anchor.
+    Anchored,
+    /// It gave the worker what the shadow had.
+    Mended,
+}
+
+/// What audits may begin from, kept by the driver.
+#[derive(Clone, Copy, Debug)]
+struct Anchor {
+    /// The last batch whose effect is in it.
+    mark: Mark,
+    /// Where what it rests on begins: batch 0, or what was held as of a batch.
+    since: Option<u64>,
+}
+
 /// What is remembered of a stream's audits.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Audits {
@@ -72,14 +101,21 @@ pub(super) struct Audits {
     forbidden: bool,
     /// The buffer begins after batch 0.
     outlived: bool,
+    anchor: Option<Anchor>,
     last: Option<Comparison>,
+    /// Where what the last one rests on begins.
+    since: Option<u64>,
     /// The one under way.
     current: Option<Box<Current>>,
 }
 
 #[derive(Clone, Debug)]
 struct Current {
-    /// The number that the shadow wants next.
+    /// Where the shadow begins; `None` for batch 0.
+    anchor: Option<Anchor>,
+    /// Whether there is a shadow.
+    begun: bool,
+    /// The number that the shadow wants next, or, before it has begun, that of the anchor.
     next: u64,
     /// What was applied last when it began.
     target: Mark,
@@ -92,7 +128,8 @@ struct Current {
 impl Audits {
     /// Those of another life say nothing about this one.
     pub(super) fn forget(&mut self) {
-        (self.outlived, self.last) = (false, None);
+        let (at, forbidden) = (self.at, self.forbidden);
+        *self = Audits { at, forbidden, ..Audits::default() };
     }
 }
 
@@ -109,34 +146,62 @@ impl Sequencer {
         match (period, self.audits.last) {
             (Some(Duration::ZERO), _) => AuditState::Off,
             (None, _) => AuditState::Unavailable,
-            _ if self.audits.forbidden || self.audits.outlived => AuditState::Unavailable,
+            _ if self.audits.forbidden => AuditState::Unavailable,
+            _ if self.audits.outlived && self.audits.anchor.is_none() => AuditState::Unavailable,
             (_, Some(Comparison::Equal)) => AuditState::Ok,
             (_, Some(Comparison::Different)) => AuditState::Differed,
             _ => AuditState::Pending,
         }
     }
 
+    /// Where what the last audit rests on begins: `None` at batch 0, else at what was held as of a batch.
+    pub fn audited_since(&self) -> Option<u64> {
+        self.audits.since
+    }
+
+    /// Says that what is held as of the last applied batch was kept, for audits to begin from: as
+    /// [`Step::Anchor`] asks, or because a snapshot says it.
+    pub fn anchored(&mut self) {
+        self.audits.anchor = self.applied.map(|mark| Anchor { mark, since: Some(mark.seq) });
+    }
+
     /// The shadow was compared as [`Step::Compare`] asked.
-    pub fn compared(&mut self, now: Duration, comparison: Comparison) {
+    pub fn compared(&mut self, now: Duration, comparison: Comparison, aftermath: Aftermath) {
         if !matches!(self.sync, Sync::Auditing) {
             return;
         }
         self.sync = Sync::InStep;
+        let anchor = self.audits.current.as_ref().and_then(|current| current.anchor);
         self.end_audit(now);
-        match comparison {
-            Comparison::Equal => self.counters.audits_ok += 1,
-            Comparison::Undecided => {
-                self.counters.audits_unfinished += 1;
-                return;
-            }
-            Comparison::Different => {
-                self.counters.audits_differed += 1;
-                self.degrade(Reason::Audit);
-                // The buffer reached batch 0 a moment ago.
-                self.rebuild();
-            }
+        if comparison == Comparison::Undecided {
+            self.counters.audits_unfinished += 1;
+            return;
         }
         self.audits.last = Some(comparison);
+        self.audits.since = anchor.and_then(|anchor| anchor.since);
+        self.counters.audits_anchored += u64::from(anchor.is_some());
+        // The one before is another batch's.
+        self.audits.anchor = None;
+        if comparison == Comparison::Equal {
+            self.counters.audits_ok += 1;
+            if let (Aftermath::Anchored, Some(mark)) = (aftermath, self.applied) {
+                self.audits.anchor = Some(Anchor { mark, since: self.audits.since });
+            }
+            return;
+        }
+        self.counters.audits_differed += 1;
+        if aftermath == Aftermath::Mended {
+            self.counters.mended += 1;
+            self.audits.last = None;
+            self.steps.push_back(Step::Anchor);
+            return;
+        }
+        self.degrade(Reason::Audit);
+        match anchor {
+            // The buffer reached batch 0 a moment ago.
+            None => self.rebuild(),
+            Some(_) => self.plan_rebuild(now),
+        }
     }
 
     /// Decides when the first audit, or the next one, is due.
@@ -153,15 +218,22 @@ impl Sequencer {
         // Also for the case that nobody says how it ends.
         self.plan_audit(now);
         let Some(target) = self.applied else { return };
-        let Audits { forbidden, outlived, .. } = self.audits;
-        if forbidden || outlived || self.unproven || self.unsound.is_some() {
+        let Audits { forbidden, outlived, anchor, .. } = self.audits;
+        if forbidden || self.unproven || self.unsound.is_some() {
             return;
         }
+        if outlived && anchor.is_none() {
+            self.steps.push_back(Step::Anchor);
+            return;
+        }
+        let anchor = anchor.filter(|_| outlived);
+        let next = anchor.map_or(0, |anchor| anchor.mark.seq);
         let since = HeldBack::default();
-        let current = Current { next: 0, target, since, rounds: 0, progressed: false };
+        let (begun, rounds, progressed) = (false, 0, false);
+        let current = Current { anchor, begun, next, target, since, rounds, progressed };
         self.audits.current = Some(Box::new(current));
         self.sync = Sync::Auditing;
-        self.ask_for_audit(0);
+        self.ask_for_audit(next);
     }
 
     fn ask_for_audit(&mut self, from: u64) {
@@ -195,23 +267,24 @@ impl Sequencer {
             return Flow::Continue;
         }
         if mark.seq > current.next {
-            if current.next == 0 {
-                // What came before is gone for as long as this publisher lives.
-                self.audits.outlived = true;
-                self.sync = Sync::InStep;
-                self.end_audit(now);
-                return Flow::Stop;
+            match current.begun {
+                false => self.begins_later(now, mark),
+                true => self.audit_round_over(now, Ended::Cut),
             }
-            self.audit_round_over(now, Ended::Cut);
             return Flow::Stop;
         }
-        if mark.seq == current.target.seq && mark.digest != current.target.digest {
+        let anchor = current.anchor.filter(|_| !current.begun);
+        let is_other = |known: Mark| mark.seq == known.seq && mark.digest != known.digest;
+        if is_other(current.target) || anchor.is_some_and(|anchor| is_other(anchor.mark)) {
             // Another publisher's. The round that follows shows what to make of it.
             self.doubt(now);
             return Flow::Stop;
         }
-        self.steps.push_back(Step::Shadow { seq: mark.seq });
-        current.progressed = true;
+        self.steps.push_back(match anchor {
+            None => Step::Shadow { seq: mark.seq },
+            Some(_) => Step::ShadowAnchor,
+        });
+        (current.begun, current.progressed) = (true, true);
         if mark.seq < current.target.seq {
             current.next = mark.seq + 1;
             return Flow::Continue;
@@ -221,6 +294,29 @@ impl Sequencer {
         }
         self.steps.push_back(Step::Compare);
         Flow::Stop
+    }
+
+    /// The buffer begins with this batch, behind where the audit would: what came before is gone for as long
+    /// as this publisher lives.
+    fn begins_later(&mut self, now: Duration, first: Mark) {
+        let Some(current) = self.audits.current.take() else { return };
+        self.steps.push_back(Step::Discard);
+        self.sync = Sync::InStep;
+        self.audits.outlived = true;
+        self.audits.anchor = self.audits.anchor.filter(|anchor| anchor.mark.seq >= first.seq);
+        if self.audits.anchor.is_some() {
+            self.begin_audit(now);
+            return;
+        }
+        self.steps.push_back(Step::Anchor);
+        // Half of what the buffer spans by the publisher's clock, within reason.
+        let period = self.replay.map_or(Duration::ZERO, |options| options.audit);
+        let spans = match (first.timestamp, current.target.timestamp) {
+            (Some(first), Some(last)) => Duration::try_from_secs_f64((last - first) / 2.0).ok(),
+            _ => None,
+        };
+        let wait = spans.map_or(period, |half| half.clamp(period / SOONEST, period));
+        self.audits.at = Some(now + self.spread(wait));
     }
 
     /// A round of an audit is over before it came to where it should.

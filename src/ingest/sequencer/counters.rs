@@ -34,6 +34,10 @@ pub struct SequencerCounters {
     pub audits_ok: u64,
     /// Audits that found something else.
     pub audits_differed: u64,
+    /// Of both, those that began with what had been held as of some batch.
+    pub audits_anchored: u64,
+    /// Times that a worker was given what such an audit made of the batches behind.
+    pub mended: u64,
     /// Audits that came to no end: cut, overtaken by something more urgent, or not to be judged.
     pub audits_unfinished: u64,
 }

@@ -41,6 +41,11 @@ pub enum Step {
         /// The first number wanted; the shadow has everything before it.
         from: u64,
     },
+    /// Keep what is held as of the last applied batch, in place of what was kept before, and say
+    /// [`Sequencer::anchored`](super::Sequencer::anchored) if that could be done.
+    Anchor,
+    /// Begin a shadow with what was kept as an anchor.
+    ShadowAnchor,
     /// Apply the batch that was just handed in to the shadow, a residency of its own that is empty
     /// before batch 0.
     Shadow {

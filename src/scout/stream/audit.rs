@@ -1,19 +1,20 @@
 //! A worker's residency once more, from its engine's past batches, and the comparison of the two.
 //!
-//! The shadow is a stream of its own over an index of its own, so it does with a batch what the live one
-//! does. It is alone there: no query sees it, and no other worker's blocks or budget change what it holds.
+//! The shadow is a stream of its own over an index of its own, empty at batch 0 or with what an anchor has, so it
+//! does with a batch what the live one does. It is alone there: no query sees it, and no other worker's blocks or budget change what it holds.
 
 use std::cmp::Ordering::{Equal, Greater, Less};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::anchor::Anchor;
 use super::{Shared, Stream};
 use crate::block::{Name, WorkerId};
 use crate::event::Batch;
 use crate::hash::vllm::ChainMemory;
-use crate::index::{Held, MemoryIndex, MemoryOptions};
+use crate::index::{Change, Held, MemoryIndex, MemoryOptions};
 use crate::ingest::Trust;
-use crate::ingest::sequencer::{AuditState, Comparison};
+use crate::ingest::sequencer::{Aftermath, AuditState, Comparison};
 use crate::ingest::verify::Verifier;
 use crate::scout::follow::Progress;
 use crate::scout::local::LocalHashes;
@@ -38,6 +39,9 @@ pub struct AuditStatus {
     pub state: AuditState,
     /// The last batch that the last one covered, in this life of the publisher.
     pub as_of: Option<u64>,
+    /// Where what that one rests on begins: `None` at batch 0. Otherwise at what was held as of this batch: whatever
+    /// was wrong then, no audit since has seen.
+    pub since: Option<u64>,
     /// Copies that all audits since the worker was registered found missing.
     pub missing: u64,
     /// Copies that they found to be too many; a block that should not be there at all counts once.
@@ -54,11 +58,14 @@ pub struct Audited {
     pub missing: u64,
     /// Copies that were too many.
     pub surplus: u64,
+    /// Whether the worker was given what the past batches amount to. Otherwise, if that is something else, it is
+    /// built anew from batch 0, or stays degraded where that cannot be had.
+    pub mended: bool,
 }
 
 impl Audited {
     const UNDECIDED: Audited =
-        Audited { comparison: Comparison::Undecided, missing: 0, surplus: 0 };
+        Audited { comparison: Comparison::Undecided, missing: 0, surplus: 0, mended: false };
 }
 
 /// What is remembered of audits that ended.
@@ -91,31 +98,44 @@ impl Drop for Permit {
 pub(super) struct Shadow {
     shared: Shared,
     stream: Stream,
+    /// Whether it began with an anchor.
+    anchored: bool,
     _permit: Permit,
 }
 
 impl Shadow {
-    fn begin(live: &Stream, shared: &Shared) -> Option<Box<Shadow>> {
+    fn begin(live: &Stream, shared: &Shared, anchor: Option<&Anchor>) -> Option<Box<Shadow>> {
         let permit = Permit::take(&shared.shadows)?;
         // Unplaced blocks are bounded by the bytes that they take.
         let memory = MemoryOptions { unplaced_per_worker: usize::MAX, budget: SHADOW_BYTES };
+        let (index, vocabularies) = match anchor {
+            None => (MemoryIndex::new(memory), Vocabularies::default()),
+            Some(anchor) => {
+                let index = MemoryIndex::import(memory, &anchor.image).ok()?;
+                (index, Vocabularies::resume(anchor.given()))
+            }
+        };
         let own = Shared {
             key: shared.key.clone(),
             limits: shared.limits,
             candidates: shared.candidates.clone(),
             chains: ChainMemory::new(shared.key.clone(), 0),
-            index: MemoryIndex::new(memory),
-            vocabularies: Vocabularies::default().into(),
+            index,
+            vocabularies: vocabularies.into(),
             generation: Default::default(),
             editions: Default::default(),
             // What a shadow learns, nobody asks it.
             local: LocalHashes::new(0),
             shadows: Arc::default(),
+            anchors: Arc::default(),
         };
         let post = Post::new(Arc::<Slab>::default(), live.seat.worker);
         let mut stream = Stream::new(super::Seat { post, ..live.seat.clone() });
-        stream.begin(&own).ok()?;
-        Some(Box::new(Shadow { shared: own, stream, _permit: permit }))
+        match anchor {
+            None => stream.begin(&own).ok()?,
+            Some(anchor) => stream = anchor.resume(stream),
+        }
+        Some(Box::new(Shadow { shared: own, stream, anchored: anchor.is_some(), _permit: permit }))
     }
 
     fn apply(&mut self, payload: &[u8]) {
@@ -144,36 +164,77 @@ impl Shadow {
 }
 
 impl Stream {
+    /// Begins the shadow with what the anchor has.
+    pub(super) fn shade_anchor(&mut self, shared: &Shared) {
+        self.shadow = None;
+        self.shadow = self.anchor.as_deref().and_then(|it| Shadow::begin(self, shared, Some(it)));
+        if self.shadow.is_none() {
+            self.lane.compared(self.now, Comparison::Undecided, Aftermath::None);
+        }
+    }
+
     /// Applies a batch to the shadow; batch 0 begins a new one.
     pub(super) fn shade(&mut self, shared: &Shared, seq: u64, payload: &[u8]) {
         if seq == 0 {
             self.shadow = None;
-            self.shadow = Shadow::begin(self, shared);
+            self.shadow = Shadow::begin(self, shared, None);
         }
         match &mut self.shadow {
             Some(shadow) => shadow.apply(payload),
             // Too many others have one; nothing is to be had from the rest of the replay.
-            None => self.lane.compared(self.now, Comparison::Undecided),
+            None => self.lane.compared(self.now, Comparison::Undecided, Aftermath::None),
         }
     }
 
-    /// Compares the shadow with what is held.
+    /// Compares the shadow with what is held; the shadow is right.
     pub(super) fn compare(&mut self, shared: &Shared, progress: &mut Progress) {
         let rebuilt = self.shadow.take().and_then(|shadow| shadow.settle(&self.verifier));
-        let audited = rebuilt.map(|it| compare(&shared.index, &it.shared.index, self.seat.worker));
+        let compared = |it: &Shadow| compare(&shared.index, &it.shared.index, self.seat.worker);
+        let audited = rebuilt.as_deref().map(compared);
         // Asked behind the comparison: the index may give up copies at any time.
-        let audited = audited.filter(|_| self.may_be_audited(shared)).unwrap_or(Audited::UNDECIDED);
+        let audited = audited.filter(|_| self.may_be_audited(shared));
+        let mut audited = audited.unwrap_or(Audited::UNDECIDED);
         self.found.missing += audited.missing;
         self.found.surplus += audited.surplus;
         if audited.comparison != Comparison::Undecided {
             self.found.as_of = self.lane.as_of();
         }
+        let aftermath = match (rebuilt, audited.comparison) {
+            (Some(shadow), Comparison::Equal) => {
+                let image = shadow.shared.index.export();
+                match self.anchor_at(&shared.anchors, image, Some(&shadow.stream)) {
+                    true => Aftermath::Anchored,
+                    false => Aftermath::None,
+                }
+            }
+            (Some(shadow), Comparison::Different) if shadow.anchored => {
+                audited.mended = self.mend(shared, &shadow);
+                if audited.mended { Aftermath::Mended } else { Aftermath::None }
+            }
+            _ => Aftermath::None,
+        };
         progress.audited = Some(audited);
-        self.lane.compared(self.now, audited.comparison);
+        self.lane.compared(self.now, audited.comparison, aftermath);
+    }
+
+    /// Gives the worker what the shadow has in place of what it holds; whether it has all of that now, and
+    /// nothing else.
+    fn mend(&mut self, shared: &Shared, shadow: &Shadow) -> bool {
+        let worker = self.seat.worker;
+        self.seat.post.open();
+        let apply = |change: Change<'_>| shared.index.apply(worker, &[change]).map(drop);
+        let image = shadow.shared.index.export();
+        let given = apply(Change::Clear { tier: None }).and_then(|()| image.changes(apply));
+        self.groups.clone_from(&shadow.stream.groups);
+        self.seen_on_gpu.clone_from(&shadow.stream.seen_on_gpu);
+        let again = compare(&shared.index, &shadow.shared.index, worker);
+        given.is_ok_and(|all| all)
+            && again.comparison == Comparison::Equal
+            && !shared.index.evicted(worker)
     }
 
     /// Whether what is held is meant to be the effect of the batches, all of them and nothing else.
-    fn may_be_audited(&self, shared: &Shared) -> bool {
+    pub(super) fn may_be_audited(&self, shared: &Shared) -> bool {
         self.lane.trust() == Trust::Exact && !self.is_beyond_audits(shared)
     }
 
@@ -190,7 +251,8 @@ impl Stream {
     /// What audits have come to.
     pub(in crate::scout) fn audit(&self) -> AuditStatus {
         let Found { as_of, missing, surplus } = self.found;
-        AuditStatus { state: self.lane.audit_state(), as_of, missing, surplus }
+        let since = as_of.and_then(|_| self.lane.audited_since());
+        AuditStatus { state: self.lane.audit_state(), as_of, since, missing, surplus }
     }
 }
 
@@ -232,5 +294,5 @@ fn compare(held: &MemoryIndex, rebuilt: &MemoryIndex, worker: WorkerId) -> Audit
         0 => Comparison::Equal,
         _ => Comparison::Different,
     };
-    Audited { comparison, missing, surplus }
+    Audited { comparison, missing, surplus, mended: false }
 }

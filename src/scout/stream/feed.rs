@@ -31,6 +31,10 @@ impl Stream {
     ) -> Result<Ingested, Error> {
         self.check()?;
         self.silent = false;
+        if self.anchor.is_some() && self.lane.stage().is_none() {
+            // Nobody audits it.
+            self.anchor = None;
+        }
         let batch = Batch::parse(payload, &shared.limits);
         let arrival = arrival(seq, payload, &batch);
         let verdict = self.lane.live(self.now, arrival);
@@ -94,6 +98,9 @@ impl Stream {
         seed: u64,
     ) -> Result<(), Error> {
         self.check()?;
+        if options.audit.is_zero() {
+            self.anchor = None;
+        }
         self.lane.follow(options, seed);
         Ok(())
     }
@@ -144,6 +151,14 @@ impl Stream {
                     if let Some((_, payload)) = handed_in.take() {
                         self.shade(shared, seq, payload);
                     }
+                    Ok(())
+                }
+                Step::Anchor => {
+                    self.anchor_here(shared);
+                    Ok(())
+                }
+                Step::ShadowAnchor => {
+                    self.shade_anchor(shared);
                     Ok(())
                 }
                 Step::ShadowHeld(held) => {

@@ -67,6 +67,7 @@ pub(crate) struct Config {
     pub(crate) memory: MemoryOptions,
     /// Bytes for names of prompts that were asked about before.
     pub(crate) chain_memory: usize,
+    pub(crate) anchor_memory: usize,
     /// What is kept over a restart.
     pub(crate) state: State,
     /// When the daemon says that it is ready.
@@ -186,6 +187,7 @@ impl Default for Config {
             events: event::Limits::default(),
             memory: MemoryOptions::default(),
             chain_memory: scout::Options::default().chain_memory,
+            anchor_memory: scout::Options::default().anchor_memory,
             state: State { dir: None, interval: Duration::from_secs(60), from: None, share: false },
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
@@ -264,6 +266,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "replay.rebuild" => replay.rebuild;
     "replay.rebuild_max" => replay.rebuild_max;
     "audit.every" => replay.audit;
+    "audit.memory" => anchor_memory;
     "state.dir" => state.dir;
     "state.interval" => state.interval;
     "state.from" => state.from;

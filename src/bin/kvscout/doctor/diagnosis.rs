@@ -470,13 +470,14 @@ fn audit(facts: &Facts<'_>, out: &mut Findings) {
     let why = match &facts.replay {
         None => "there is no replay endpoint",
         Some(replay) if replay.error.is_some() => "the replay endpoint gives nothing",
-        Some(replay) if replay.first.is_some_and(|first| first > 0) => {
-            "the engine's buffer does not reach batch 0 any more"
-        }
         Some(replay) => {
             let text = match replay.first {
-                Some(_) => "audits can be had: the engine's buffer reaches batch 0",
-                None => "audits can be had for as long as the engine's buffer reaches batch 0",
+                Some(0) => "audits can be had: the engine's buffer reaches batch 0",
+                Some(_) => {
+                    "audits can be had of what happens from now on: the engine's buffer does not \
+                     reach batch 0 any more"
+                }
+                None => "audits can be had once the engine has published something",
             };
             return out.fine("audit", text.to_owned());
         }

@@ -155,7 +155,7 @@ fn whether_audits_can_be_had_is_said() {
         said(Some(Replayed { first: None, last: None, ..whole.clone() })),
         (Level::Fine, false)
     );
-    assert_eq!(said(Some(Replayed { first: Some(1), ..whole.clone() })), (Level::Note, true));
+    assert_eq!(said(Some(Replayed { first: Some(1), ..whole.clone() })), (Level::Fine, false));
     assert_eq!(said(Some(Replayed { error, ..whole })), (Level::Note, true));
     assert_eq!(said(None), (Level::Note, true));
 }

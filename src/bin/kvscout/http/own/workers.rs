@@ -62,8 +62,11 @@ fn worker(view: &WorkerView) -> Value {
         "audit": status.audit.state.as_str(),
         "audits": {
             "as_of": status.audit.as_of,
+            "since": status.audit.since,
             "ok": lane.audits_ok,
             "differed": lane.audits_differed,
+            "anchored": lane.audits_anchored,
+            "mended": lane.mended,
             "unfinished": lane.audits_unfinished,
             "missing": status.audit.missing,
             "surplus": status.audit.surplus,

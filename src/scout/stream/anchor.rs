@@ -1,0 +1,127 @@
+//! What a worker held as of some batch, kept for audits to begin from.
+//!
+//! Invariant: all anchors together take no more than their room; where it is used up, none is kept, and the
+//! audits that would need it are unavailable.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Shared, Stream};
+use crate::block::{Group, VocabularyId};
+use crate::index::Image;
+use crate::ingest::verify::{Status, Verifier};
+use crate::score::GroupFacts;
+
+/// Bytes for anchors.
+#[derive(Debug, Default)]
+pub(in crate::scout) struct Room {
+    most: usize,
+    used: AtomicUsize,
+}
+
+impl Room {
+    pub(in crate::scout) fn new(most: usize) -> Arc<Room> {
+        Arc::new(Room { most, used: AtomicUsize::new(0) })
+    }
+
+    /// Whether there is any.
+    pub(in crate::scout) fn is_there(&self) -> bool {
+        self.most > 0
+    }
+
+    fn take(self: &Arc<Room>, bytes: usize) -> Option<Taken> {
+        let more = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.most);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Taken { room: self.clone(), bytes })
+    }
+}
+
+/// A part of the room.
+#[derive(Debug)]
+struct Taken {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.room.used.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// A worker's residency by itself, and what its stream knew of it.
+#[derive(Debug)]
+pub(super) struct Anchor {
+    pub(super) image: Image,
+    vocabulary: VocabularyId,
+    contract: Status,
+    hides_extras: bool,
+    groups: Vec<GroupFacts>,
+    seen_on_gpu: Vec<Group>,
+    _room: Taken,
+}
+
+impl Anchor {
+    /// The last number that was given to a vocabulary in it.
+    pub(super) fn given(&self) -> u32 {
+        self.vocabulary.0
+    }
+
+    /// A stream that goes on from here, its worker's blocks being in an index of their own.
+    pub(super) fn resume(&self, fresh: Stream) -> Stream {
+        let mut shapes = self.groups.iter().map(|facts| facts.shape);
+        let shape = shapes.next().filter(|first| shapes.all(|other| other == *first));
+        Stream {
+            vocabulary: self.vocabulary,
+            verifier: Verifier::resume(self.contract.clone(), self.hides_extras, shape),
+            groups: self.groups.clone(),
+            seen_on_gpu: self.seen_on_gpu.clone(),
+            ..fresh
+        }
+    }
+}
+
+impl Stream {
+    /// Keeps an image of what this stream's worker holds, with what `of` knows of it if that is another stream.
+    /// Whether there was room; what was kept before is gone in any case.
+    pub(super) fn anchor_at(
+        &mut self,
+        room: &Arc<Room>,
+        image: Image,
+        of: Option<&Stream>,
+    ) -> bool {
+        self.anchor = None;
+        let stream = of.unwrap_or(self);
+        let bytes = image.as_bytes().len() + size_of::<Anchor>();
+        let anchor = room.take(bytes).map(|room| Anchor {
+            image,
+            vocabulary: stream.vocabulary,
+            contract: stream.verifier.status().clone(),
+            hides_extras: stream.verifier.hides_extras(),
+            groups: stream.groups.clone(),
+            seen_on_gpu: stream.seen_on_gpu.clone(),
+            _room: room,
+        });
+        self.anchor = anchor.map(Box::new);
+        self.anchor.is_some()
+    }
+
+    /// Keeps what is held now. Writers wait while the index is written down, as for a snapshot.
+    pub(super) fn anchor_here(&mut self, shared: &Shared) {
+        self.anchor = None;
+        if !shared.anchors.is_there() || !self.may_be_audited(shared) {
+            return;
+        }
+        let apart = shared.index.export().apart(&[self.seat.worker]);
+        if let Ok(Some((_, image))) = apart.map(|mut all| all.pop()) {
+            self.anchored(&shared.anchors, image);
+        }
+    }
+
+    /// Keeps what a snapshot says is held, as of its watermark.
+    pub(in crate::scout) fn anchored(&mut self, room: &Arc<Room>, image: Image) {
+        if self.anchor_at(room, image, None) {
+            self.lane.anchored();
+        }
+    }
+}
