@@ -13,6 +13,7 @@ pub(crate) mod source;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::Path;
 use std::time::Duration;
 
 use kvscout::event;
@@ -30,6 +31,7 @@ pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
+use crate::Failure;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::ReceiptOptions;
@@ -309,7 +311,30 @@ impl ConfigError {
     }
 }
 
+/// A duration as the configuration writes it.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    Setting::read(&[text.to_owned()]).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
+}
+
 impl Config {
+    /// The effective configuration of this process, with a file if one is given.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_sources`](Config::from_sources); or the file cannot be read.
+    pub(crate) fn load(path: Option<&Path>, flags: &Flags) -> Result<Config, Failure> {
+        let read = |path: &Path| {
+            let unread = |error| Failure::Usage(format!("--config {}: {error}", path.display()));
+            std::fs::read_to_string(path).map_err(unread)
+        };
+        let file = path.map(read).transpose()?;
+        // What is no UTF-8 cannot be a valid value either and shows as what it is.
+        let environment =
+            |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Config::from_sources(file.as_deref(), &environment, flags)
+            .map_err(|error| Failure::Usage(error.to_string()))
+    }
+
     /// The effective configuration: defaults, then `file`, then the environment, then `flags`.
     ///
     /// A source of a later origin replaces the one of the same tenant and name.
