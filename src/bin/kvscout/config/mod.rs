@@ -128,8 +128,8 @@ pub(crate) struct State {
     pub(crate) dir: Option<String>,
     /// From one snapshot to the next.
     pub(crate) interval: Duration,
-    /// Another replica to begin with, where the directory has no snapshot.
-    pub(crate) from: Option<String>,
+    /// Other replicas to begin with, where the directory has no snapshot: the first that has one.
+    pub(crate) from: Vec<String>,
     /// Whether others may begin with a snapshot of this one.
     pub(crate) share: bool,
 }
@@ -188,7 +188,12 @@ impl Default for Config {
             events: event::Limits::default(),
             memory: MemoryOptions::default(),
             chain_memory: scout::Options::default().chain_memory,
-            state: State { dir: None, interval: Duration::from_secs(60), from: None, share: false },
+            state: State {
+                dir: None,
+                interval: Duration::from_secs(60),
+                from: Vec::new(),
+                share: false,
+            },
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
@@ -487,12 +492,10 @@ impl Config {
         if interval.is_zero() {
             return Err(ConfigError::new("state.interval 0s: expected a duration above 0"));
         }
-        if let Some(from) = from
-            && !from.starts_with("http://")
-        {
+        if let Some(from) = from.iter().find(|from| !from.starts_with("http://")) {
             return Err(ConfigError(format!("state.from {from:?}: expected http://host:port")));
         }
-        for (key, is_set) in [("state.from", from.is_some()), ("state.share", *share)] {
+        for (key, is_set) in [("state.from", !from.is_empty()), ("state.share", *share)] {
             if is_set && dir.is_none() {
                 return Err(ConfigError(format!(
                     "{key} is set without state.dir, where the digest key is that both replicas need"
