@@ -338,6 +338,39 @@ fn assert_told_apart(site: &Site, events: &[Value], prompts: &[Prompt<'_>]) {
 }
 
 #[test]
+fn h7_where_the_routers_tokens_part_from_the_engines_the_match_ends_and_the_block_is_named() {
+    let site = Site::new();
+    let (engine, other) = (site.worker("engine"), site.worker("other"));
+    let tokens: Vec<u32> = (0..21).collect();
+    site.apply(engine, &[stored(&[1, 2, 3, 4, 5], None, &tokens[..20])]);
+    site.apply(other, &[stored(&[1], None, &tokens[..4])]);
+    for k in 0..5_u32 {
+        // Another tokenizer, or another template: one token of block `k` is another, or one more is before it.
+        let at = k as usize * 4;
+        let mut other_token = tokens.clone();
+        other_token[at + 1] = 999;
+        let one_more = [&tokens[..at], &[999], &tokens[at..]].concat();
+        for asked in [other_token, one_more] {
+            assert_eq!(site.matched("engine", &asked), k);
+            let explained = site.scout.explain(&Request::new("m", Prompt::new(&asked))).unwrap();
+            let of =
+                |worker| explained.iter().find(|explained| explained.worker == worker).unwrap();
+            let group = &of(engine).groups[0];
+            let expected = Divergence { block: k, why: Missing::Unknown };
+            assert_eq!(
+                (group.divergence, group.leading[0]),
+                (Some(expected), k),
+                "nobody holds it"
+            );
+            // Of blocks that are as the engine cut them others show that they exist.
+            let why = if k > 1 { Missing::Elsewhere } else { Missing::Unknown };
+            let expected = Divergence { block: k.min(1), why };
+            assert_eq!(of(other).groups[0].divergence, Some(expected), "{k}");
+        }
+    }
+}
+
+#[test]
 fn h8_adapters_and_none_are_three_results_and_an_adapter_is_no_image() {
     let site = Site::new();
     let event = || stored(&[1], None, &TOKENS[..4]);
