@@ -203,7 +203,11 @@ fn mooncake_registers_and_unregisters() {
     let body = json!({
         "endpoint": "tcp://127.0.0.1:9", "replay_endpoint": "tcp://127.0.0.1:10", "type": "vLLM",
         "modelname": "m", "instance_id": "a", "block_size": 16, "dp_rank": 1, "lora_name": "sql",
-        "additionalsalt": "w8a8", "hash_profile": { "python_hash_seed": "0" },
+        "additionalsalt": "w8a8",
+        "hash_profile": {
+            "strategy": "vllm_v1", "algorithm": "sha256_cbor", "python_hash_seed": "0",
+            "index_projection": "low64_be",
+        },
     });
     let registered = json!({ "status": "registered successfully", "instance_id": "a" });
     for _ in 0..2 {
@@ -487,7 +491,10 @@ fn tokens_salts_and_seeds_are_never_logged() {
     let body = json!({
         "endpoint": "tcp://127.0.0.1:9", "type": "vLLM", "modelname": "m", "instance_id": "a",
         "block_size": 16, "dp_rank": 0, "additionalsalt": "s3cr3t-salt",
-        "hash_profile": { "python_hash_seed": "918273645" },
+        "hash_profile": {
+            "strategy": "vllm_v1", "algorithm": "sha256_cbor", "python_hash_seed": "918273645",
+            "index_projection": "low64_be",
+        },
     });
     daemon.post("/register", &body).json(200);
     answers += &daemon.get("/workers").body;

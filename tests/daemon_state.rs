@@ -373,7 +373,8 @@ fn a_new_replica_starts_from_a_running_one() {
         fs::copy(old.file("key"), replica.file("key")).unwrap();
     }
     fs::write(curled.file("snapshot"), snapshot_of(&daemon)).unwrap();
-    let from = format!("[state]\nfrom = \"http://{}\"", daemon.address());
+    // Whoever does not answer is passed over.
+    let from = format!("[state]\nfrom = [\"http://127.0.0.1:9\", \"http://{}\"]", daemon.address());
     let replicas = [with_pod_7(&new, &endpoint, &from), with_pod_7(&curled, &endpoint, "")];
     for replica in &replicas {
         assert_eq!(answers(replica), before);

@@ -276,6 +276,203 @@ fn dynamos_hashes_are_answered_only_where_they_are_kept() {
 }
 
 #[test]
+fn a_router_whose_index_is_elsewhere_is_answered_in_blocks_beyond_the_faster_tiers() {
+    let hashes: Vec<i64> = TOKENS[..8]
+        .chunks(4)
+        .map(|block| xxhash_rust::xxh3::xxh3_64_with_seed(&little_endian(block), 1337) as i64)
+        .collect();
+    let body = json!({ "model_name": "m", "block_hashes": hashes, "routing_group": "default" });
+    let path = "/query_tiered_by_hash";
+    let without = Site::new(&[("7", "")], "");
+    assert_eq!(without.daemon.post(path, &body).json(501)["reason"], "not_implemented");
+
+    let mut site = Site::new(
+        &[("7", ""), ("8", ""), ("text", ""), ("9", "")],
+        "[dialects]\ndynamo_hashes = true\n",
+    );
+    let nothing = json!({ "device": { "scores": [], "frequencies": [] }, "lower_tier": [] });
+    assert_eq!(site.daemon.post(path, &body).json(200)["tiered"], nothing);
+    let in_tier = |event, medium: &str| with(event, &[("medium", json!(medium))]);
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    let second = stored(&[12], Some(11), &TOKENS[4..8]);
+    site.feed("8", &[stored(&[11], None, &TOKENS[..4]), in_tier(second, "DISK")]);
+    let whole = stored(&[11, 12], None, &TOKENS[..8]);
+    site.feed("text", &[in_tier(whole, "CPU")]);
+    site.feed("9", &[in_tier(stored(&[11], None, &TOKENS[..4]), "OBJ")]);
+    let worker = |id: u64| json!({ "worker_id": id, "dp_rank": 0 });
+    let answer = site.daemon.post(path, &body).json(200);
+    let mut scores = answer["tiered"]["device"]["scores"].as_array().unwrap().clone();
+    scores.sort_by_key(|pair| pair[0]["worker_id"].as_u64());
+    assert_eq!(json!(scores), json!([[worker(7), 2], [worker(8), 1]]));
+    // A pod whose name is no number has no place in the answer.
+    let below = json!([
+        ["disk", { "hits": [[worker(8), 1]] }], ["external", { "hits": [[worker(9), 1]] }],
+    ]);
+    assert_eq!((&answer["tiered"]["lower_tier"], &answer["block_size"]), (&below, &json!(4)));
+    let unknown = json!({ "model_name": "x", "block_hashes": hashes });
+    assert_eq!(site.daemon.post(path, &unknown).json(404)["reason"], "unknown_model");
+    for (body, field) in [
+        (json!({ "block_hashes": hashes }), "model_name"),
+        (json!({ "model_name": "m" }), "block_hashes"),
+        (json!({ "model_name": "m", "seq_hashes": [1] }), "seq_hashes"),
+        (json!({ "model_name": "m", "block_hashes": [1, "2"] }), "block_hashes"),
+    ] {
+        assert_eq!(site.daemon.post(path, &body).json(400)["field"], field);
+    }
+}
+
+/// Bodies that are wrong, and the field that each error has to name.
+const MOONCAKE: [(&str, &str, &str); 24] = [
+    ("/query", r#"{"model": "m"}"#, "token_ids"),
+    ("/query", r#"{"token_ids": [1]}"#, "model"),
+    ("/query", r#"{"model": 5, "token_ids": [1]}"#, "model"),
+    ("/query", r#"{"model": "m", "token_ids": {}}"#, "token_ids"),
+    ("/query", r#"{"model": "m", "token_ids": [4294967296]}"#, "token_ids"),
+    ("/query", r#"{"model": "m", "token_ids": [-1]}"#, "token_ids"),
+    ("/query", r#"{"model": "m", "token_ids": [1.5]}"#, "token_ids"),
+    ("/query", r#"{"model": "m", "token_ids": [1], "block_size": 0}"#, "block_size"),
+    ("/query", r#"{"model": "m", "token_ids": [1], "block_size": "16"}"#, "block_size"),
+    ("/query", r#"{"model": "m", "token_ids": [1], "cache_salt": 5}"#, "cache_salt"),
+    ("/query", r#"{"model": "m", "token_ids": [1], "lora_name": ["a"]}"#, "lora_name"),
+    ("/query", r#"{"model": "m", "token_ids": [1], "lora_id": 3}"#, "lora_id"),
+    ("/query", r#"{"model": "m", "token_ids": [1], "instance_id": 7}"#, "instance_id"),
+    ("/query", r#"{"model": "m", "token_ids": [1], "tenant": "x"}"#, "tenant"),
+    ("/query_by_hash", r#"{"model": "m", "block_size": 16}"#, "seq_hashes"),
+    ("/query_by_hash", r#"{"model": "m", "seq_hashes": [1]}"#, "block_size"),
+    ("/query_by_hash", r#"{"model": "m", "block_size": 16, "seq_hashes": ["1"]}"#, "seq_hashes"),
+    (
+        "/query_by_hash",
+        r#"{"model": "m", "block_size": 16, "seq_hashes": [18446744073709551616]}"#,
+        "seq_hashes",
+    ),
+    ("/register", r#"{"modelname": "m", "type": "vLLM"}"#, "endpoint"),
+    ("/register", r#"{"modelname": "m", "endpoint": "tcp://h:1", "type": "vllm"}"#, "type"),
+    (
+        "/register",
+        r#"{"modelname": "m", "endpoint": "tcp://h:1", "type": "vLLM", "instance_id": "a",
+            "block_size": 16, "dp_rank": -1}"#,
+        "dp_rank",
+    ),
+    (
+        "/register",
+        r#"{"modelname": "m", "endpoint": "tcp://h:1", "type": "vLLM", "instance_id": "a",
+            "block_size": 4294967296, "dp_rank": 0}"#,
+        "block_size",
+    ),
+    ("/register", r#"{"modelname": "m", "endpoint": "tcp://h:1", "kind": "vLLM"}"#, "kind"),
+    ("/unregister", r#"{"dp_rank": 0}"#, "instance_id"),
+];
+
+const DYNAMO: [(&str, &str, &str); 14] = [
+    ("/query", r#"{"model_name": "m"}"#, "token_ids"),
+    ("/query", r#"{"model_name": "m", "token_ids": "1"}"#, "token_ids"),
+    ("/query", r#"{"model_name": "m", "token_ids": [1, -2]}"#, "token_ids"),
+    ("/query", r#"{"model_name": ["m"], "token_ids": [1]}"#, "model_name"),
+    ("/query", r#"{"model_name": "m", "token_ids": [1], "cache_salt": {}}"#, "cache_salt"),
+    ("/query", r#"{"model_name": "m", "token_ids": [1], "routing_group": 1}"#, "routing_group"),
+    ("/query_by_hash", r#"{"model_name": "m", "block_hashes": 5}"#, "block_hashes"),
+    (
+        "/query_by_hash",
+        r#"{"model_name": "m", "block_hashes": [1], "cache_salt": "s"}"#,
+        "cache_salt",
+    ),
+    ("/query_tiered_by_hash", r#"{"model_name": "m", "block_hashes": [1e3]}"#, "block_hashes"),
+    ("/register", r#"{"model_name": "m", "instance_id": "7"}"#, "instance_id"),
+    (
+        "/register",
+        r#"{"model_name": "m", "instance_id": 18446744073709551616, "block_size": 16}"#,
+        "instance_id",
+    ),
+    (
+        "/register",
+        r#"{"model_name": "m", "instance_id": 7, "block_size": 16, "endpoint": "ipc:///a"}"#,
+        "endpoint",
+    ),
+    ("/unregister", r#"{"model_name": "m"}"#, "instance_id"),
+    ("/register_peer", r#"{"url": 5}"#, "url"),
+];
+
+const OURS: [(&str, &str, &str); 22] = [
+    ("/v1/score", r#"{}"#, "token_ids"),
+    ("/v1/score", r#"{"token_ids": [1], "prompt": "a"}"#, "prompt"),
+    ("/v1/score", r#"{"token_ids": [null]}"#, "token_ids"),
+    ("/v1/score", r#"{"token_ids": [1], "modell": "m"}"#, "modell"),
+    ("/v1/score", r#"{"token_ids": [1], "lora": 5}"#, "lora"),
+    ("/v1/score", r#"{"token_ids": [1], "lora": {"id": 5}}"#, "lora.name"),
+    ("/v1/score", r#"{"token_ids": [1], "lora": {"name": "a", "id": "5"}}"#, "lora.id"),
+    ("/v1/score", r#"{"token_ids": [1], "mm": [{"hash": "a", "offset": 1}]}"#, "mm[0].length"),
+    ("/v1/score", r#"{"token_ids": [1], "mm": [5]}"#, "mm[0]"),
+    ("/v1/score", r#"{"token_ids": [1], "candidates": [5]}"#, "candidates[0]"),
+    ("/v1/score", r#"{"token_ids": [1], "candidates": [{"rank": 0}]}"#, "candidates[0].worker"),
+    ("/v1/score", r#"{"token_ids": [1], "labels": 5}"#, "labels"),
+    ("/v1/score/batch", r#"{"requests": 5}"#, "requests"),
+    ("/v1/explain", r#"{"token_ids": [1], "cache_salt": 1}"#, "cache_salt"),
+    ("/v1/picked", r#"{"token_ids": [1]}"#, "worker"),
+    ("/v1/picked", r#"{"token_ids": [1], "worker": "7", "rank": -1}"#, "rank"),
+    ("/v1/receipt", r#"{"worker": "7", "cached_tokens": 1}"#, "expected_cached_tokens"),
+    (
+        "/v1/receipt",
+        r#"{"worker": "7", "cached_tokens": 4294967296, "expected_cached_tokens": 1}"#,
+        "cached_tokens",
+    ),
+    ("/v1/receipt", r#"{"worker": "7", "cached": 1}"#, "cached"),
+    ("/v1/admin/clear", r#"{"worker": "7", "rank": "0"}"#, "rank"),
+    ("/v1/admin/clear", r#"{"worker": 7}"#, "worker"),
+    ("/v1/admin/clear", r#"{"workers": "7"}"#, "workers"),
+];
+
+#[test]
+fn whatever_is_wrong_in_a_body_is_named_and_nothing_known_is_lost() {
+    let config = "mooncake_answer = \"branch\"\n[dialects]\ndynamo_hashes = true\n";
+    let mut site = Site::new(&[("7", "")], config);
+    site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+    let question = json!({ "model": "m", "token_ids": TOKENS });
+    let before = site.daemon.post("/v1/score", &question).json(200);
+    for &(path, body, field) in MOONCAKE.iter().chain(&DYNAMO).chain(&OURS) {
+        let (status, kind, answer) = site.send(path, "application/json", "", body.as_bytes());
+        let error: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!((status, kind.as_str()), (400, "application/json"), "{path} {body}: {error}");
+        assert_eq!(error["field"], field, "{path} {body}: {error}");
+        assert!(error["error"].as_str().unwrap().contains(field), "{path} {body}: {error}");
+        // The same as msgpack, where msgpack can say it.
+        if body.contains("18446744073709551616") {
+            continue;
+        }
+        let value: Value = serde_json::from_str(body).unwrap();
+        let packed = rmp_serde::to_vec_named(&value).unwrap();
+        let (status, _, answer) = site.send(path, MSGPACK, "", &packed);
+        let error: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!((status, &error["field"]), (400, &json!(field)), "{path} {body}: {error}");
+        // Cut off anywhere it is no map of fields, or one that lacks something.
+        for end in 0..packed.len() {
+            let (status, _, answer) = site.send(path, MSGPACK, "", &packed[..end]);
+            let error: Value = serde_json::from_slice(&answer).unwrap();
+            assert_eq!((status, &error["reason"]), (400, &json!("invalid_msgpack")), "{error}");
+        }
+    }
+    // Sizes that nobody sent, and values within values.
+    let claims: [&[u8]; 5] = [
+        b"\xdf\xff\xff\xff\xff",
+        b"\x81\xa9token_ids\xdd\xff\xff\xff\xff",
+        b"\x81\xa9token_ids\xc6\xff\xff\xff\xff",
+        b"\x81\xdb\xff\xff\xff\xff",
+        &[&b"\x81\xa1a"[..], &[0x91; 100_000]].concat(),
+    ];
+    for claim in claims {
+        for path in ["/query", "/query_by_hash", "/query_tiered_by_hash", "/register", "/v1/score"]
+        {
+            let (status, _, answer) = site.send(path, MSGPACK, "", claim);
+            let error: Value = serde_json::from_slice(&answer).unwrap();
+            assert_eq!((status, &error["reason"]), (400, &json!("invalid_msgpack")), "{error}");
+        }
+    }
+    let deep = format!("{{\"token_ids\": {}", "[".repeat(100_000));
+    let (status, _, _) = site.send("/v1/score", "application/json", "", deep.as_bytes());
+    assert_eq!(status, 400);
+    assert_eq!(site.daemon.post("/v1/score", &question).json(200), before);
+}
+
+#[test]
 fn unknown_fields_are_refused_where_mooncakes_implementation_refuses_them() {
     let query = json!({ "model": "m", "block_size": 16, "token_ids": [1], "tenant": "x" });
     let dynamo = json!({ "model_name": "m", "token_ids": [1], "tenant": "x" });

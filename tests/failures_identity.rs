@@ -10,13 +10,13 @@ use failures_support::*;
 use kvscout::ErrorKind;
 use kvscout::block::{BlockSize, SpaceId};
 use kvscout::block::{Digest, Embeds, Item, Name, Prompt, Shape, Tier, VocabularyId, WorkerId};
-use kvscout::hash::vllm::Algorithm;
+use kvscout::hash::vllm::{Algorithm, Contract as Hashes, Root, Version};
 use kvscout::index::{
     Block, BlockSource, Change, Home, Matches, MemoryIndex, MemoryOptions, Parent, Query, Store,
 };
 use kvscout::ingest::verify::{Checks, Contract, Status};
 use kvscout::ingest::{Reason, Trust};
-use kvscout::scout::{Adapter, Registration, Request, Scratch};
+use kvscout::scout::{Adapter, Divergence, Missing, Registration, Request, Scratch};
 use serde_json::{Value, json};
 
 /// Eight tokens and one more, so that both blocks may count as cached.
@@ -132,6 +132,39 @@ fn h2_an_adapter_whose_path_is_not_known_is_named() {
     assert_eq!(site.line("a", 0, prompt).matched, 1, "content matches all the same");
     site.scout.register_adapter("default", "sql", adapter(Some("/adapters/sql")));
     assert_eq!(site.warnings(worker), [""; 0]);
+}
+
+#[test]
+fn h2_what_a_registration_says_of_the_contract_counts_until_events_show_another() {
+    let site = Site::new();
+    let told = |seed: &str| {
+        let root = Root::Seed(seed);
+        Hashes::new(Version::NEWEST, Algorithm::Sha256Cbor, root).unwrap()
+    };
+    let register = |pod: &str| {
+        let contract = Some(Contract::Vllm(told("1234")));
+        let block_size = BlockSize::new(SIZE);
+        site.register(Registration { contract, block_size, ..Registration::new(pod, "m") })
+    };
+    // A seed that nobody would guess is found where it was told, whatever version the engine has.
+    let right = register("right");
+    let names = names("0.20.2", Algorithm::Sha256Cbor, "1234", SIZE, &Prompt::new(&TOKENS));
+    site.apply(right, &[stored(&names, None, &TOKENS[..8])]);
+    assert!(matches!(site.status(right).contract, Status::Verified(_)));
+    // Of a publisher without tokens it is all that there is.
+    let pool = register("pool");
+    site.apply(pool, &[stored_by_name(&names, "CPU")]);
+    assert_eq!(site.status(pool).contract, Status::Undecided);
+    assert_eq!(site.matched("pool", &TOKENS), 2);
+    // What was told wrongly is dropped: its blocks match by content, as those of any random seed.
+    let wrong = register("wrong");
+    for n in 0..9_u32 {
+        site.apply(wrong, &[stored(&[u64::from(n) + 900], None, &[n + 70; 4])]);
+    }
+    assert_eq!(site.status(wrong).contract, Status::Private);
+    assert_eq!(site.matched("wrong", &[75; 5]), 1);
+    site.apply(wrong, &[stored_by_name(&names, "CPU")]);
+    assert_eq!(site.matched("wrong", &TOKENS), 0, "its names are its own");
 }
 
 #[test]
@@ -300,6 +333,39 @@ fn assert_told_apart(site: &Site, events: &[Value], prompts: &[Prompt<'_>]) {
         for n in 0..events.len() {
             let matched = site.line(&format!("pod {n}"), 0, *prompt).matched;
             assert_eq!(matched > 0, n == asked, "prompt {asked} matched {matched} of pod {n}");
+        }
+    }
+}
+
+#[test]
+fn h7_where_the_routers_tokens_part_from_the_engines_the_match_ends_and_the_block_is_named() {
+    let site = Site::new();
+    let (engine, other) = (site.worker("engine"), site.worker("other"));
+    let tokens: Vec<u32> = (0..21).collect();
+    site.apply(engine, &[stored(&[1, 2, 3, 4, 5], None, &tokens[..20])]);
+    site.apply(other, &[stored(&[1], None, &tokens[..4])]);
+    for k in 0..5_u32 {
+        // Another tokenizer, or another template: one token of block `k` is another, or one more is before it.
+        let at = k as usize * 4;
+        let mut other_token = tokens.clone();
+        other_token[at + 1] = 999;
+        let one_more = [&tokens[..at], &[999], &tokens[at..]].concat();
+        for asked in [other_token, one_more] {
+            assert_eq!(site.matched("engine", &asked), k);
+            let explained = site.scout.explain(&Request::new("m", Prompt::new(&asked))).unwrap();
+            let of =
+                |worker| explained.iter().find(|explained| explained.worker == worker).unwrap();
+            let group = &of(engine).groups[0];
+            let expected = Divergence { block: k, why: Missing::Unknown };
+            assert_eq!(
+                (group.divergence, group.leading[0]),
+                (Some(expected), k),
+                "nobody holds it"
+            );
+            // Of blocks that are as the engine cut them others show that they exist.
+            let why = if k > 1 { Missing::Elsewhere } else { Missing::Unknown };
+            let expected = Divergence { block: k.min(1), why };
+            assert_eq!(of(other).groups[0].divergence, Some(expected), "{k}");
         }
     }
 }

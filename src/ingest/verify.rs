@@ -192,12 +192,30 @@ impl Candidates {
         self.by_form.iter().flat_map(|(_, contracts)| contracts)
     }
 
-    /// What an engine with this form of events can follow; only the rules of `version` if it is
-    /// known.
-    fn of(&self, form: Form, version: Option<Version>) -> Vec<Contract> {
-        if let Some(version) = version {
-            return of_version(version, &self.seeds);
+    /// What an engine with this form of events can follow; only the rules of its version if that is
+    /// known. Last what it is said to follow, under the rules that this form can come with.
+    fn of(&self, form: Form, told: Told<'_>) -> Vec<Contract> {
+        let mut contracts = match told.version {
+            Some(version) => of_version(version, &self.seeds),
+            None => self.of_form(form),
+        };
+        match told.contract {
+            Some(Contract::Vllm(contract)) => {
+                let root = contract.root().to_string();
+                let versions = told.version.as_slice().iter().chain(versions(form));
+                contracts.extend(versions.filter_map(|&version| {
+                    let root = Root::Hash(&root);
+                    vllm::Contract::new(version, contract.algorithm(), root)
+                        .ok()
+                        .map(Contract::Vllm)
+                }));
+            }
+            Some(Contract::Sglang) | None => contracts.extend(told.contract.cloned()),
         }
+        contracts
+    }
+
+    fn of_form(&self, form: Form) -> Vec<Contract> {
         let known = self.by_form.iter().rev().find(|(f, _)| match (f, form) {
             (Form::Array(least), Form::Array(fields)) => *least <= fields,
             (f, form) => *f == form,
@@ -244,6 +262,15 @@ fn of_version(version: Version, seeds: &[String]) -> Vec<Contract> {
         }
     }
     contracts
+}
+
+/// What was said of a worker's contract when it was registered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told<'a> {
+    /// The engine's version.
+    pub version: Option<Version>,
+    /// The contract.
+    pub contract: Option<&'a Contract>,
 }
 
 /// What is known of a worker's contract.
@@ -376,7 +403,7 @@ impl Verifier {
         shape: Shape,
         tokens: &[TokenId],
         candidates: &Candidates,
-        version: Option<Version>,
+        told: Told<'_>,
     ) {
         let (extras, plain) = match stored.extra_keys {
             ExtraKeys::Hidden => (true, true),
@@ -392,7 +419,7 @@ impl Verifier {
         if !plain {
             return;
         }
-        let found = candidates.of(stored.form, version).into_iter().find(|contract| {
+        let found = candidates.of(stored.form, told).into_iter().find(|contract| {
             contract.plain(None, block, &after).is_some_and(|hash| hash.name() == name)
         });
         match found {
@@ -460,7 +487,7 @@ impl Verifier {
         &mut self,
         prompt: &Prompt<'_>,
         candidates: &Candidates,
-        version: Option<Version>,
+        told: Told<'_>,
         memory: &ChainMemory,
     ) -> bool {
         if self.status != Status::Undecided {
@@ -472,7 +499,7 @@ impl Verifier {
                     .names(shape, prompt, memory)
                     .is_ok_and(|mut names| names.next() == Some(name))
             };
-            if let Some(contract) = candidates.of(form, version).into_iter().find(fits) {
+            if let Some(contract) = candidates.of(form, told).into_iter().find(fits) {
                 self.shape = Some(shape);
                 self.status = Status::Verified(contract);
                 return true;

@@ -165,6 +165,7 @@ impl Directory {
             block_size: registration.block_size,
             on_clear: registration.on_clear,
             copies: registration.copies,
+            told: registration.contract.clone(),
             post: post.clone(),
         };
         let worker = Arc::new(Worker {

@@ -2,8 +2,10 @@
 //!
 //! A router of Dynamo's names a block by XXH3-64, seed 1337, of its tokens as little-endian words of 32
 //! bits: a public hash of the block alone. The index has digests under a secret key, and neither can be made
-//! of the other; but where an event brings tokens both can be computed. Blocks with adapter, salt or items
-//! are left out: how these enter differs between Dynamo's versions.
+//! of the other; but where an event brings tokens both can be computed. Blocks of an adapter have XXH3-64 of
+//! its name added to the seed (dynamo-kv-hashing 1.6; earlier routers did otherwise and do not find them).
+//! Blocks with a salt or items are left out: Dynamo takes a salt to be part of each block, and an engine names
+//! it with the first one only.
 //!
 //! Invariants: a hash stands for the one content that was seen under it, or, once two were (which who
 //! wants to can bring about), for none; never more than the given number of hashes are kept.
@@ -11,9 +13,9 @@
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::block::{Digest, TokenId};
+use crate::block::{Digest, ExtraKey, TokenId};
 use crate::hash::content::DigestKey;
 use crate::index::Block;
 
@@ -72,25 +74,33 @@ impl LocalHashes {
         self.most > 0
     }
 
-    /// Takes note of stored blocks of `size` tokens; of those whose content is not their tokens alone,
-    /// nothing.
-    pub(super) fn learn(&self, key: &DigestKey, tokens: &[TokenId], size: usize, blocks: &[Block]) {
+    /// Takes note of stored blocks of `size` tokens, of an adapter or none; of those whose content is more than
+    /// that, nothing.
+    pub(super) fn learn(
+        &self,
+        key: &DigestKey,
+        tokens: &[TokenId],
+        size: usize,
+        adapter: Option<&str>,
+        blocks: &[Block],
+    ) {
+        let adapter = adapter.filter(|name| !name.is_empty());
+        let seed = adapter.map_or(SEED, |name| SEED.wrapping_add(xxh3_64(name.as_bytes())));
         let half = (self.most / 2).max(1);
         let mut bytes = Vec::with_capacity(size * 4);
-        let mut plain = [Digest(0)];
         let mut known = self.known.lock();
         for (tokens, block) in tokens.chunks_exact(size).zip(blocks) {
-            key.plain(tokens, size, &mut plain);
-            if block.digest != Some(plain[0]) {
+            let content = key.digest(tokens, &[], adapter.map(ExtraKey::Lora));
+            if block.digest != Some(content) {
                 continue;
             }
             bytes.clear();
             bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
-            let hash = xxh3_64_with_seed(&bytes, SEED);
+            let hash = xxh3_64_with_seed(&bytes, seed);
             let meaning = match known.get(hash, half) {
-                Some(Meaning::One(digest)) if digest == plain[0] => continue,
+                Some(Meaning::One(digest)) if digest == content => continue,
                 Some(_) => Meaning::Several,
-                None => Meaning::One(plain[0]),
+                None => Meaning::One(content),
             };
             known.put(hash, meaning, half);
         }
@@ -134,8 +144,8 @@ mod tests {
         let (local, key) = (LocalHashes::new(100), DigestKey::from_bytes([7; 16]));
         let tokens: Vec<u32> = (0..16).collect();
         let blocks = [block(&key, &tokens[..4]), block(&key, &tokens[4..8])];
-        local.learn(&key, &tokens[..8], 4, &blocks);
-        local.learn(&key, &tokens, 16, &[block(&key, &tokens)]);
+        local.learn(&key, &tokens[..8], 4, None, &blocks);
+        local.learn(&key, &tokens, 16, None, &[block(&key, &tokens)]);
         let digests: Vec<Digest> = blocks.iter().filter_map(|block| block.digest).collect();
         assert_eq!(resolved(&local, &HASHES[..2]), digests);
         assert_eq!(resolved(&local, &HASHES[2..]), [block(&key, &tokens).digest.unwrap()]);
@@ -143,11 +153,31 @@ mod tests {
     }
 
     #[test]
+    fn a_block_of_an_adapter_has_the_hash_of_that_adapter() {
+        // Of tokens 0..4 and adapter `sql-lora`, as Python's `xxhash` computes it.
+        const HASH: u64 = 2_536_401_604_203_606_606;
+        let (local, key) = (LocalHashes::new(100), DigestKey::from_bytes([7; 16]));
+        let tokens = [0, 1, 2, 3];
+        let digest = key.digest(&tokens, &[], [ExtraKey::Lora("sql-lora")]);
+        let block = Block { name: Name(1), digest: Some(digest) };
+        local.learn(&key, &tokens, 4, Some("sql-lora"), &[block]);
+        assert_eq!(
+            (resolved(&local, &[HASH]), resolved(&local, &HASHES[..1])),
+            (vec![digest], vec![])
+        );
+        // As it is told where an adapter's name came to mean other weights: not under its own hash.
+        let later = key.digest(&tokens, &[], [ExtraKey::Lora("sql-lora"), ExtraKey::Lora("1")]);
+        let block = Block { name: Name(1), digest: Some(later) };
+        local.learn(&key, &tokens, 4, Some("sql-lora"), &[block]);
+        assert_eq!(resolved(&local, &[HASH]), [digest]);
+    }
+
+    #[test]
     fn what_is_not_its_tokens_alone_is_left_out() {
         let (local, key) = (LocalHashes::new(100), DigestKey::from_bytes([7; 16]));
         let salted = key.digest(&[0, 1, 2, 3], &[], [crate::block::ExtraKey::Salt("s")]);
         for digest in [Some(salted), None] {
-            local.learn(&key, &[0, 1, 2, 3], 4, &[Block { name: Name(1), digest }]);
+            local.learn(&key, &[0, 1, 2, 3], 4, None, &[Block { name: Name(1), digest }]);
         }
         assert_eq!(resolved(&local, &HASHES[..1]), []);
     }
@@ -159,7 +189,7 @@ mod tests {
         // Two keys stand for two contents under one hash, which would take long to find.
         for secret in [[1; 16], [2; 16], [1; 16]] {
             let key = DigestKey::from_bytes(secret);
-            local.learn(&key, &tokens, 4, &[block(&key, &tokens)]);
+            local.learn(&key, &tokens, 4, None, &[block(&key, &tokens)]);
         }
         assert_eq!(resolved(&local, &HASHES[..1]), []);
     }
@@ -167,10 +197,10 @@ mod tests {
     #[test]
     fn no_more_are_kept_than_there_may_be_and_what_is_used_stays() {
         let (local, key) = (LocalHashes::new(100), DigestKey::from_bytes([7; 16]));
-        local.learn(&key, &[0, 1, 2, 3], 4, &[block(&key, &[0, 1, 2, 3])]);
+        local.learn(&key, &[0, 1, 2, 3], 4, None, &[block(&key, &[0, 1, 2, 3])]);
         for n in 0..1000_u32 {
             let tokens = [n, 7, 7, 7];
-            local.learn(&key, &tokens, 4, &[block(&key, &tokens)]);
+            local.learn(&key, &tokens, 4, None, &[block(&key, &tokens)]);
             let known = local.known.lock();
             assert!(known.young.len() + known.old.len() <= 100);
             drop(known);

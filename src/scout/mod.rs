@@ -48,7 +48,7 @@ use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Holding, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::sequencer::{SequencerCounters, Stage};
-use crate::ingest::verify::{Candidates, Checks, Status};
+use crate::ingest::verify::{Candidates, Checks, Contract, Status};
 use crate::ingest::{Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
 
@@ -118,6 +118,9 @@ pub struct Registration {
     pub on_clear: OnClear,
     /// What a second store of a block that is there means.
     pub copies: Copies,
+    /// How its blocks' names are made, as whoever registers it says: for publishers that announce names
+    /// alone, from which nothing can be detected. Once a worker's own events show something else, that counts.
+    pub contract: Option<Contract>,
 }
 
 impl Registration {
@@ -135,6 +138,7 @@ impl Registration {
             block_size: None,
             on_clear: OnClear::default(),
             copies: Copies::default(),
+            contract: None,
         }
     }
 }
@@ -386,7 +390,7 @@ impl Scout {
         if stream.is_waiting() {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
-        stream.retire();
+        stream.retire(&self.shared);
         self.shared.index.remove(worker);
         removed.publish(&stream, &self.shared.generation);
         if let Some(space) = emptied {

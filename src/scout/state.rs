@@ -127,8 +127,13 @@ impl Scout {
                 (KeptContract::Private, None) => Status::Private,
                 (_, None) => Status::Undecided,
             };
+            let told = contracts.restore(&state.told)?;
+            if let (Some(told), Status::Undecided) = (&told, &contract) {
+                known.tell(state.vocabulary, told.clone());
+            }
+            let registration = registration(state, told);
             let resume = |seat| Stream::resume(seat, state, contract);
-            let worker = directory.put_back(id, state.space, state.into(), resume);
+            let worker = directory.put_back(id, state.space, registration, resume);
             worker.publish(&worker.stream.lock(), &self.shared.generation);
         }
         self.shared.editions = Editions::resume(editions);
@@ -157,7 +162,7 @@ impl Contracts<'_> {
 
 impl Worker {
     fn state(&self, stream: &Stream) -> WorkerState {
-        let Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies } =
+        let Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies, contract } =
             self.registration.clone();
         let mut state = WorkerState {
             worker: self.id,
@@ -171,6 +176,7 @@ impl Worker {
             block_size,
             clears_gpu_only: on_clear == OnClear::Gpu,
             reports_presence: copies == Copies::Presence,
+            told: contract.as_ref().map_or(KeptContract::Undecided, KeptContract::from),
             attached: String::new(),
             incarnation: 0,
             watermark: None,
@@ -185,13 +191,11 @@ impl Worker {
     }
 }
 
-impl From<&WorkerState> for Registration {
-    fn from(state: &WorkerState) -> Registration {
-        let WorkerState { pod, rank, tenant, model, vllm, block_size, .. } = state.clone();
-        let on_clear = if state.clears_gpu_only { OnClear::Gpu } else { OnClear::All };
-        let copies = if state.reports_presence { Copies::Presence } else { Copies::Count };
-        Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies }
-    }
+fn registration(state: &WorkerState, contract: Option<Contract>) -> Registration {
+    let WorkerState { pod, rank, tenant, model, vllm, block_size, .. } = state.clone();
+    let on_clear = if state.clears_gpu_only { OnClear::Gpu } else { OnClear::All };
+    let copies = if state.reports_presence { Copies::Presence } else { Copies::Count };
+    Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies, contract }
 }
 
 /// Whether the list agrees with itself and with the image.

@@ -38,7 +38,7 @@ use crate::index::{Change, Home, MemoryIndex};
 use crate::ingest::sequencer::{Sequencer, SequencerCounters, Stage};
 use crate::ingest::snapshot::{GroupState, Watermark, WorkerState};
 use crate::ingest::translate;
-use crate::ingest::verify::{Candidates, Checks, Status, Verifier};
+use crate::ingest::verify::{Candidates, Checks, Contract, Status, Told, Verifier};
 use crate::ingest::{Reason, Trust};
 use crate::score::GroupFacts;
 
@@ -80,11 +80,18 @@ pub(super) struct Seat {
     pub(super) block_size: Option<BlockSize>,
     pub(super) on_clear: OnClear,
     pub(super) copies: Copies,
+    /// How its names are made, by the registration.
+    pub(super) told: Option<Contract>,
     /// Opened before a batch changes anything; closed by [`Worker`](super::directory::Worker).
     pub(super) post: Post,
 }
 
 impl Seat {
+    /// What the registration says of the worker's contract.
+    fn told(&self) -> Told<'_> {
+        Told { version: self.version, contract: self.told.as_ref() }
+    }
+
     /// Whether an event is about blocks of somebody else, by its own word.
     fn is_foreign(&self, origin: Origin<'_>) -> bool {
         let Origin::Pool { tenant, model } = origin else { return false };
@@ -194,7 +201,14 @@ impl Stream {
 
     /// Gives an incarnation of the worker its place in the index.
     pub(super) fn begin(&mut self, shared: &Shared) -> Result<(), Error> {
-        let vocabulary = shared.vocabularies.write().private();
+        let vocabulary = {
+            let mut known = shared.vocabularies.write();
+            known.doubt(self.vocabulary);
+            match &self.seat.told {
+                Some(contract) => known.told(contract),
+                None => known.private(),
+            }
+        };
         self.move_to(shared, vocabulary)
     }
 
@@ -239,24 +253,35 @@ impl Stream {
             let Ok(Event::Stored(stored)) = event else { continue };
             let Ok(outline) = translate::outline(&stored, tokens) else { continue };
             if outline.dense {
-                let (candidates, version) = (&shared.candidates, self.seat.version);
-                self.verifier.observe(&stored, outline.shape, tokens, candidates, version);
+                let (candidates, told) = (&shared.candidates, self.seat.told());
+                self.verifier.observe(&stored, outline.shape, tokens, candidates, told);
             }
         }
         self.adopt(shared)
     }
 
-    /// Moves the worker's names to the vocabulary of its contract once that is known.
+    /// Moves the worker's names to the vocabulary of its contract once that is known. What was said of
+    /// it does not count any more then, nor where it proves wrong.
     fn adopt(&mut self, shared: &Shared) -> Result<(), Error> {
-        let Status::Verified(contract) = self.verifier.status() else { return Ok(()) };
-        let vocabulary = shared.vocabularies.write().shared(self.seat.space, contract);
-        self.move_to(shared, vocabulary)
+        let before = self.vocabulary;
+        match self.verifier.status() {
+            Status::Undecided => return Ok(()),
+            Status::Private => {}
+            Status::Verified(contract) => {
+                let vocabulary = shared.vocabularies.write().shared(self.seat.space, contract);
+                self.move_to(shared, vocabulary)?;
+            }
+        }
+        if self.seat.told.is_some() {
+            shared.vocabularies.write().doubt(before);
+        }
+        Ok(())
     }
 
     /// Lets a prompt prove the contract, and applies what waited for it.
     pub(super) fn settle(&mut self, shared: &Shared, prompt: &Prompt<'_>) {
         let Shared { candidates, chains, .. } = shared;
-        if self.verifier.settle(prompt, candidates, self.seat.version, chains) {
+        if self.verifier.settle(prompt, candidates, self.seat.told(), chains) {
             self.seat.post.open();
             let mut progress = Progress::default();
             let moved = self.adopt(shared);
@@ -332,7 +357,8 @@ impl Stream {
     }
 
     /// Says that the worker is unregistered: a batch that was on its way changes nothing.
-    pub(super) fn retire(&mut self) {
+    pub(super) fn retire(&mut self, shared: &Shared) {
+        shared.vocabularies.write().doubt(self.vocabulary);
         self.retired = true;
         self.seat.post.open();
     }

@@ -8,11 +8,13 @@ use crate::ingest::snapshot::VocabularyState;
 use crate::ingest::verify::Contract;
 
 /// Numbers for vocabularies: one for each worker whose contract is not known, one for each space and
-/// verified contract.
+/// verified contract. What a registration says of a contract gives a worker names that can be computed, and
+/// none that others share: nobody has shown that they are the same.
 #[derive(Debug, Default)]
 pub(super) struct Vocabularies {
     shared: HashMap<(SpaceId, Contract), VocabularyId>,
     contracts: HashMap<VocabularyId, Contract>,
+    told: HashMap<VocabularyId, Contract>,
     next: u32,
 }
 
@@ -49,6 +51,23 @@ impl Vocabularies {
         VocabularyId(self.next)
     }
 
+    /// A new vocabulary for one worker's names, which are said to follow a contract.
+    pub(super) fn told(&mut self, contract: &Contract) -> VocabularyId {
+        let id = self.private();
+        self.tell(id, contract.clone());
+        id
+    }
+
+    /// Says that a vocabulary follows a contract.
+    pub(super) fn tell(&mut self, id: VocabularyId, contract: Contract) {
+        self.told.insert(id, contract);
+    }
+
+    /// Forgets what was said of a vocabulary, if anything was.
+    pub(super) fn doubt(&mut self, id: VocabularyId) {
+        self.told.remove(&id);
+    }
+
     /// The vocabulary of everyone in a space who follows a contract.
     pub(super) fn shared(&mut self, space: SpaceId, contract: &Contract) -> VocabularyId {
         if let Some(&id) = self.shared.get(&(space, contract.clone())) {
@@ -62,7 +81,7 @@ impl Vocabularies {
 
     /// The contract of a vocabulary, unless it is private.
     pub(super) fn contract(&self, id: VocabularyId) -> Option<&Contract> {
-        self.contracts.get(&id)
+        self.contracts.get(&id).or_else(|| self.told.get(&id))
     }
 
     /// Forgets what belongs to a space that is gone.

@@ -13,6 +13,7 @@ mod lines;
 mod logs;
 mod metrics;
 mod pulse;
+mod record;
 mod replay;
 mod serve;
 mod service;
@@ -51,6 +52,7 @@ Example:
         #[arg(long = "seed", value_name = "TEXT")]
         seeds: Vec<String>,
     },
+    Record(record::Args),
 }
 
 /// Why a command ends with another status than 0.
@@ -91,6 +93,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Hash => filtered(hash::run(input().lock(), output())),
+        Command::Record(args) => record::run(&args),
         Command::Replay { seeds } => filtered(replay::run(input().lock(), output(), seeds)),
     }
 }

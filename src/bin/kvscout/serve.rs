@@ -94,25 +94,11 @@ impl Args {
         }
         flags
     }
-
-    fn config(&self) -> Result<Config, Failure> {
-        let file = match &self.config {
-            None => None,
-            Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
-                Failure::Usage(format!("--config {}: {error}", path.display()))
-            })?),
-        };
-        // What is no UTF-8 cannot be a valid value either and shows as what it is.
-        let environment =
-            |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        Config::from_sources(file.as_deref(), &environment, &self.flags())
-            .map_err(|error| Failure::Usage(error.to_string()))
-    }
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let config = args.config()?;
+    let config = Config::load(args.config.as_deref(), &args.flags())?;
     if args.print_config {
         return match io::stdout().write_all(config.to_toml().as_bytes()) {
             Ok(()) => Ok(()),

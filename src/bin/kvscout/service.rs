@@ -374,7 +374,9 @@ impl Service {
                 Some((worker, Some(Feed::Source { endpoint: before, replay: past, .. }))) => {
                     let same = self.scout.worker(worker).map(|status| status.registration);
                     if same.as_ref() != Some(&registration) {
-                        return Err(conflict("with another model, block size or version"));
+                        return Err(conflict(
+                            "with another model, block size, version or hash profile",
+                        ));
                     }
                     if *before != endpoint || *past != replay {
                         return Err(conflict(&format!("with endpoint {before}")));

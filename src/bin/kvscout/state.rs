@@ -27,7 +27,7 @@ const ERROR_ANSWER: u64 = 4096;
 pub(crate) struct State {
     directory: StateDirectory,
     key: DigestKey,
-    from: Option<String>,
+    from: Vec<String>,
     most_fetched: u64,
     /// One snapshot is written at a time.
     saving: Mutex<()>,
@@ -80,8 +80,8 @@ impl State {
         }))
     }
 
-    /// The scout to begin with, and its workers: from the directory's snapshot, else from another
-    /// replica's, else a cold one.
+    /// The scout to begin with, and its workers: from the directory's snapshot, else from that of the first
+    /// replica that gives one, else a cold one.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl State {
         if let Some(begun) = self.own(&options)? {
             return Ok(begun);
         }
-        if let Some(from) = &self.from {
+        for from in &self.from {
             match self.fetch(from).and_then(|snapshot| {
                 self.restore(&options, snapshot).map_err(|error| error.to_string())
             }) {

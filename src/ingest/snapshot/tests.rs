@@ -27,6 +27,7 @@ fn worker(n: u32) -> WorkerState {
         block_size: BlockSize::new(n),
         clears_gpu_only: n > 0,
         reports_presence: n == 0,
+        told: if n > 0 { KeptContract::Sglang } else { KeptContract::Undecided },
         attached: "tcp://10.0.0.1:5557".to_owned(),
         incarnation: 3,
         watermark: Some(Watermark { seq: 9, digest: 10, timestamp: 1.5_f64.to_bits() }),

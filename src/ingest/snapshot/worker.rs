@@ -37,6 +37,8 @@ pub struct WorkerState {
     pub clears_gpu_only: bool,
     /// Whether, by the registration, a block that is stored again is the same copy.
     pub reports_presence: bool,
+    /// The hash contract that the registration names; undecided where it names none.
+    pub told: KeptContract,
     /// What whoever registered it wants to have back, untouched: where its events come from, say.
     pub attached: String,
     /// Which life of its publisher the rest is about.
@@ -177,7 +179,8 @@ impl KeptContract {
 
 impl WorkerState {
     /// No worker takes fewer bytes.
-    pub(super) const LEAST: usize = 12 + 4 + 4 + 4 + 1 + 1 + 4 + 2 + 4 + 8 + 1 + 1 + 1 + 1 + 1 + 4;
+    pub(super) const LEAST: usize =
+        12 + 4 + 4 + 4 + 1 + 1 + 4 + 2 + 1 + 4 + 8 + 1 + 1 + 1 + 1 + 1 + 4;
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for n in [self.worker.0, self.space.0, self.vocabulary.0] {
@@ -191,6 +194,7 @@ impl WorkerState {
         number(out, self.block_size.map_or(0, BlockSize::get));
         out.push(u8::from(self.clears_gpu_only));
         out.push(u8::from(self.reports_presence));
+        self.told.encode(out);
         text(out, &self.attached);
         word(out, self.incarnation);
         option(out, self.watermark, |out, mark| {
@@ -230,6 +234,7 @@ impl WorkerState {
             block_size: BlockSize::new(from.u32()?),
             clears_gpu_only: read_flag(from)?,
             reports_presence: read_flag(from)?,
+            told: KeptContract::decode(from)?,
             attached: read_text(from)?,
             incarnation: from.u64()?,
             watermark: read_option(from, |from| {

@@ -239,7 +239,7 @@ impl Stream {
         let (shape, group, tier) = (outline.shape, stored.group, stored.tier);
         if outline.dense && outline.shape.lookahead == 0 && shared.local.are_kept() {
             let size = outline.shape.size.tokens();
-            shared.local.learn(&shared.key, tokens, size, &blocks[before..]);
+            shared.local.learn(&shared.key, tokens, size, stored.lora_name, &blocks[before..]);
         }
         let blocks = before..blocks.len();
         // Copies of an earlier edition are under the same names: the next removal would not tell

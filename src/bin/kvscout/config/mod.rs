@@ -13,6 +13,7 @@ pub(crate) mod source;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::Path;
 use std::time::Duration;
 
 use kvscout::event;
@@ -30,6 +31,7 @@ pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
+use crate::Failure;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::ReceiptOptions;
@@ -127,8 +129,8 @@ pub(crate) struct State {
     pub(crate) dir: Option<String>,
     /// From one snapshot to the next.
     pub(crate) interval: Duration,
-    /// Another replica to begin with, where the directory has no snapshot.
-    pub(crate) from: Option<String>,
+    /// Other replicas to begin with, where the directory has no snapshot: the first that has one.
+    pub(crate) from: Vec<String>,
     /// Whether others may begin with a snapshot of this one.
     pub(crate) share: bool,
 }
@@ -188,7 +190,12 @@ impl Default for Config {
             memory: MemoryOptions::default(),
             chain_memory: scout::Options::default().chain_memory,
             anchor_memory: scout::Options::default().anchor_memory,
-            state: State { dir: None, interval: Duration::from_secs(60), from: None, share: false },
+            state: State {
+                dir: None,
+                interval: Duration::from_secs(60),
+                from: Vec::new(),
+                share: false,
+            },
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
@@ -312,7 +319,30 @@ impl ConfigError {
     }
 }
 
+/// A duration as the configuration writes it.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    Setting::read(&[text.to_owned()]).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
+}
+
 impl Config {
+    /// The effective configuration of this process, with a file if one is given.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_sources`](Config::from_sources); or the file cannot be read.
+    pub(crate) fn load(path: Option<&Path>, flags: &Flags) -> Result<Config, Failure> {
+        let read = |path: &Path| {
+            let unread = |error| Failure::Usage(format!("--config {}: {error}", path.display()));
+            std::fs::read_to_string(path).map_err(unread)
+        };
+        let file = path.map(read).transpose()?;
+        // What is no UTF-8 cannot be a valid value either and shows as what it is.
+        let environment =
+            |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Config::from_sources(file.as_deref(), &environment, flags)
+            .map_err(|error| Failure::Usage(error.to_string()))
+    }
+
     /// The effective configuration: defaults, then `file`, then the environment, then `flags`.
     ///
     /// A source of a later origin replaces the one of the same tenant and name.
@@ -465,12 +495,10 @@ impl Config {
         if interval.is_zero() {
             return Err(ConfigError::new("state.interval 0s: expected a duration above 0"));
         }
-        if let Some(from) = from
-            && !from.starts_with("http://")
-        {
+        if let Some(from) = from.iter().find(|from| !from.starts_with("http://")) {
             return Err(ConfigError(format!("state.from {from:?}: expected http://host:port")));
         }
-        for (key, is_set) in [("state.from", from.is_some()), ("state.share", *share)] {
+        for (key, is_set) in [("state.from", !from.is_empty()), ("state.share", *share)] {
             if is_set && dir.is_none() {
                 return Err(ConfigError(format!(
                     "{key} is set without state.dir, where the digest key is that both replicas need"

@@ -94,6 +94,7 @@ impl SourceEntry {
             block_size: self.block_size,
             on_clear: self.on_clear,
             copies: self.copies,
+            contract: None,
         }
     }
 

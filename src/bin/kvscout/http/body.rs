@@ -367,6 +367,12 @@ impl<'a> Fields<'a> {
         names.filter_map(|name| text(name).transpose()).collect::<Result<_, _>>().map(Some)
     }
 
+    /// An object, if it is there.
+    pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'a>>, HttpError> {
+        let value = self.get::<&'a RawValue>(name, "an object")?;
+        value.map(|value| Fields::inner(value, self.path(name))).transpose()
+    }
+
     /// An object or a text, if it is there.
     pub(super) fn object_or_text(
         &self,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use kvscout::block::{Lora, Name, Prompt};
+use kvscout::block::{BlockSize, Lora, Name, Prompt};
 use kvscout::ingest::zmq::Mode;
 use kvscout::scout::{Blocks, Registration, Request};
 use serde_json::{Map, Value, json};
@@ -78,6 +78,65 @@ pub(super) fn query_by_hash(app: &App, fields: &Fields<'_>) -> Result<Answer, Ht
     if fields.has("cache_salt") {
         return Err(HttpError::field("cache_salt", "hashes carry their salt; leave it out"));
     }
+    let mut found: BTreeMap<String, Instance> = BTreeMap::new();
+    for (_, instances) in by_hash(app, fields)? {
+        for (pod, instance) in instances {
+            found.entry(pod).or_default().add(&instance);
+        }
+    }
+    Ok(scores(&found))
+}
+
+/// What a router of Dynamo's asks whose index is elsewhere (`--remote-indexer-url`): blocks, and for each
+/// tier those beyond the faster ones. It has no word for a pod whose name is no number.
+pub(super) fn query_tiered_by_hash(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
+    if !fields.has("block_hashes") && fields.has("seq_hashes") {
+        return Err(HttpError::field(
+            "seq_hashes",
+            "this asks by 'block_hashes', of single blocks",
+        ));
+    }
+    let found = by_hash(app, &fields)?;
+    // One size is all that Dynamo knows of a model: the one of whoever holds most, else of anybody.
+    let longest = |instances: &BTreeMap<String, Instance>| {
+        instances.values().map(|instance| instance.best()[3]).max().unwrap_or(0)
+    };
+    let best = found.iter().max_by_key(|(size, instances)| (longest(instances), size.get()));
+    let block_size = best.map_or(BlockSize::DEFAULT, |(&size, _)| size);
+    let mut tiers: [Vec<Value>; 4] = Default::default();
+    for (size, instances) in &found {
+        let ranks = instances.iter().filter_map(|(pod, instance)| {
+            let id: u64 = pod.parse().ok()?;
+            Some(instance.ranks.iter().map(move |(rank, tokens)| (id, rank, tokens)))
+        });
+        for (worker_id, dp_rank, tokens) in ranks.flatten() {
+            let mut before = 0;
+            for (tier, tokens) in tiers.iter_mut().zip(tokens) {
+                let blocks = tokens / size.get();
+                if blocks > before {
+                    let worker = json!({ "worker_id": worker_id, "dp_rank": dp_rank });
+                    tier.push(json!([worker, blocks - before]));
+                }
+                before = blocks.max(before);
+            }
+        }
+    }
+    let [device, below @ ..] = tiers;
+    let below = ["host_pinned", "disk", "external"].into_iter().zip(below);
+    let below = below.filter(|(_, hits)| !hits.is_empty());
+    let lower_tier: Vec<Value> =
+        below.map(|(tier, hits)| json!([tier, { "hits": hits }])).collect();
+    Ok(Answer::ok(&json!({
+        "block_size": block_size.get(),
+        "tiered": { "device": { "scores": device, "frequencies": [] }, "lower_tier": lower_tier },
+    })))
+}
+
+/// Who holds how much of the blocks that these hashes mean, for each way to cut prompts.
+fn by_hash(
+    app: &App,
+    fields: &Fields<'_>,
+) -> Result<BTreeMap<BlockSize, BTreeMap<String, Instance>>, HttpError> {
     let model = fields.required_text("model_name")?;
     let names = fields.names("block_hashes")?;
     if !app.dynamo_hashes {
@@ -89,20 +148,17 @@ pub(super) fn query_by_hash(app: &App, fields: &Fields<'_>) -> Result<Answer, Ht
     }
     let hashes: Vec<u64> = names.into_iter().map(|Name(hash)| hash).collect();
     let tenant = group(fields)?;
-    let mut found: BTreeMap<String, Instance> = BTreeMap::new();
     // Whoever cuts prompts otherwise is asked in its own way.
-    for block_size in app.service.block_sizes(&tenant, &model)? {
+    let asked = app.service.block_sizes(&tenant, &model)?.into_iter().map(|block_size| {
         let request = Request {
             tenant: &tenant,
             model: Some(&model),
             blocks: Blocks::Local { hashes: &hashes, block_size },
             candidates: None,
         };
-        for (pod, instance) in app.service.score(&request, by_instance)? {
-            found.entry(pod).or_default().add(&instance);
-        }
-    }
-    Ok(scores(&found))
+        Ok((block_size, app.service.score(&request, by_instance)?))
+    });
+    asked.collect()
 }
 
 /// The instances of a model and a routing group; of all where those are not given.

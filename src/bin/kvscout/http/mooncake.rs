@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use kvscout::block::{BlockSize, Lora, Prompt};
 use kvscout::ingest::verify::{Contract, Status};
 use kvscout::ingest::zmq::Mode;
-use kvscout::scout::{Blocks, Registration, Request, WorkerStatus};
+use kvscout::scout::{Blocks, Registration, Request};
 use serde_json::{Map, Value, json};
 
 use super::body::Fields;
 use super::own;
 use super::refusal::HttpError;
-use super::{Answer, App, MooncakeAnswer};
+use super::{Answer, App, MooncakeAnswer, profile};
 use crate::service::{Enrolment, Origin, Refusal, Row, Service, WorkerView};
 
 /// The publishers that may register.
@@ -68,8 +68,8 @@ fn check(fields: &Fields<'_>, form: MooncakeAnswer, known: &[&str]) -> Result<()
 }
 
 /// The fields of a registration that both documented forms require, and what kvscout makes of the
-/// rest: `lora_name` registers an adapter of the model; `additionalsalt`, `hash_profile` and
-/// `cache_group` are accepted, since the contract is detected from the engine's own events.
+/// rest: `lora_name` registers an adapter of the model; `hash_profile` counts until the publisher's own
+/// events show something else; `additionalsalt` and `cache_group` are accepted and mean nothing.
 pub(super) fn register(
     service: &Service,
     fields: &Fields<'_>,
@@ -88,6 +88,7 @@ pub(super) fn register(
         rank: fields.required_u32("dp_rank")?,
         tenant: tenant.clone(),
         block_size: Some(fields.required_block_size("block_size")?),
+        contract: profile::read(fields)?,
         ..Registration::new(&instance, &model)
     };
     let replay = fields.endpoint("replay_endpoint")?;
@@ -162,7 +163,7 @@ pub(super) fn global_view(app: &App, _: Fields<'_>) -> Result<Answer, HttpError>
         let (instances, profile) = contexts.entry(context).or_default();
         instances.entry(pod.clone()).or_default().push(*rank);
         if profile.is_null() {
-            *profile = hash_profile(&view.status);
+            *profile = profile::of(&view.status);
         }
     }
     let contexts: Vec<Value> = contexts
@@ -195,7 +196,7 @@ fn service_of(view: &WorkerView) -> Value {
         "replay_endpoint": view.replay().map(ToString::to_string),
         "type": kind, "modelname": model, "tenant_id": tenant, "instance_id": pod,
         "block_size": block_size(view), "dp_rank": rank,
-        "hash_profile": hash_profile(&view.status),
+        "hash_profile": profile::of(&view.status),
     })
 }
 
@@ -203,15 +204,6 @@ fn service_of(view: &WorkerView) -> Value {
 pub(super) fn block_size(view: &WorkerView) -> Option<u32> {
     let announced = view.status.groups.first().map(|facts| facts.shape.size);
     announced.or(view.status.registration.block_size).map(BlockSize::get)
-}
-
-/// How names are made, where that is known to be one of Mooncake's ways.
-fn hash_profile(status: &WorkerStatus) -> Value {
-    let Status::Verified(Contract::Vllm(contract)) = &status.contract else { return Value::Null };
-    json!({
-        "strategy": "vllm_v1", "algorithm": contract.algorithm().as_str(),
-        "index_projection": "low64_be",
-    })
 }
 
 fn ask(

@@ -77,6 +77,7 @@ pub(super) const ROUTES: &[Route] = &[
     route("/unregister", Post(Aside, unregister)),
     route("/query", Post(Here, query)),
     route("/query_by_hash", Post(Here, query_by_hash)),
+    route("/query_tiered_by_hash", Post(Here, dynamo::query_tiered_by_hash)),
     route("/workers", Get(workers)),
     route("/global_view", Get(mooncake::global_view)),
     route("/services", Get(mooncake::services)),

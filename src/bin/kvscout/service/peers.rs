@@ -1,5 +1,5 @@
-//! Replicas as Dynamo's clients list them. kvscout asks none of them: each replica hears the engines
-//! itself, and a new one begins with the snapshot of `state.from`.
+//! Replicas as Dynamo's clients list them. As there, only those that were configured are ever asked, and only
+//! at the start: a new replica begins with the snapshot of one in `state.from`, and hears the engines itself.
 
 use std::collections::BTreeSet;
 

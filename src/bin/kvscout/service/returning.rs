@@ -134,8 +134,9 @@ impl Service {
 
     fn dial_again(&self, state: &WorkerState, attached: Attached) -> Result<(), String> {
         let Attached::Source { endpoint, replay, labels, .. } = &attached else { return Ok(()) };
+        let gone = || "it is not in the index".to_owned();
         let enrolment = Enrolment {
-            registration: state.into(),
+            registration: self.scout.worker(state.worker).ok_or_else(gone)?.registration,
             endpoint: over_tcp(endpoint)?,
             mode: Mode::Connect,
             replay: replay.as_deref().map(over_tcp).transpose()?,

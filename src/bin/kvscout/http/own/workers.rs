@@ -32,7 +32,7 @@ pub(in super::super) fn workers(app: &App, _: Fields<'_>) -> Result<Answer, Http
 
 fn worker(view: &WorkerView) -> Value {
     let status = &view.status;
-    let Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies } =
+    let Registration { pod, rank, tenant, model, vllm, block_size, on_clear, copies, .. } =
         &status.registration;
     let (lane, events) = (status.counters, status.events);
     let (endpoint, replay) = (view.endpoint(), view.replay());
@@ -166,23 +166,26 @@ pub(super) fn group(facts: &GroupFacts) -> Value {
 /// The detected contract without its root hash and seed: who knows those can predict hashes.
 fn contract(worker: &WorkerStatus) -> Value {
     let mut answer = Map::new();
-    let name = match &worker.contract {
-        Status::Undecided => "undecided",
-        Status::Private => "private",
-        Status::Verified(contract) => {
-            match contract {
-                Contract::Vllm(contract) => {
-                    answer.insert("engine".into(), "vllm".into());
-                    answer.insert("algorithm".into(), contract.algorithm().as_str().into());
-                    answer.insert("version".into(), contract.version().to_string().into());
-                }
-                Contract::Sglang => {
-                    answer.insert("engine".into(), "sglang".into());
-                }
-            }
-            if worker.checks.failed > 0 { "contradictory" } else { "verified" }
+    let (name, contract) = match (&worker.contract, &worker.registration.contract) {
+        (Status::Undecided, None) => ("undecided", None),
+        (Status::Undecided, told) => ("told", told.as_ref()),
+        (Status::Private, _) => ("private", None),
+        (Status::Verified(contract), _) if worker.checks.failed > 0 => {
+            ("contradictory", Some(contract))
         }
+        (Status::Verified(contract), _) => ("verified", Some(contract)),
     };
+    match contract {
+        Some(Contract::Vllm(contract)) => {
+            answer.insert("engine".into(), "vllm".into());
+            answer.insert("algorithm".into(), contract.algorithm().as_str().into());
+            answer.insert("version".into(), contract.version().to_string().into());
+        }
+        Some(Contract::Sglang) => {
+            answer.insert("engine".into(), "sglang".into());
+        }
+        None => {}
+    }
     answer.insert("status".into(), name.into());
     answer.insert("checked".into(), worker.checks.checked.into());
     answer.insert("failed".into(), worker.checks.failed.into());
