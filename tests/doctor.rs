@@ -5,22 +5,19 @@
 mod zmq_support;
 
 mod daemon_support;
+mod engine_support;
 mod tokenize_support;
 
-use std::collections::HashSet;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::process::Output;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use daemon_support::{batches, kvscout};
-use kvscout::block::{BlockSize, Name, Prompt, Shape};
-use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
-use kvscout::tokenize::{Chat, Options, Tokenize, Tokenizer};
-use serde_json::{Value, json};
+use engine_support::Engine;
+use serde_json::Value;
 use zmq_support::{bound_publisher, publish};
 
 fn doctor(flags: &[&str]) -> Output {
@@ -166,109 +163,10 @@ fn a_replay_tells_all_about_an_idle_engine() {
     assert_eq!((status, level(&found, "replay").as_str()), (1, "problem"));
 }
 
-/// An engine with an HTTP API: it caches what it is sent and, unless it is mute, says so.
-struct Engine {
-    contract: Contract,
-    held: HashSet<Name>,
-    socket: zmq::Socket,
-    batches: u64,
-    tokens: usize,
-    mute: bool,
-    tokenizer: Tokenizer,
-}
-
-impl Engine {
-    fn start(context: &zmq::Context, mute: bool) -> (String, String) {
-        let (socket, events) = bound_publisher(context, "tcp://127.0.0.1:*");
-        let root = Root::Seed("0");
-        let contract = Contract::new(Version::NEWEST, Algorithm::Sha256Cbor, root).unwrap();
-        let held = HashSet::new();
-        let tokenizer = tokenize_support::load("llama3", Options::default());
-        let engine = Engine { contract, held, socket, batches: 0, tokens: 0, mute, tokenizer };
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let engine = Mutex::new(engine);
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                engine.lock().unwrap().serve(stream);
-            }
-        });
-        (base, events)
-    }
-
-    fn serve(&mut self, mut stream: TcpStream) {
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut head = String::new();
-        while reader.read_line(&mut head).is_ok_and(|n| n > 2) {}
-        let lower = head.to_ascii_lowercase();
-        let length = lower.split("content-length: ").nth(1).and_then(|l| l.lines().next());
-        let mut body = vec![0; length.map_or(0, |l| l.trim().parse().unwrap())];
-        reader.read_exact(&mut body).unwrap();
-        let answer = match head.split(' ').nth(1).unwrap() {
-            "/version" => json!({ "version": "0.33.0" }).to_string(),
-            "/v1/models" => json!({ "data": [{ "id": "served" }] }).to_string(),
-            "/metrics" => format!(
-                "vllm:prompt_tokens_total{{engine=\"0\"}} {}\n\
-                 vllm:cache_config_info{{block_size=\"16\",enable_prefix_caching=\"True\"}} 1\n",
-                self.tokens
-            ),
-            "/v1/completions" => self.complete(&serde_json::from_slice(&body).unwrap()).to_string(),
-            "/tokenize" => self.tokenize(&String::from_utf8(body).unwrap()).to_string(),
-            other => panic!("{other}"),
-        };
-        let length = answer.len();
-        let status = if answer.starts_with("{\"error\"") { "400 Bad Request" } else { "200 OK" };
-        let head =
-            format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
-        stream.write_all((head + &answer).as_bytes()).unwrap();
-    }
-
-    fn tokenize(&self, request: &str) -> Value {
-        let fields: Value = serde_json::from_str(request).unwrap();
-        assert_eq!(fields["model"], "served");
-        let ids = match fields["prompt"].as_str() {
-            Some(text) => self.tokenizer.text(text, fields["add_special_tokens"] == true),
-            None => Chat::parse(request).and_then(|chat| self.tokenizer.chat(&chat)),
-        };
-        match ids {
-            Ok(ids) => json!({ "count": ids.len(), "tokens": ids }),
-            Err(error) => json!({ "error": { "message": error.to_string() } }),
-        }
-    }
-
-    fn complete(&mut self, request: &Value) -> Value {
-        assert_eq!(request["model"], "served");
-        let tokens: Vec<u32> = serde_json::from_value(request["prompt"].clone()).unwrap();
-        self.tokens += tokens.len();
-        let shape = Shape::plain(BlockSize::DEFAULT);
-        let mut chain = self.contract.chain(shape, &Prompt::new(&tokens)).unwrap();
-        let names: Vec<Name> = chain.extend(&tokens).map(|hash| hash.name()).collect();
-        let held = names.iter().take_while(|name| self.held.contains(name)).count();
-        let cached = held.min((tokens.len() - 1) / 16) * 16;
-        if !self.mute && held < names.len() {
-            let hashes: Vec<u64> = names[held..].iter().map(|name| name.0).collect();
-            let event = json!({
-                "type": "BlockStored", "block_hashes": hashes,
-                "parent_block_hash": held.checked_sub(1).map(|at| names[at].0),
-                "token_ids": &tokens[16 * held..16 * names.len()], "block_size": 16,
-                "lora_id": null, "medium": "GPU", "lora_name": null,
-                "extra_keys": vec![Value::Null; hashes.len()], "group_idx": 0,
-                "kv_cache_spec_kind": "full_attention",
-            });
-            let payload = rmp_serde::to_vec(&json!([1.0, [event], 0])).unwrap();
-            publish(&self.socket, b"kv@pod@served", self.batches, &payload);
-            self.batches += 1;
-        }
-        self.held.extend(names);
-        json!({ "usage": { "prompt_tokens": tokens.len(),
-                           "prompt_tokens_details": { "cached_tokens": cached } } })
-    }
-}
-
 #[test]
 fn a_prompt_sent_twice_is_cached_as_predicted() {
     let context = zmq::Context::new();
-    let (base, events) = Engine::start(&context, false);
+    let Engine { base, events, .. } = Engine::start(&context, "served", false);
     let flags = ["--events", &events, "--engine", &base, "--seconds", "2", "--probe"];
     let (findings, status) = findings(&flags);
     assert_eq!(status, 0, "{findings:?}");
@@ -280,7 +178,7 @@ fn a_prompt_sent_twice_is_cached_as_predicted() {
 #[test]
 fn an_engine_that_works_and_announces_nothing_is_found_out() {
     let context = zmq::Context::new();
-    let (base, events) = Engine::start(&context, true);
+    let Engine { base, events, .. } = Engine::start(&context, "served", true);
     let flags = ["--events", &events, "--engine", &base, "--seconds", "2", "--probe"];
     let (found, status) = findings(&flags);
     assert_eq!(status, 1);
@@ -293,7 +191,7 @@ fn an_engine_that_works_and_announces_nothing_is_found_out() {
 #[test]
 fn a_tokenizer_is_compared_with_the_one_of_the_engine() {
     let context = zmq::Context::new();
-    let (base, events) = Engine::start(&context, false);
+    let Engine { base, events, .. } = Engine::start(&context, "served", false);
     let ask = |name: &str| {
         let folder = tokenize_support::folder(name);
         let flags = ["--events", &events, "--engine", &base, "--seconds", "1"];

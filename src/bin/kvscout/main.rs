@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod discover;
 mod doctor;
 mod fields;
 mod follow;

@@ -3,6 +3,7 @@
 //! No label has a worker, a model or a tenant in it, so that the number of series does not grow
 //! with the cluster; `/workers` has the details.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +23,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::intake::TopicCounters;
-use crate::service::{BOUNDS, Service};
+use crate::service::{BOUNDS, Discovery, Service};
 use crate::state::Report;
 
 /// One HTTP route and the status of its answer.
@@ -339,6 +340,7 @@ impl Collector for Snapshot {
         let malformed =
             [("frames", totals.malformed_frames), ("sequence", totals.malformed_sequence)];
         counters(&mut to, "malformed", "Messages skipped by reason", "reason", malformed)?;
+        discoveries(&mut to, &self.0.discoveries())?;
         if let Some(report) = self.0.state_report() {
             snapshots(&mut to, &report)?;
         }
@@ -346,6 +348,44 @@ impl Collector for Snapshot {
         let topics = kinds.zip(totals.topics);
         counters(&mut to, "topics", "Messages with a wrong topic by kind", "kind", topics)
     }
+}
+
+/// How looking at each name of the configuration goes; none without names.
+fn discoveries(to: &mut DescriptorEncoder<'_>, all: &BTreeMap<String, Discovery>) -> fmt::Result {
+    if all.is_empty() {
+        return Ok(());
+    }
+    let mut looks = to.encode_descriptor(
+        "discover_looks",
+        "Looks at a name, by whether there was an answer",
+        None,
+        MetricType::Counter,
+    )?;
+    for (name, discovery) in all {
+        for (outcome, n) in [("answered", discovery.answered), ("failed", discovery.failed)] {
+            let labels = [("discover", name.as_str()), ("outcome", outcome)];
+            ConstCounter::new(n).encode(looks.encode_family(&labels)?)?;
+        }
+    }
+    let mut addresses = to.encode_descriptor(
+        "discover_addresses",
+        "Addresses behind a name, by what becomes of them",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (name, discovery) in all {
+        let last = discovery.last.unwrap_or_default();
+        for (state, n) in [
+            ("present", last.addresses),
+            ("missing", last.missing),
+            ("surplus", last.surplus),
+            ("refused", last.refused),
+        ] {
+            let labels = [("discover", name.as_str()), ("state", state)];
+            ConstGauge::new(gauge(n as u64)).encode(addresses.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// What became of snapshots; sizes and times once there is one.

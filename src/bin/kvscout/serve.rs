@@ -18,16 +18,17 @@ use crate::config::{Config, Flags};
 use crate::grpc;
 use crate::http::{App, router};
 use crate::service::Service;
-use crate::{Failure, logs, pulse};
+use crate::{Failure, discover, logs, pulse};
 
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Receives KV events from engines and answers which worker holds how much of a prompt.
-///
-/// Flags win over the environment (KVSCOUT_LISTEN, ...), that over the file: docs/configuration.md.
+/// Receives KV events from engines and answers which worker holds how much of a prompt
+// In one paragraph, so that the help has a line for each option.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Flags win over the environment (KVSCOUT_LISTEN, ...), that over the file: docs/configuration.md.
+
 Example:
   kvscout serve --model Qwen/Qwen3-8B --source pod-1=tcp://10.0.0.7:5557
   curl -s localhost:13333/v1/score -H 'content-type: application/json' \\
@@ -45,7 +46,10 @@ pub(crate) struct Args {
     /// An engine to receive from: NAME=tcp://host:port[,replay=tcp://host:port][,ranks=N]
     #[arg(long = "source", value_name = "NAME=ENDPOINT")]
     sources: Vec<String>,
-    /// Model of the engines given by --source; without it they answer for any model
+    /// A name behind whose addresses are engines: NAME=host:port[,replay=port][,ranks=N]
+    #[arg(long, value_name = "NAME=HOST:PORT")]
+    discover: Vec<String>,
+    /// Model of the engines given by --source or --discover; without it they answer for any model
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// A PYTHONHASHSEED to try, beside unset, 0 and 42
@@ -73,8 +77,12 @@ pub(crate) struct Args {
 
 impl Args {
     fn flags(&self) -> Flags {
-        let mut flags =
-            Flags { sources: self.sources.clone(), model: self.model.clone(), ..Flags::default() };
+        let mut flags = Flags {
+            sources: self.sources.clone(),
+            discover: self.discover.clone(),
+            model: self.model.clone(),
+            ..Flags::default()
+        };
         let single = [
             ("listen", &self.listen),
             ("grpc.listen", &self.grpc),
@@ -146,6 +154,7 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
         let app = Arc::new(App::new(Arc::clone(&service), &config));
         let drain = config.limits.drain;
         pulse::start(&service, &config)?;
+        discover::start(&service, &config);
         let keeping = tokio::spawn(keep(Arc::clone(&service), config.state.interval));
         let (end, ending) = watch::channel(false);
         tokio::spawn(async move {

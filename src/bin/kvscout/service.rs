@@ -3,6 +3,7 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+mod discovered;
 mod dump;
 pub(crate) mod external;
 mod labels;
@@ -35,6 +36,8 @@ use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
 use tracing::info;
 
+use self::discovered::Discoveries;
+pub(crate) use self::discovered::{Discovery, Sighting};
 pub(crate) use self::dump::Stored;
 use self::external::External;
 use self::labels::Labelled;
@@ -131,6 +134,8 @@ pub(crate) enum Origin {
     Configured,
     /// A request, until another one takes it back.
     Requested,
+    /// The so-manieth name of the configuration, for as long as its address is there.
+    Discovered(usize),
 }
 
 /// A worker with everything around it.
@@ -193,7 +198,7 @@ pub(crate) struct Service {
     next_source: AtomicU32,
     /// One registration or removal at a time; never taken by the receiver's thread.
     enrolling: Mutex<()>,
-    /// Configured sources that are not added yet, with the reason.
+    /// Configured sources that are not added yet, and names that nobody answered for, with the reason.
     pending: Mutex<BTreeMap<String, String>>,
     /// Workers of a snapshot whose configured sources are not added yet.
     returning: Mutex<BTreeMap<WorkerId, Attached>>,
@@ -201,6 +206,7 @@ pub(crate) struct Service {
     state: Option<State>,
     labels: Labelled,
     peers: Mutex<BTreeSet<String>>,
+    discoveries: Discoveries,
     picks: Picks,
     receipts: Receipts,
     external: External,
@@ -263,6 +269,9 @@ impl Service {
         for entry in &config.sources {
             pending.insert(format!("source {:?}", entry.name), "not added yet".to_owned());
         }
+        for entry in &config.discover {
+            pending.insert(discovered::pending_name(entry), "not resolved yet".to_owned());
+        }
         if config.trust_topics {
             pending.insert(TOPIC_ENDPOINT.to_owned(), "not bound yet".to_owned());
         }
@@ -281,6 +290,7 @@ impl Service {
             state,
             labels: Labelled::default(),
             peers: Mutex::new(config.state.from.iter().cloned().collect()),
+            discoveries: Discoveries::new(config),
             picks: Picks::new(config.predict, config.predict_weight)?,
             receipts: Receipts::new(config.receipts),
             external: External::new(config.dialects.sglang_blocks.get()),
@@ -296,16 +306,7 @@ impl Service {
     pub(crate) fn add_configured(&self, config: &Config) -> bool {
         for entry in &config.sources {
             let added = (0..NonZeroU32::get(entry.ranks)).try_for_each(|rank| {
-                let replay = entry.replay.as_ref().map(|replay| replay.for_rank(rank));
-                let enrolment = Enrolment {
-                    registration: entry.registration(rank),
-                    endpoint: entry.endpoint.for_rank(rank)?,
-                    mode: entry.mode,
-                    replay: replay.transpose()?,
-                    origin: Origin::Configured,
-                    labels: Some(entry.labels.clone()),
-                };
-                self.register(enrolment)
+                self.register(discovered::enrolment(entry, rank, Origin::Configured)?)
             });
             self.note(&format!("source {:?}", entry.name), added);
         }
@@ -344,7 +345,7 @@ impl Service {
         SourceId(self.next_source.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Configured sources that are not added, with the reason.
+    /// What of the configuration is not there yet, with the reason.
     pub(crate) fn pending(&self) -> BTreeMap<String, String> {
         self.pending.lock().clone()
     }

@@ -1,10 +1,12 @@
 //! The daemon's configuration: file, then environment, then flags, parsed once into types.
 //!
-//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`adapter::KEYS`], [`model::KEYS`]); reading the three
+//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`discover::KEYS`], [`adapter::KEYS`], [`model::KEYS`]); reading the three
 //! sources, `--print-config`, the nearest known key of a misspelt one and the test of
 //! `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
+pub(crate) mod discover;
+mod entry;
 pub(crate) mod model;
 mod on_gap;
 mod setting;
@@ -26,6 +28,7 @@ use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
+use self::discover::DiscoverEntry;
 use self::model::{ModelEntry, TokenizerSource};
 pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
@@ -96,6 +99,8 @@ pub(crate) struct Config {
     pub(crate) silent_after_down: Duration,
     /// The engines to receive from.
     pub(crate) sources: Vec<SourceEntry>,
+    /// Names that lead to engines.
+    pub(crate) discover: Vec<DiscoverEntry>,
     /// LoRA adapters that requests may name.
     pub(crate) adapters: Vec<AdapterEntry>,
     /// Models that can be asked about by text.
@@ -215,13 +220,14 @@ impl Default for Config {
             // A restart in place takes longer; a dropped connection is dialled again much sooner.
             silent_after_down: Duration::from_secs(10),
             sources: Vec::new(),
+            discover: Vec::new(),
             adapters: Vec::new(),
             models: Vec::new(),
         }
     }
 }
 
-/// Every key outside of `[[source]]`, `[[adapter]]` and `[models.NAME]`.
+/// Every key outside of `[[source]]`, `[[discover]]`, `[[adapter]]` and `[models.NAME]`.
 pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "listen" => listen;
     "grpc.listen" => grpc.listen;
@@ -299,6 +305,8 @@ pub(crate) struct Flags {
     pub(crate) keys: Vec<(&'static str, Vec<String>)>,
     /// `--source`.
     pub(crate) sources: Vec<String>,
+    /// `--discover`.
+    pub(crate) discover: Vec<String>,
     /// `--model`.
     pub(crate) model: Option<String>,
 }
@@ -371,6 +379,12 @@ impl Config {
                 config.add_source(source::from_text(text, model.as_deref(), "KVSCOUT_SOURCES")?);
             }
         }
+        if let Some(list) = environment("KVSCOUT_DISCOVER") {
+            for text in list.split_whitespace() {
+                let entry = discover::from_text(text, model.as_deref(), "KVSCOUT_DISCOVER")?;
+                config.add_discover(entry);
+            }
+        }
         for (path, texts) in &flags.keys {
             // The command line names its keys itself.
             let Some(key) = KEYS.iter().find(|key| key.path == *path) else { continue };
@@ -383,6 +397,9 @@ impl Config {
         }
         for text in &flags.sources {
             config.add_source(source::from_text(text, model.as_deref(), "--source")?);
+        }
+        for text in &flags.discover {
+            config.add_discover(discover::from_text(text, model.as_deref(), "--discover")?);
         }
         config.check()?;
         Ok(config)
@@ -405,19 +422,24 @@ impl Config {
                         self.add_source(source::from_table(table, n)?);
                     }
                 }
+                ("discover", Value::Array(tables)) => {
+                    for (n, table) in tables.into_iter().enumerate() {
+                        self.add_discover(discover::from_table(table, n)?);
+                    }
+                }
                 ("adapter", Value::Array(tables)) => {
                     for (n, table) in tables.into_iter().enumerate() {
                         self.adapters.push(adapter::from_table(table, n)?);
                     }
                 }
-                (table @ ("source" | "adapter"), _) => {
+                (table @ ("source" | "discover" | "adapter"), _) => {
                     return Err(ConfigError(format!(
                         "{table} is a list of tables; write [[{table}]]"
                     )));
                 }
                 (path, value) => {
-                    let known =
-                        KEYS.iter().map(|key| key.path).chain(["source", "adapter", "models"]);
+                    let lists = ["source", "discover", "adapter", "models"];
+                    let known = KEYS.iter().map(|key| key.path).chain(lists);
                     let key = KEYS
                         .iter()
                         .find(|key| key.path == path)
@@ -434,6 +456,13 @@ impl Config {
         match self.sources.iter_mut().find(|other| same(other)) {
             Some(other) => *other = source,
             None => self.sources.push(source),
+        }
+    }
+
+    fn add_discover(&mut self, entry: DiscoverEntry) {
+        match self.discover.iter_mut().find(|other| other.name == entry.name) {
+            Some(other) => *other = entry,
+            None => self.discover.push(entry),
         }
     }
 
@@ -512,8 +541,13 @@ impl Config {
     pub(crate) fn to_toml(&self) -> String {
         let mut root = table_of(KEYS, self);
         let sources = self.sources.iter().map(|source| table_of(source::KEYS, source).into());
+        let discover = self.discover.iter().map(|entry| table_of(discover::KEYS, entry).into());
         let adapters = self.adapters.iter().map(|entry| table_of(adapter::KEYS, entry).into());
-        for (name, tables) in [("source", sources.collect()), ("adapter", adapters.collect())] {
+        for (name, tables) in [
+            ("source", sources.collect()),
+            ("discover", discover.collect()),
+            ("adapter", adapters.collect()),
+        ] {
             let tables: Vec<Value> = tables;
             if !tables.is_empty() {
                 root.insert(name.to_owned(), Value::Array(tables));

@@ -1,7 +1,7 @@
 //! How one value is read from text and written back, the same in file, environment and flags.
 
 use std::net::SocketAddr;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use kvscout::tokenize::ContentFormat;
 use toml::Value;
 
 use super::OnGap;
+use super::discover::{DnsAddress, Family};
 use super::model::TokenizerSource;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
@@ -90,10 +91,13 @@ settings! {
     u32: "an integer from 0 to 4294967295", |value| integer(*value);
     u64: "an integer from 0", |value| integer(*value);
     usize: "an integer from 0", |value| integer(*value);
+    NonZeroU16: "a port from 1 to 65535", |value| integer(value.get());
     NonZeroU32: "an integer from 1 to 4294967295", |value| integer(value.get());
     NonZeroUsize: "an integer from 1", |value| integer(value.get());
     SocketAddr: "ADDRESS:PORT such as 127.0.0.1:13333 or [::1]:13333", |value| text(value);
     Endpoint: "tcp://host:port, tcp://[v6]:port or ipc://path", |value| text(value);
+    DnsAddress: "a name and a port such as vllm.default.svc:5557; an address is a source", |value| text(value);
+    Family: "auto, ipv4, ipv6 or both", |value| text(value);
     Format: "text or json", |value| text(value);
     Level: "off, error, warn, info, debug or trace", |value| text(value);
     MooncakeAnswer: "doc or branch", |value| text(value);

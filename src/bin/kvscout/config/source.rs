@@ -8,8 +8,9 @@ use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::{Copies, OnClear, Registration};
 use toml::Value;
 
+use super::ConfigError;
+use super::entry::{self, Given};
 use super::setting::{Key, Setting, assign, keys};
-use super::{ConfigError, set, texts, unknown};
 use crate::service::Labels;
 
 /// One engine, with all its data-parallel ranks.
@@ -64,7 +65,7 @@ pub(crate) const KEYS: &[Key<SourceEntry>] = keys! { SourceEntry {
 }};
 
 impl SourceEntry {
-    fn new(name: String, endpoint: Endpoint) -> SourceEntry {
+    pub(super) fn new(name: String, endpoint: Endpoint) -> SourceEntry {
         SourceEntry {
             name,
             endpoint,
@@ -126,15 +127,7 @@ impl SourceEntry {
 
 /// Reads a `[[source]]` table, the `n`th of the file.
 pub(super) fn from_table(table: Value, n: usize) -> Result<SourceEntry, ConfigError> {
-    let Value::Table(table) = table else {
-        return Err(ConfigError::new("source is a list of tables; write [[source]]"));
-    };
-    let mut given = Vec::new();
-    for (path, value) in table {
-        let texts = texts(&path, value)?;
-        given.push((path, texts));
-    }
-    from_keys(given, &format!("source {}", n + 1))
+    from_given(&entry::from_table(table, "source")?, &format!("source {}", n + 1))
 }
 
 /// Reads `NAME=ENDPOINT[,KEY=VALUE]...`; `model` is the one of sources that name none.
@@ -143,47 +136,17 @@ pub(super) fn from_text(
     model: Option<&str>,
     named: &str,
 ) -> Result<SourceEntry, ConfigError> {
-    let wrong = || {
+    let given = entry::from_text(text, "endpoint", model).ok_or_else(|| {
         ConfigError(format!(
             "{named} {text:?}: expected NAME=tcp://host:port[,replay=tcp://host:port]"
         ))
-    };
-    let (name, rest) = text.split_once('=').ok_or_else(wrong)?;
-    let mut parts = rest.split(',');
-    let endpoint = parts.next().filter(|part| !part.is_empty()).ok_or_else(wrong)?;
-    let mut given = vec![("name".to_owned(), vec![name.to_owned()])];
-    given.push(("endpoint".to_owned(), vec![endpoint.to_owned()]));
-    given.extend(model.map(|model| ("model".to_owned(), vec![model.to_owned()])));
-    for part in parts {
-        let (key, value) = part.split_once('=').ok_or_else(wrong)?;
-        given.push((key.to_owned(), vec![value.to_owned()]));
-    }
-    from_keys(given, &format!("{named} {text:?}"))
+    })?;
+    from_given(&given, &format!("{named} {text:?}"))
 }
 
-fn from_keys(given: Vec<(String, Vec<String>)>, named: &str) -> Result<SourceEntry, ConfigError> {
-    let mut entry =
-        SourceEntry::new(required(&given, "name", named)?, required(&given, "endpoint", named)?);
-    for (path, texts) in &given {
-        let key = KEYS.iter().find(|key| key.path == path).ok_or_else(|| {
-            let error = unknown(path, KEYS.iter().map(|key| key.path));
-            ConfigError(format!("{named}: {error}"))
-        })?;
-        set(key, &mut entry, texts, &format!("{named}, {path}"))?;
-    }
-    entry.check()
-}
-
-fn required<S: Setting>(
-    given: &[(String, Vec<String>)],
-    path: &str,
-    named: &str,
-) -> Result<S, ConfigError> {
-    let Some((_, texts)) = given.iter().find(|(key, _)| key == path) else {
-        return Err(ConfigError(format!("{named}: no {path}")));
-    };
-    S::read(texts).ok_or_else(|| {
-        let (text, expected) = (texts.join(","), S::EXPECTED);
-        ConfigError(format!("{named}, {path} {text:?}: expected {expected}"))
-    })
+fn from_given(given: &Given, named: &str) -> Result<SourceEntry, ConfigError> {
+    let name = entry::required(given, "name", named)?;
+    let mut source = SourceEntry::new(name, entry::required(given, "endpoint", named)?);
+    entry::fill(&mut source, KEYS, given, named)?;
+    source.check()
 }

@@ -51,6 +51,13 @@ fn what_is_printed_reads_back_as_itself() {
         ranks = 2
         vllm = "0.33.0"
         block_size = 64
+        [[discover]]
+        name = "vllm"
+        dns = "vllm.default.svc.:5557"
+        family = "ipv6"
+        nameserver = "[::1]:53"
+        pod_port = 8000
+        labels = ["role=prefill"]
         [[adapter]]
         name = "sql"
         model = "m"
@@ -209,6 +216,7 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
         };
         let key = match section {
             "`[[source]]`" => format!("source/{key}"),
+            "`[[discover]]`" => format!("discover/{key}"),
             "`[[adapter]]`" => format!("adapter/{key}"),
             "`[models.NAME]`" => format!("models/{key}"),
             _ => key.to_owned(),
@@ -225,6 +233,14 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
         let default = written((key.get)(&source));
         let default = if required(key.path) { "required".to_owned() } else { default };
         (format!("source/{}", key.path), default)
+    }));
+    let discover = discover::from_text("n=a.b:1", None, "").unwrap();
+    expected.extend(discover::KEYS.iter().map(|key| {
+        let default = match key.path {
+            "name" | "dns" => "required".to_owned(),
+            _ => written((key.get)(&discover)),
+        };
+        (format!("discover/{}", key.path), default)
     }));
     let adapter = adapter::from_table(toml::toml! { name = "n" model = "m" }.into(), 0).unwrap();
     expected.extend(adapter::KEYS.iter().map(|key| {

@@ -6,7 +6,7 @@ use kvscout::scout::Registration;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::{Enrolment, Labels, Origin, Refusal, Service};
+use super::{Enrolment, Labels, Origin, Refusal, Service, discovered};
 use crate::config::Config;
 use crate::intake::Feed;
 use crate::state;
@@ -22,6 +22,8 @@ pub(super) enum Attached {
         bound: bool,
         configured: bool,
         #[serde(default)]
+        discovered: bool,
+        #[serde(default)]
         labels: Labels,
     },
     /// By messages on the shared endpoint.
@@ -36,6 +38,7 @@ impl Attached {
                 replay: replay.as_ref().map(ToString::to_string),
                 bound: *mode != Mode::Connect,
                 configured: *origin == Origin::Configured,
+                discovered: matches!(origin, Origin::Discovered(_)),
                 labels,
             },
             Feed::Topic => Attached::Topic,
@@ -79,8 +82,8 @@ impl Service {
     }
 
     /// Decides who of a snapshot's workers is still there: those of the configuration wait for their
-    /// sources to be added, those that registered over HTTP are dialled again, those of topics are
-    /// known as before. Everyone else is forgotten.
+    /// sources to be added, those that registered over HTTP or that a name led to are dialled again, those of
+    /// topics are known as before. Everyone else is forgotten.
     pub(super) fn take_back(&self, config: &Config, workers: Vec<WorkerState>) {
         for state in workers {
             let attached: Option<Attached> = serde_json::from_str(&state.attached).ok();
@@ -102,8 +105,8 @@ impl Service {
                     kept
                 }
                 Some(Attached::Source { configured: true, .. }) | None => false,
-                Some(attached) => match self.dial_again(&state, attached) {
-                    Ok(()) => true,
+                Some(attached) => match self.dial_again(config, &state, attached) {
+                    Ok(dialled) => dialled,
                     Err(error) => {
                         warn!(pod, rank, %error, "could not be registered again");
                         false
@@ -132,19 +135,40 @@ impl Service {
         Ok(())
     }
 
-    fn dial_again(&self, state: &WorkerState, attached: Attached) -> Result<(), String> {
-        let Attached::Source { endpoint, replay, labels, .. } = &attached else { return Ok(()) };
+    /// Dials a worker again, unless it is one of a name that is configured no more; whether it does.
+    fn dial_again(
+        &self,
+        config: &Config,
+        state: &WorkerState,
+        attached: Attached,
+    ) -> Result<bool, String> {
+        let Attached::Source { endpoint, replay, labels, discovered, .. } = &attached else {
+            return Ok(false);
+        };
         let gone = || "it is not in the index".to_owned();
-        let enrolment = Enrolment {
-            registration: self.scout.worker(state.worker).ok_or_else(gone)?.registration,
-            endpoint: over_tcp(endpoint)?,
-            mode: Mode::Connect,
-            replay: replay.as_deref().map(over_tcp).transpose()?,
-            origin: Origin::Requested,
-            labels: Some(labels.clone()),
+        let enrolment = match discovered {
+            true => {
+                let led = discovered::leading_to(config, &state.tenant, &state.pod, endpoint);
+                let Some((n, source)) = led.filter(|(_, source)| state.rank < source.ranks.get())
+                else {
+                    return Ok(false);
+                };
+                let origin = Origin::Discovered(n);
+                discovered::enrolment(&source, state.rank, origin)
+                    .map_err(|error| error.to_string())?
+            }
+            false => Enrolment {
+                registration: self.scout.worker(state.worker).ok_or_else(gone)?.registration,
+                endpoint: over_tcp(endpoint)?,
+                mode: Mode::Connect,
+                replay: replay.as_deref().map(over_tcp).transpose()?,
+                origin: Origin::Requested,
+                labels: Some(labels.clone()),
+            },
         };
         self.returning.lock().insert(state.worker, attached);
-        self.register(enrolment).map_err(Refusal::into_message)
+        self.register(enrolment).map_err(Refusal::into_message)?;
+        Ok(true)
     }
 }
 
