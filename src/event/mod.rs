@@ -162,6 +162,21 @@ pub enum Form {
     Map,
 }
 
+impl Form {
+    /// The versions of vLLM whose `BlockStored` has this form, and of SGLang, for a human.
+    pub fn versions(self) -> &'static str {
+        match self {
+            Form::Array(..=6) => "0.9.0 to 0.10.1 (or SGLang up to 0.5.6)",
+            Form::Array(7) => "0.10.2 to 0.13 (or SGLang 0.5.9 to 0.5.16)",
+            Form::Array(8) => "0.14 to 0.16",
+            Form::Array(9) => "0.17 to 0.19",
+            Form::Array(10 | 11) => "0.20 or 0.21",
+            Form::Array(_) => "0.22 or 0.23",
+            Form::Map => "0.24 or newer (or SGLang 0.5.20 and newer)",
+        }
+    }
+}
+
 /// The attention of a cache group: `kv_cache_spec_kind` of vLLM 0.22 and later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -93,13 +93,12 @@ impl Scout {
         if !self.shared.anchors.is_there() || sound.is_empty() {
             return Ok(());
         }
-        for (id, image) in image.apart(&sound)? {
+        image.apart(&sound, |id, image| {
             let worker = self.directory.read().get(id).cloned();
             if let Some(worker) = worker.filter(|_| !self.shared.index.evicted(id)) {
                 worker.stream.lock().anchored(&self.shared.anchors, image);
             }
-        }
-        Ok(())
+        })
     }
 
     fn fill(&mut self, registrations: &Registrations) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kvscout::ingest::zmq::{Endpoint, Mode, Receiver, Sink, Source, SourceId};
 
 /// How long anything may take on a machine that is busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Batch {

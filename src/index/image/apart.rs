@@ -20,13 +20,18 @@ struct Share<'p> {
 type Placed<'p, 'a> = (usize, &'p Run<'a>);
 
 impl Image {
-    /// What each of these workers holds, as the image of an index in which nobody else is: with the blocks
-    /// that lead to its own, and what its vocabulary calls them. Who has no home in the image is left out.
+    /// Hands what each of these workers holds to `each`, one after the other, as the image of an index in which
+    /// nobody else is: with the blocks that lead to its own, and what its vocabulary calls them. Who has no
+    /// home in the image is left out.
     ///
     /// # Errors
     ///
     /// The image is no image.
-    pub(crate) fn apart(&self, wanted: &[WorkerId]) -> Result<Vec<(WorkerId, Image)>, Error> {
+    pub(crate) fn apart(
+        &self,
+        wanted: &[WorkerId],
+        mut each: impl FnMut(WorkerId, Image),
+    ) -> Result<(), Error> {
         let parts = Parts::read(self)?;
         let trees = parts.trees.iter().enumerate();
         let runs: Vec<Placed<'_, '_>> =
@@ -59,11 +64,14 @@ impl Image {
                 }
             }
         }
-        let apart = |worker: &WorkerId| {
-            let number = *homes.get(worker)?;
-            Some((*worker, shares.get(&number)?.image(&parts, &runs, number)?))
-        };
-        Ok(wanted.iter().filter_map(apart).collect())
+        for worker in wanted {
+            let share = homes.get(worker).and_then(|n| Some((shares.get(n)?, *n)));
+            // One at a time: together they may be far more than the image.
+            if let Some(image) = share.and_then(|(share, n)| share.image(&parts, &runs, n)) {
+                each(*worker, image);
+            }
+        }
+        Ok(())
     }
 }
 

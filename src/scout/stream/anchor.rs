@@ -112,10 +112,10 @@ impl Stream {
         if !shared.anchors.is_there() || !self.may_be_audited(shared) {
             return;
         }
-        let apart = shared.index.export().apart(&[self.seat.worker]);
-        if let Ok(Some((_, image))) = apart.map(|mut all| all.pop()) {
-            self.anchored(&shared.anchors, image);
-        }
+        let worker = self.seat.worker;
+        let anchored = |_, image| self.anchored(&shared.anchors, image);
+        // It is an image, and if it were none there would be no anchor.
+        let _ = shared.index.export().apart(&[worker], anchored);
     }
 
     /// Keeps what a snapshot says is held, as of its watermark.

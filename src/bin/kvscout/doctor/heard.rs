@@ -147,15 +147,6 @@ impl Heard {
 
     /// The versions of vLLM that write events like these.
     pub(super) fn versions(&self) -> &'static str {
-        let Some(form) = self.forms.last() else { return "unknown" };
-        match form {
-            Form::Array(..=6) => "0.9.0 to 0.10.1 (or SGLang up to 0.5.6)",
-            Form::Array(7) => "0.10.2 to 0.13 (or SGLang 0.5.9 to 0.5.16)",
-            Form::Array(8) => "0.14 to 0.16",
-            Form::Array(9) => "0.17 to 0.19",
-            Form::Array(10 | 11) => "0.20 or 0.21",
-            Form::Array(_) => "0.22 or 0.23",
-            Form::Map => "0.24 or newer (or SGLang 0.5.20 and newer)",
-        }
+        self.forms.last().map_or("unknown", |form| form.versions())
     }
 }
