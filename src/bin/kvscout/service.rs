@@ -279,7 +279,7 @@ impl Service {
             readiness: Readiness::new(config.ready),
             state,
             labels: Labelled::default(),
-            peers: Mutex::new(config.state.from.iter().cloned().collect()),
+            peers: Mutex::new(config.state.replicas().cloned().collect()),
             picks: Picks::new(config.predict, config.predict_weight)?,
             receipts: Receipts::new(config.receipts),
             external: External::new(config.dialects.sglang_blocks.get()),
