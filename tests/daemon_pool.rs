@@ -195,6 +195,25 @@ fn a_pools_names_match_by_content_as_soon_as_it_is_registered_with_their_profile
 }
 
 #[test]
+fn a_pool_of_the_configuration_is_told_in_the_same_way() {
+    let tokens: Vec<u32> = (0..40).collect();
+    let mut pool = Pool::start(&["--compat"]);
+    let file = format!(
+        "[[source]]\nname = \"pool\"\nendpoint = \"{}\"\nmodel = \"m\"\nblock_size = 16\n\
+         hash_algorithm = \"sha256\"\nhash_seed = \"7\"\n",
+        pool.endpoint
+    );
+    let daemon = Daemon::start(&[], &file, &[]);
+    let names = names(Algorithm::Sha256, Root::Seed("7"), &tokens);
+    pool.publish(&json!([["stored", {"seq_hashes": names, "medium": "disk"}]]));
+    eventually("the pool's blocks match", || {
+        let answer =
+            daemon.post("/v1/score", &json!({"model": "m", "token_ids": tokens})).json(200);
+        answer["workers"][0]["matched_blocks"] == 2
+    });
+}
+
+#[test]
 fn a_profile_that_makes_no_sense_is_named_by_its_field() {
     let daemon = Daemon::start(&[], "", &[]);
     let good = json!({

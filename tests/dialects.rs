@@ -582,5 +582,5 @@ fn a_client_written_with_pythons_msgpack_is_answered() {
     let run = python.arg(script).arg(site.daemon.address()).output().unwrap();
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success(), "{said}");
-    assert_eq!(String::from_utf8_lossy(&run.stdout).trim(), "10 answers", "{said}");
+    assert_eq!(String::from_utf8_lossy(&run.stdout).trim(), "11 answers", "{said}");
 }

@@ -50,6 +50,11 @@ dynamo = call("/query", {"model_name": "m", "token_ids": TOKENS, "unheard_of": [
 assert dynamo["scores"] == {"7": {"0": 8}}, dynamo
 hashes = [9143094415614847814, 12124091508212882195 - 2**64]
 assert call("/query_by_hash", {"model_name": "m", "block_hashes": hashes}) == dynamo
+tiered = call("/query_tiered_by_hash", {"model_name": "m", "block_hashes": hashes, "routing_group": "default"})
+assert tiered == {
+    "block_size": 4,
+    "tiered": {"device": {"scores": [[{"worker_id": 7, "dp_rank": 0}, 2]], "frequencies": []}, "lower_tier": []},
+}, tiered
 
 registration = {
     "endpoint": "tcp://127.0.0.1:9", "type": "vLLM", "modelname": "m", "instance_id": "a",

@@ -245,6 +245,48 @@ assert matched(prefix([101, 102])) == [] and matched(prefix([101, 102, 103])) ==
 # Nothing of it is in the index, and nothing of the index is in it.
 assert matched(prefix([11, 12])) == []
 
+# A bridge that recovers its workers: which there are, all that each holds, then every change by its number.
+NOT_YET = grpc.StatusCode.FAILED_PRECONDITION
+NEXT = {"enforce_sequence": True, "worker_epoch": "e1"}
+replace = indexer.ReplaceExternalKvSnapshot
+
+
+def expect(*workers):
+    workers = [kv.ExpectedWorker(worker_id=worker, worker_address=f"http://{worker}:30000") for worker in workers]
+    request = kv.ConfigureExpectedWorkersRequest(workers=workers)
+    answer = indexer.ConfigureExpectedWorkers(request, timeout=WAIT)
+    return answer.total_workers, answer.ready_workers
+
+
+def snapshot(worker, epoch, seq, *tiers):
+    return kv.ReplaceExternalKvSnapshotRequest(
+        worker_id=worker, worker_address=f"http://{worker}:30000", worker_epoch=epoch, applied_seq=seq,
+        hashes_by_tier=[kv.TierHashes(tier=tier, hashes=hashes, **more) for tier, hashes, more in tiers],
+    )
+
+
+refused(replace, snapshot("f1", "e1", 7), NOT_YET)
+assert expect("f1", "f2", "w1") == (3, 0)
+assert matched(prefix(CHAIN)) == [("w1", 2)], "others are forgotten"
+refused(indexer.ApplyExternalKvBatch, kv.ApplyExternalKvBatchRequest(worker_id="f1", seq=8, **NEXT), NOT_YET)
+whole = snapshot("f1", "e1", 7, (HBM, CHAIN[:2], {}), (DRAM, CHAIN[2:3], {}))
+assert replace(whole, timeout=WAIT).applied_seq == 7
+assert matched(prefix(CHAIN)) == [("f1", 3), ("w1", 2)]
+assert expect("f1", "f2", "w1") == (3, 1)
+assert apply("f1", 8, action(REPORT, HBM, CHAIN[3:]), **NEXT).applied_seq == 8
+again = apply("f1", 7, action(CLEAR, HBM), **NEXT)
+assert again.duplicate and again.applied_seq == 8, again
+assert matched(prefix(CHAIN)) == [("f1", 4), ("w1", 2)]
+before = kv.ApplyExternalKvBatchRequest(worker_id="f1", seq=9, enforce_sequence=True, worker_epoch="e0")
+refused(indexer.ApplyExternalKvBatch, before, NOT_YET)
+# Number 9 is missing: what the worker holds is not known any more.
+later = kv.ApplyExternalKvBatchRequest(worker_id="f1", seq=10, **NEXT)
+assert "expected seq 9" in refused(indexer.ApplyExternalKvBatch, later, NOT_YET)
+assert matched(prefix(CHAIN)) == [("w1", 2)] and expect("f1", "w1") == (2, 0)
+refused(indexer.ApplyExternalKvBatch, later, NOT_YET)
+replace(snapshot("f1", "e2", 0, (SSD, CHAIN[:1], {})), timeout=WAIT)
+assert expect("f1") == (1, 1) and matched(prefix(CHAIN)) == [("f1", 1)]
+
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 batch = kv.ApplyExternalKvBatchRequest
 put = indexer.ApplyExternalKvBatch
@@ -257,7 +299,17 @@ refused(put, batch(worker_id="w", actions=[action(0, HBM, [1])]), WRONG, "action
 short = action(REPORT, HBM, [1, 2], component_masks=[1])
 refused(put, batch(worker_id="w", actions=[short]), WRONG, "actions[0].component_masks")
 refused(put, batch(worker_id="w", actions=[action(CLEAR, HBM)] * 257), EXHAUSTED)
-refused(put, batch(worker_id="w", enforce_sequence=True), grpc.StatusCode.UNIMPLEMENTED)
+refused(put, batch(worker_id="w", enforce_sequence=True), NOT_YET)
+refused(replace, snapshot("", "e", 1), WRONG, "worker_id")
+refused(replace, snapshot("f1", "e" * 2000, 1), WRONG, "worker_epoch")
+refused(replace, snapshot("f1", "e", 1, (4, [1], {})), WRONG, "hashes_by_tier[0].tier")
+short = (HBM, [1, 2], {"block_sizes": [16]})
+refused(replace, snapshot("f1", "e", 1, (SSD, [], {}), short), WRONG, "hashes_by_tier[1].block_sizes")
+nobody = kv.ConfigureExpectedWorkersRequest(workers=[kv.ExpectedWorker(worker_id="w"), kv.ExpectedWorker()])
+refused(indexer.ConfigureExpectedWorkers, nobody, WRONG, "workers[1].worker_id")
+many = kv.ConfigureExpectedWorkersRequest(workers=[kv.ExpectedWorker(worker_id=str(n)) for n in range(4097)])
+refused(indexer.ConfigureExpectedWorkers, many, EXHAUSTED)
+assert expect("f1") == (1, 1), "nothing that was refused has changed anything"
 refused(indexer.MatchExternalKvPrefix, kv.MatchExternalKvPrefixRequest(), WRONG, "hashes")
 refused(indexer.MatchExternalKv, kv.MatchExternalKvRequest(), WRONG, "hashes")
 refused(indexer.GetExternalKvHitCounts, kv.GetExternalKvHitCountsRequest(), WRONG, "hashes")

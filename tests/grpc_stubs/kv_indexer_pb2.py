@@ -13,17 +13,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10kv_indexer.proto\x12\rkv_indexer.v1\"\x99\x01\n\x0fWorkerCacheSpec\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\ncomponents\x18\x02 \x01(\r\x12\x19\n\x11swa_window_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x66ull_tier_mask\x18\x04 \x01(\r\x12\x15\n\rswa_tier_mask\x18\x05 \x01(\r\x12\x17\n\x0fmamba_tier_mask\x18\x06 \x01(\r\"\xaa\x01\n\x10\x45xternalKvAction\x12\x31\n\x04type\x18\x01 \x01(\x0e\x32#.kv_indexer.v1.ExternalKvActionType\x12%\n\x04tier\x18\x02 \x01(\x0e\x32\x17.kv_indexer.v1.TierType\x12\x0e\n\x06hashes\x18\x03 \x03(\x10\x12\x17\n\x0f\x63omponent_masks\x18\x04 \x03(\r\x12\x13\n\x0b\x62lock_sizes\x18\x05 \x03(\r\"\xf1\x01\n\x1b\x41pplyExternalKvBatchRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x30\n\x07\x61\x63tions\x18\x03 \x03(\x0b\x32\x1f.kv_indexer.v1.ExternalKvAction\x12\x16\n\x0eworker_address\x18\x04 \x01(\t\x12\x32\n\ncache_spec\x18\x06 \x01(\x0b\x32\x1e.kv_indexer.v1.WorkerCacheSpec\x12\x14\n\x0cworker_epoch\x18\x07 \x01(\t\x12\x18\n\x10\x65nforce_sequence\x18\x08 \x01(\x08J\x04\x08\x05\x10\x06\"X\n\x1c\x41pplyExternalKvBatchResponse\x12\x13\n\x0b\x61pplied_seq\x18\x04 \x01(\x04\x12\x11\n\tduplicate\x18\x05 \x01(\x08J\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04\"q\n\nTierHashes\x12%\n\x04tier\x18\x01 \x01(\x0e\x32\x17.kv_indexer.v1.TierType\x12\x0e\n\x06hashes\x18\x02 \x03(\x10\x12\x17\n\x0f\x63omponent_masks\x18\x03 \x03(\r\x12\x13\n\x0b\x62lock_sizes\x18\x04 \x03(\r\"l\n\x13\x45xternalKvNodeMatch\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x31\n\x0ehashes_by_tier\x18\x03 \x03(\x0b\x32\x19.kv_indexer.v1.TierHashes\">\n\x16MatchExternalKvRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x10\x12\x14\n\x0c\x63ount_as_hit\x18\x02 \x01(\x08\"N\n\x17MatchExternalKvResponse\x12\x33\n\x07matches\x18\x01 \x03(\x0b\x32\".kv_indexer.v1.ExternalKvNodeMatch\"B\n\x1cMatchExternalKvPrefixRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x10\x12\x12\n\nmax_blocks\x18\x02 \x01(\r\"a\n\x15\x45xternalKvPrefixMatch\x12\x16\n\x0eworker_address\x18\x01 \x01(\t\x12\x1d\n\x15matched_prefix_blocks\x18\x02 \x01(\r\x12\x11\n\tworker_id\x18\x03 \x01(\t\"\x87\x01\n\x1dMatchExternalKvPrefixResponse\x12\x35\n\x07matches\x18\x01 \x03(\x0b\x32$.kv_indexer.v1.ExternalKvPrefixMatch\x12\x1a\n\x12\x62\x65st_prefix_blocks\x18\x02 \x01(\r\x12\x13\n\x0b\x62locks_read\x18\x03 \x01(\r\"6\n\rHitCountEntry\x12\x0c\n\x04hash\x18\x01 \x01(\x10\x12\x17\n\x0fhit_count_total\x18\x02 \x01(\x04\"/\n\x1dGetExternalKvHitCountsRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x10\"O\n\x1eGetExternalKvHitCountsResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.kv_indexer.v1.HitCountEntry*G\n\x08TierType\x12\x10\n\x0cTIER_UNKNOWN\x10\x00\x12\x0c\n\x08TIER_HBM\x10\x01\x12\r\n\tTIER_DRAM\x10\x02\x12\x0c\n\x08TIER_SSD\x10\x03*n\n\x14\x45xternalKvActionType\x12\x12\n\x0e\x41\x43TION_UNKNOWN\x10\x00\x12\x11\n\rACTION_REPORT\x10\x01\x12\x11\n\rACTION_REVOKE\x10\x02\x12\x1c\n\x18\x41\x43TION_CLEAR_ALL_AT_TIER\x10\x03\x32\xc9\x03\n\tKVIndexer\x12o\n\x14\x41pplyExternalKvBatch\x12*.kv_indexer.v1.ApplyExternalKvBatchRequest\x1a+.kv_indexer.v1.ApplyExternalKvBatchResponse\x12`\n\x0fMatchExternalKv\x12%.kv_indexer.v1.MatchExternalKvRequest\x1a&.kv_indexer.v1.MatchExternalKvResponse\x12r\n\x15MatchExternalKvPrefix\x12+.kv_indexer.v1.MatchExternalKvPrefixRequest\x1a,.kv_indexer.v1.MatchExternalKvPrefixResponse\x12u\n\x16GetExternalKvHitCounts\x12,.kv_indexer.v1.GetExternalKvHitCountsRequest\x1a-.kv_indexer.v1.GetExternalKvHitCountsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10kv_indexer.proto\x12\rkv_indexer.v1\"\x99\x01\n\x0fWorkerCacheSpec\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\ncomponents\x18\x02 \x01(\r\x12\x19\n\x11swa_window_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x66ull_tier_mask\x18\x04 \x01(\r\x12\x15\n\rswa_tier_mask\x18\x05 \x01(\r\x12\x17\n\x0fmamba_tier_mask\x18\x06 \x01(\r\"\xaa\x01\n\x10\x45xternalKvAction\x12\x31\n\x04type\x18\x01 \x01(\x0e\x32#.kv_indexer.v1.ExternalKvActionType\x12%\n\x04tier\x18\x02 \x01(\x0e\x32\x17.kv_indexer.v1.TierType\x12\x0e\n\x06hashes\x18\x03 \x03(\x10\x12\x17\n\x0f\x63omponent_masks\x18\x04 \x03(\r\x12\x13\n\x0b\x62lock_sizes\x18\x05 \x03(\r\"\xf1\x01\n\x1b\x41pplyExternalKvBatchRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x30\n\x07\x61\x63tions\x18\x03 \x03(\x0b\x32\x1f.kv_indexer.v1.ExternalKvAction\x12\x16\n\x0eworker_address\x18\x04 \x01(\t\x12\x32\n\ncache_spec\x18\x06 \x01(\x0b\x32\x1e.kv_indexer.v1.WorkerCacheSpec\x12\x14\n\x0cworker_epoch\x18\x07 \x01(\t\x12\x18\n\x10\x65nforce_sequence\x18\x08 \x01(\x08J\x04\x08\x05\x10\x06\"X\n\x1c\x41pplyExternalKvBatchResponse\x12\x13\n\x0b\x61pplied_seq\x18\x04 \x01(\x04\x12\x11\n\tduplicate\x18\x05 \x01(\x08J\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04\"q\n\nTierHashes\x12%\n\x04tier\x18\x01 \x01(\x0e\x32\x17.kv_indexer.v1.TierType\x12\x0e\n\x06hashes\x18\x02 \x03(\x10\x12\x17\n\x0f\x63omponent_masks\x18\x03 \x03(\r\x12\x13\n\x0b\x62lock_sizes\x18\x04 \x03(\r\"o\n\x0e\x45xpectedWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x16\n\x0eworker_address\x18\x02 \x01(\t\x12\x32\n\ncache_spec\x18\x03 \x01(\x0b\x32\x1e.kv_indexer.v1.WorkerCacheSpec\"Q\n\x1f\x43onfigureExpectedWorkersRequest\x12.\n\x07workers\x18\x01 \x03(\x0b\x32\x1d.kv_indexer.v1.ExpectedWorker\"P\n ConfigureExpectedWorkersResponse\x12\x15\n\rtotal_workers\x18\x01 \x01(\r\x12\x15\n\rready_workers\x18\x02 \x01(\r\"\xdf\x01\n ReplaceExternalKvSnapshotRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x16\n\x0eworker_address\x18\x02 \x01(\t\x12\x14\n\x0cworker_epoch\x18\x03 \x01(\t\x12\x13\n\x0b\x61pplied_seq\x18\x04 \x01(\x04\x12\x31\n\x0ehashes_by_tier\x18\x05 \x03(\x0b\x32\x19.kv_indexer.v1.TierHashes\x12\x32\n\ncache_spec\x18\x06 \x01(\x0b\x32\x1e.kv_indexer.v1.WorkerCacheSpec\"8\n!ReplaceExternalKvSnapshotResponse\x12\x13\n\x0b\x61pplied_seq\x18\x01 \x01(\x04\"l\n\x13\x45xternalKvNodeMatch\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x31\n\x0ehashes_by_tier\x18\x03 \x03(\x0b\x32\x19.kv_indexer.v1.TierHashes\">\n\x16MatchExternalKvRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x10\x12\x14\n\x0c\x63ount_as_hit\x18\x02 \x01(\x08\"N\n\x17MatchExternalKvResponse\x12\x33\n\x07matches\x18\x01 \x03(\x0b\x32\".kv_indexer.v1.ExternalKvNodeMatch\"B\n\x1cMatchExternalKvPrefixRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x10\x12\x12\n\nmax_blocks\x18\x02 \x01(\r\"a\n\x15\x45xternalKvPrefixMatch\x12\x16\n\x0eworker_address\x18\x01 \x01(\t\x12\x1d\n\x15matched_prefix_blocks\x18\x02 \x01(\r\x12\x11\n\tworker_id\x18\x03 \x01(\t\"\x87\x01\n\x1dMatchExternalKvPrefixResponse\x12\x35\n\x07matches\x18\x01 \x03(\x0b\x32$.kv_indexer.v1.ExternalKvPrefixMatch\x12\x1a\n\x12\x62\x65st_prefix_blocks\x18\x02 \x01(\r\x12\x13\n\x0b\x62locks_read\x18\x03 \x01(\r\"6\n\rHitCountEntry\x12\x0c\n\x04hash\x18\x01 \x01(\x10\x12\x17\n\x0fhit_count_total\x18\x02 \x01(\x04\"/\n\x1dGetExternalKvHitCountsRequest\x12\x0e\n\x06hashes\x18\x01 \x03(\x10\"O\n\x1eGetExternalKvHitCountsResponse\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.kv_indexer.v1.HitCountEntry*G\n\x08TierType\x12\x10\n\x0cTIER_UNKNOWN\x10\x00\x12\x0c\n\x08TIER_HBM\x10\x01\x12\r\n\tTIER_DRAM\x10\x02\x12\x0c\n\x08TIER_SSD\x10\x03*n\n\x14\x45xternalKvActionType\x12\x12\n\x0e\x41\x43TION_UNKNOWN\x10\x00\x12\x11\n\rACTION_REPORT\x10\x01\x12\x11\n\rACTION_REVOKE\x10\x02\x12\x1c\n\x18\x41\x43TION_CLEAR_ALL_AT_TIER\x10\x03\x32\xc6\x05\n\tKVIndexer\x12{\n\x18\x43onfigureExpectedWorkers\x12..kv_indexer.v1.ConfigureExpectedWorkersRequest\x1a/.kv_indexer.v1.ConfigureExpectedWorkersResponse\x12~\n\x19ReplaceExternalKvSnapshot\x12/.kv_indexer.v1.ReplaceExternalKvSnapshotRequest\x1a\x30.kv_indexer.v1.ReplaceExternalKvSnapshotResponse\x12o\n\x14\x41pplyExternalKvBatch\x12*.kv_indexer.v1.ApplyExternalKvBatchRequest\x1a+.kv_indexer.v1.ApplyExternalKvBatchResponse\x12`\n\x0fMatchExternalKv\x12%.kv_indexer.v1.MatchExternalKvRequest\x1a&.kv_indexer.v1.MatchExternalKvResponse\x12r\n\x15MatchExternalKvPrefix\x12+.kv_indexer.v1.MatchExternalKvPrefixRequest\x1a,.kv_indexer.v1.MatchExternalKvPrefixResponse\x12u\n\x16GetExternalKvHitCounts\x12,.kv_indexer.v1.GetExternalKvHitCountsRequest\x1a-.kv_indexer.v1.GetExternalKvHitCountsResponseb\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kv_indexer_pb2', globals())
 if _descriptor._USE_C_DESCRIPTORS == False:
 
   DESCRIPTOR._options = None
-  _TIERTYPE._serialized_start=1558
-  _TIERTYPE._serialized_end=1629
-  _EXTERNALKVACTIONTYPE._serialized_start=1631
-  _EXTERNALKVACTIONTYPE._serialized_end=1741
+  _TIERTYPE._serialized_start=2120
+  _TIERTYPE._serialized_end=2191
+  _EXTERNALKVACTIONTYPE._serialized_start=2193
+  _EXTERNALKVACTIONTYPE._serialized_end=2303
   _WORKERCACHESPEC._serialized_start=36
   _WORKERCACHESPEC._serialized_end=189
   _EXTERNALKVACTION._serialized_start=192
@@ -34,24 +34,34 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _APPLYEXTERNALKVBATCHRESPONSE._serialized_end=696
   _TIERHASHES._serialized_start=698
   _TIERHASHES._serialized_end=811
-  _EXTERNALKVNODEMATCH._serialized_start=813
-  _EXTERNALKVNODEMATCH._serialized_end=921
-  _MATCHEXTERNALKVREQUEST._serialized_start=923
-  _MATCHEXTERNALKVREQUEST._serialized_end=985
-  _MATCHEXTERNALKVRESPONSE._serialized_start=987
-  _MATCHEXTERNALKVRESPONSE._serialized_end=1065
-  _MATCHEXTERNALKVPREFIXREQUEST._serialized_start=1067
-  _MATCHEXTERNALKVPREFIXREQUEST._serialized_end=1133
-  _EXTERNALKVPREFIXMATCH._serialized_start=1135
-  _EXTERNALKVPREFIXMATCH._serialized_end=1232
-  _MATCHEXTERNALKVPREFIXRESPONSE._serialized_start=1235
-  _MATCHEXTERNALKVPREFIXRESPONSE._serialized_end=1370
-  _HITCOUNTENTRY._serialized_start=1372
-  _HITCOUNTENTRY._serialized_end=1426
-  _GETEXTERNALKVHITCOUNTSREQUEST._serialized_start=1428
-  _GETEXTERNALKVHITCOUNTSREQUEST._serialized_end=1475
-  _GETEXTERNALKVHITCOUNTSRESPONSE._serialized_start=1477
-  _GETEXTERNALKVHITCOUNTSRESPONSE._serialized_end=1556
-  _KVINDEXER._serialized_start=1744
-  _KVINDEXER._serialized_end=2201
+  _EXPECTEDWORKER._serialized_start=813
+  _EXPECTEDWORKER._serialized_end=924
+  _CONFIGUREEXPECTEDWORKERSREQUEST._serialized_start=926
+  _CONFIGUREEXPECTEDWORKERSREQUEST._serialized_end=1007
+  _CONFIGUREEXPECTEDWORKERSRESPONSE._serialized_start=1009
+  _CONFIGUREEXPECTEDWORKERSRESPONSE._serialized_end=1089
+  _REPLACEEXTERNALKVSNAPSHOTREQUEST._serialized_start=1092
+  _REPLACEEXTERNALKVSNAPSHOTREQUEST._serialized_end=1315
+  _REPLACEEXTERNALKVSNAPSHOTRESPONSE._serialized_start=1317
+  _REPLACEEXTERNALKVSNAPSHOTRESPONSE._serialized_end=1373
+  _EXTERNALKVNODEMATCH._serialized_start=1375
+  _EXTERNALKVNODEMATCH._serialized_end=1483
+  _MATCHEXTERNALKVREQUEST._serialized_start=1485
+  _MATCHEXTERNALKVREQUEST._serialized_end=1547
+  _MATCHEXTERNALKVRESPONSE._serialized_start=1549
+  _MATCHEXTERNALKVRESPONSE._serialized_end=1627
+  _MATCHEXTERNALKVPREFIXREQUEST._serialized_start=1629
+  _MATCHEXTERNALKVPREFIXREQUEST._serialized_end=1695
+  _EXTERNALKVPREFIXMATCH._serialized_start=1697
+  _EXTERNALKVPREFIXMATCH._serialized_end=1794
+  _MATCHEXTERNALKVPREFIXRESPONSE._serialized_start=1797
+  _MATCHEXTERNALKVPREFIXRESPONSE._serialized_end=1932
+  _HITCOUNTENTRY._serialized_start=1934
+  _HITCOUNTENTRY._serialized_end=1988
+  _GETEXTERNALKVHITCOUNTSREQUEST._serialized_start=1990
+  _GETEXTERNALKVHITCOUNTSREQUEST._serialized_end=2037
+  _GETEXTERNALKVHITCOUNTSRESPONSE._serialized_start=2039
+  _GETEXTERNALKVHITCOUNTSRESPONSE._serialized_end=2118
+  _KVINDEXER._serialized_start=2306
+  _KVINDEXER._serialized_end=3016
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,16 @@ class KVIndexerStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.ConfigureExpectedWorkers = channel.unary_unary(
+                '/kv_indexer.v1.KVIndexer/ConfigureExpectedWorkers',
+                request_serializer=kv__indexer__pb2.ConfigureExpectedWorkersRequest.SerializeToString,
+                response_deserializer=kv__indexer__pb2.ConfigureExpectedWorkersResponse.FromString,
+                )
+        self.ReplaceExternalKvSnapshot = channel.unary_unary(
+                '/kv_indexer.v1.KVIndexer/ReplaceExternalKvSnapshot',
+                request_serializer=kv__indexer__pb2.ReplaceExternalKvSnapshotRequest.SerializeToString,
+                response_deserializer=kv__indexer__pb2.ReplaceExternalKvSnapshotResponse.FromString,
+                )
         self.ApplyExternalKvBatch = channel.unary_unary(
                 '/kv_indexer.v1.KVIndexer/ApplyExternalKvBatch',
                 request_serializer=kv__indexer__pb2.ApplyExternalKvBatchRequest.SerializeToString,
@@ -38,6 +48,20 @@ class KVIndexerStub(object):
 
 class KVIndexerServicer(object):
     """Missing associated documentation comment in .proto file."""
+
+    def ConfigureExpectedWorkers(self, request, context):
+        """Which workers there are; others are forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceExternalKvSnapshot(self, request, context):
+        """All that a worker holds, in place of what was known of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ApplyExternalKvBatch(self, request, context):
         """Tells what became of a worker's blocks.
@@ -70,6 +94,16 @@ class KVIndexerServicer(object):
 
 def add_KVIndexerServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ConfigureExpectedWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureExpectedWorkers,
+                    request_deserializer=kv__indexer__pb2.ConfigureExpectedWorkersRequest.FromString,
+                    response_serializer=kv__indexer__pb2.ConfigureExpectedWorkersResponse.SerializeToString,
+            ),
+            'ReplaceExternalKvSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceExternalKvSnapshot,
+                    request_deserializer=kv__indexer__pb2.ReplaceExternalKvSnapshotRequest.FromString,
+                    response_serializer=kv__indexer__pb2.ReplaceExternalKvSnapshotResponse.SerializeToString,
+            ),
             'ApplyExternalKvBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.ApplyExternalKvBatch,
                     request_deserializer=kv__indexer__pb2.ApplyExternalKvBatchRequest.FromString,
@@ -99,6 +133,40 @@ def add_KVIndexerServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KVIndexer(object):
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def ConfigureExpectedWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/kv_indexer.v1.KVIndexer/ConfigureExpectedWorkers',
+            kv__indexer__pb2.ConfigureExpectedWorkersRequest.SerializeToString,
+            kv__indexer__pb2.ConfigureExpectedWorkersResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ReplaceExternalKvSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/kv_indexer.v1.KVIndexer/ReplaceExternalKvSnapshot',
+            kv__indexer__pb2.ReplaceExternalKvSnapshotRequest.SerializeToString,
+            kv__indexer__pb2.ReplaceExternalKvSnapshotResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 
     @staticmethod
     def ApplyExternalKvBatch(request,

@@ -73,7 +73,7 @@ impl State {
         Ok(Some(State {
             directory,
             key,
-            from: config.state.from.clone(),
+            from: config.state.replicas().cloned().collect(),
             most_fetched: (config.memory.budget as u64).saturating_add(BESIDE_INDEX),
             saving: Mutex::default(),
             report: Mutex::default(),

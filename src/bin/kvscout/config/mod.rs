@@ -140,6 +140,13 @@ pub(crate) struct State {
     pub(crate) share: bool,
 }
 
+impl State {
+    /// The replicas to begin with. An empty text, as a variable of the environment may be, is none.
+    pub(crate) fn replicas(&self) -> impl Iterator<Item = &String> {
+        self.from.iter().filter(|from| !from.is_empty())
+    }
+}
+
 /// When the daemon says that it is ready.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ready {
@@ -520,14 +527,16 @@ impl Config {
     }
 
     fn check_state(&self) -> Result<(), ConfigError> {
-        let State { dir, interval, from, share } = &self.state;
+        let State { dir, interval, share, .. } = &self.state;
         if interval.is_zero() {
             return Err(ConfigError::new("state.interval 0s: expected a duration above 0"));
         }
-        if let Some(from) = from.iter().find(|from| !from.starts_with("http://")) {
+        if let Some(from) = self.state.replicas().find(|from| !from.starts_with("http://")) {
             return Err(ConfigError(format!("state.from {from:?}: expected http://host:port")));
         }
-        for (key, is_set) in [("state.from", !from.is_empty()), ("state.share", *share)] {
+        for (key, is_set) in
+            [("state.from", self.state.replicas().next().is_some()), ("state.share", *share)]
+        {
             if is_set && dir.is_none() {
                 return Err(ConfigError(format!(
                     "{key} is set without state.dir, where the digest key is that both replicas need"

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use kvscout::block::BlockSize;
-use kvscout::hash::vllm::Version;
+use kvscout::hash::vllm::{Algorithm, Version};
 use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::{Copies, OnClear};
 use kvscout::tokenize::ContentFormat;
@@ -278,6 +278,19 @@ impl Setting for Duration {
             0 => format!("{}s", millis / 1000),
             _ => format!("{millis}ms"),
         }))
+    }
+}
+
+impl Setting for Algorithm {
+    const EXPECTED: &'static str = "a value of vLLM's --prefix-caching-hash-algo such as sha256";
+
+    fn read(texts: &[String]) -> Option<Algorithm> {
+        let [text] = texts else { return None };
+        text.parse().ok()
+    }
+
+    fn write(&self) -> Option<Value> {
+        Some(text(&self.as_str()))
     }
 }
 

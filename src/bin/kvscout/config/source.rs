@@ -3,7 +3,8 @@
 use std::num::NonZeroU32;
 
 use kvscout::block::BlockSize;
-use kvscout::hash::vllm::Version;
+use kvscout::hash::vllm::{self, Algorithm, Root, Version};
+use kvscout::ingest::verify::Contract;
 use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::{Copies, OnClear, Registration};
 use toml::Value;
@@ -42,6 +43,10 @@ pub(crate) struct SourceEntry {
     pub(crate) copies: Copies,
     /// Who dials.
     pub(crate) mode: Mode,
+    /// How the names of a publisher without tokens are made.
+    pub(crate) hash_algorithm: Option<Algorithm>,
+    /// The `PYTHONHASHSEED` of whoever made them.
+    pub(crate) hash_seed: Option<String>,
     /// What routers tell it apart by.
     pub(crate) labels: Labels,
 }
@@ -61,6 +66,8 @@ pub(crate) const KEYS: &[Key<SourceEntry>] = keys! { SourceEntry {
     "on_clear" => on_clear;
     "copies" => copies;
     "mode" => mode;
+    "hash_algorithm" => hash_algorithm;
+    "hash_seed" => hash_seed;
     "labels" => labels;
 }};
 
@@ -80,6 +87,8 @@ impl SourceEntry {
             on_clear: OnClear::default(),
             copies: Copies::default(),
             mode: Mode::Connect,
+            hash_algorithm: None,
+            hash_seed: None,
             labels: Labels::new(),
         }
     }
@@ -95,12 +104,28 @@ impl SourceEntry {
             block_size: self.block_size,
             on_clear: self.on_clear,
             copies: self.copies,
-            contract: None,
+            // Checked when it was read.
+            contract: self.contract().ok().flatten(),
         }
+    }
+
+    /// The contract of its names, as far as it is told.
+    fn contract(&self) -> Result<Option<Contract>, kvscout::Error> {
+        let Some(algorithm) = self.hash_algorithm else { return Ok(None) };
+        let root = self.hash_seed.as_deref().map_or(Root::Unset, Root::Seed);
+        let version = self.vllm.unwrap_or(Version::NEWEST);
+        vllm::Contract::new(version, algorithm, root).map(Contract::Vllm).map(Some)
     }
 
     fn check(self) -> Result<SourceEntry, ConfigError> {
         let name = &self.name;
+        if self.hash_algorithm.is_none() && self.hash_seed.is_some() {
+            let alone = "hash_seed says nothing without hash_algorithm (see also seeds)";
+            return Err(ConfigError(format!("source {name:?}: {alone}")));
+        }
+        if let Err(error) = self.contract() {
+            return Err(ConfigError(format!("source {name:?}, hash_algorithm: {error}")));
+        }
         if self.mode == Mode::Connect && !self.endpoint.is_connectable() {
             return Err(ConfigError(format!(
                 "source {name:?}: {} cannot be dialled; name host and port, or set mode = \"bind\"",

@@ -117,6 +117,13 @@ fn a_wrong_value_is_named_with_what_would_be_right() {
     assert!(wildcard.contains("mode = \"bind\""), "{wildcard}");
     let ranks = error_of("[[source]]\nname = \"a\"\nendpoint = \"tcp://a:65535\"\nranks = 2");
     assert!(ranks.contains("65536"), "{ranks}");
+    let pool = |keys: &str| {
+        error_of(&format!("[[source]]\nname = \"a\"\nendpoint = \"tcp://a:1\"\n{keys}"))
+    };
+    assert!(pool("hash_algorithm = \"md5\"").contains("--prefix-caching-hash-algo"));
+    assert!(pool("hash_algorithm = \"builtin\"").contains("0.33.0 has no hash algorithm builtin"));
+    assert!(pool("hash_algorithm = \"xxhash\"").contains("random"), "its root is not known");
+    assert!(pool("hash_seed = \"0\"").contains("hash_algorithm"));
 }
 
 #[test]

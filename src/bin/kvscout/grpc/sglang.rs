@@ -9,19 +9,27 @@ use tonic::{Code, Request, Response, Status};
 use super::App;
 use super::generated::kv_indexer_v1::kv_indexer_server::KvIndexer;
 use super::generated::kv_indexer_v1::{
-    ApplyExternalKvBatchRequest, ApplyExternalKvBatchResponse, ExternalKvAction,
-    ExternalKvActionType, ExternalKvNodeMatch, ExternalKvPrefixMatch,
-    GetExternalKvHitCountsRequest, GetExternalKvHitCountsResponse, HitCountEntry,
-    MatchExternalKvPrefixRequest, MatchExternalKvPrefixResponse, MatchExternalKvRequest,
-    MatchExternalKvResponse, TierHashes, TierType, WorkerCacheSpec,
+    ApplyExternalKvBatchRequest, ApplyExternalKvBatchResponse, ConfigureExpectedWorkersRequest,
+    ConfigureExpectedWorkersResponse, ExpectedWorker, ExternalKvAction, ExternalKvActionType,
+    ExternalKvNodeMatch, ExternalKvPrefixMatch, GetExternalKvHitCountsRequest,
+    GetExternalKvHitCountsResponse, HitCountEntry, MatchExternalKvPrefixRequest,
+    MatchExternalKvPrefixResponse, MatchExternalKvRequest, MatchExternalKvResponse,
+    ReplaceExternalKvSnapshotRequest, ReplaceExternalKvSnapshotResponse, TierHashes, TierType,
+    WorkerCacheSpec,
 };
 use super::refusal::Failure;
 use crate::service::Service;
-use crate::service::external::{CacheSpec, Change, Holding, Leading, Reported, Told, TooMuch};
+use crate::service::external::{
+    CacheSpec, Change, Coverage, Expected, Holding, Leading, Reported, Told, TooMuch, Unready,
+    Whole,
+};
 
 /// SGLang's own limits. A question for a prefix has none but that of a message.
 const MOST_HASHES: usize = 16_384;
 const MOST_ACTIONS: usize = 256;
+
+/// As many as are known at a time.
+const MOST_EXPECTED: usize = 4096;
 
 /// Bytes of a worker's name, address and epoch.
 const LONGEST_TEXT: usize = 1024;
@@ -32,15 +40,61 @@ pub(super) struct Bridges(pub(super) Arc<App>);
 
 #[tonic::async_trait]
 impl KvIndexer for Bridges {
+    async fn configure_expected_workers(
+        &self,
+        request: Request<ConfigureExpectedWorkersRequest>,
+    ) -> Result<Response<ConfigureExpectedWorkersResponse>, Status> {
+        let start = Instant::now();
+        let outcome = match expected(request.into_inner()) {
+            Ok(workers) => {
+                let expect = move |service: &Service| {
+                    let Coverage { total, ready } = service.external().expect(workers);
+                    Ok(ConfigureExpectedWorkersResponse {
+                        total_workers: total,
+                        ready_workers: ready,
+                    })
+                };
+                self.0.run(0, expect).await
+            }
+            Err(failure) => Err(failure),
+        };
+        self.0.answer("kv_indexer.v1.KVIndexer/ConfigureExpectedWorkers", start, outcome)
+    }
+
+    async fn replace_external_kv_snapshot(
+        &self,
+        request: Request<ReplaceExternalKvSnapshotRequest>,
+    ) -> Result<Response<ReplaceExternalKvSnapshotResponse>, Status> {
+        let start = Instant::now();
+        let outcome = match whole(request.into_inner()) {
+            Ok(whole) => {
+                let size = whole.blocks.iter().map(|(_, blocks)| blocks.len()).sum();
+                let replace = move |service: &Service| {
+                    let applied_seq = whole.seq;
+                    service.external().replace(whole).map_err(unready)?;
+                    Ok(ReplaceExternalKvSnapshotResponse { applied_seq })
+                };
+                self.0.run(size, replace).await
+            }
+            Err(failure) => Err(failure),
+        };
+        self.0.answer("kv_indexer.v1.KVIndexer/ReplaceExternalKvSnapshot", start, outcome)
+    }
+
     async fn apply_external_kv_batch(
         &self,
         request: Request<ApplyExternalKvBatchRequest>,
     ) -> Result<Response<ApplyExternalKvBatchResponse>, Status> {
         let start = Instant::now();
-        let outcome = match told(request.into_inner()) {
+        let request = request.into_inner();
+        let in_order = request.enforce_sequence;
+        let outcome = match told(request) {
             Ok(told) => {
                 let apply = move |service: &Service| {
-                    let applied = service.external().apply(told);
+                    let applied = match in_order {
+                        true => service.external().apply_next(told).map_err(unready)?,
+                        false => service.external().apply(told),
+                    };
                     let (applied_seq, duplicate) = (applied.seq, applied.duplicate);
                     Ok(ApplyExternalKvBatchResponse { applied_seq, duplicate })
                 };
@@ -133,24 +187,9 @@ fn told(request: ApplyExternalKvBatchRequest) -> Result<Told, Failure> {
         worker_address,
         cache_spec,
         worker_epoch,
-        enforce_sequence,
+        enforce_sequence: _,
     } = request;
-    if worker_id.is_empty() {
-        return Err(Failure::field("worker_id", "expected a text that is not empty"));
-    }
-    let texts = [
-        ("worker_id", &worker_id),
-        ("worker_address", &worker_address),
-        ("worker_epoch", &worker_epoch),
-    ];
-    if let Some((name, _)) = texts.into_iter().find(|(_, text)| text.len() > LONGEST_TEXT) {
-        return Err(Failure::field(name, format!("expected up to {LONGEST_TEXT} bytes")));
-    }
-    if enforce_sequence {
-        let message =
-            "field 'enforce_sequence': needs snapshots of workers, which are not taken here";
-        return Err(Failure::new(Code::Unimplemented, "not_implemented", message));
-    }
+    check_texts("", &worker_id, &worker_address, &worker_epoch)?;
     if actions.len() > MOST_ACTIONS {
         return Err(Failure::exhausted(format!(
             "field 'actions': expected up to {MOST_ACTIONS}, found {}",
@@ -174,27 +213,119 @@ fn told(request: ApplyExternalKvBatchRequest) -> Result<Told, Failure> {
     })
 }
 
-fn change(n: usize, action: ExternalKvAction) -> Result<Change, Failure> {
-    let field = |name: &str| format!("actions[{n}].{name}");
-    let tier = match TierType::try_from(action.tier) {
-        Ok(TierType::TierHbm) => Tier::Gpu,
-        Ok(TierType::TierDram) => Tier::Cpu,
-        Ok(TierType::TierSsd) => Tier::Disk,
+/// Refuses a worker without a name, and texts that are too long; `within` is where they are.
+fn check_texts(within: &str, id: &str, address: &str, epoch: &str) -> Result<(), Failure> {
+    let field = |name: &str| format!("{within}{name}");
+    if id.is_empty() {
+        return Err(Failure::field(field("worker_id"), "expected a text that is not empty"));
+    }
+    let texts = [("worker_id", id), ("worker_address", address), ("worker_epoch", epoch)];
+    match texts.into_iter().find(|(_, text)| text.len() > LONGEST_TEXT) {
+        Some((name, _)) => {
+            Err(Failure::field(field(name), format!("expected up to {LONGEST_TEXT} bytes")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn expected(request: ConfigureExpectedWorkersRequest) -> Result<Vec<Expected>, Failure> {
+    let ConfigureExpectedWorkersRequest { workers } = request;
+    if workers.len() > MOST_EXPECTED {
+        return Err(Failure::exhausted(format!(
+            "field 'workers': expected up to {MOST_EXPECTED}, found {}",
+            workers.len()
+        )));
+    }
+    let expected = workers.into_iter().enumerate().map(|(n, worker)| {
+        let ExpectedWorker { worker_id, worker_address, cache_spec } = worker;
+        check_texts(&format!("workers[{n}]."), &worker_id, &worker_address, "")?;
+        Ok(Expected { worker: worker_id, address: worker_address, spec: cache_spec.map(spec) })
+    });
+    expected.collect()
+}
+
+fn whole(request: ReplaceExternalKvSnapshotRequest) -> Result<Whole, Failure> {
+    let ReplaceExternalKvSnapshotRequest {
+        worker_id,
+        worker_address,
+        worker_epoch,
+        applied_seq,
+        hashes_by_tier,
+        cache_spec,
+    } = request;
+    check_texts("", &worker_id, &worker_address, &worker_epoch)?;
+    let blocks = hashes_by_tier.into_iter().enumerate().map(|(n, held)| {
+        let within = format!("hashes_by_tier[{n}]");
+        let tier = tier(&within, held.tier)?;
+        Ok((tier, reported(&within, &held.hashes, &held.component_masks, &held.block_sizes)?))
+    });
+    let blocks = blocks.collect::<Result<_, Failure>>()?;
+    let spec = cache_spec.map(spec);
+    let expected = Expected { worker: worker_id, address: worker_address, spec };
+    Ok(Whole { expected, epoch: worker_epoch, seq: applied_seq, blocks })
+}
+
+fn unready(unready: Unready) -> Failure {
+    let (reason, message) = match unready {
+        Unready::Unexpected => (
+            "unexpected_worker",
+            "the worker is not among those of ConfigureExpectedWorkers".to_owned(),
+        ),
+        Unready::NoSnapshot => (
+            "no_snapshot",
+            "the worker has no snapshot of this worker_epoch: ReplaceExternalKvSnapshot".to_owned(),
+        ),
+        Unready::Gap { next } => (
+            "gap",
+            format!("expected seq {next}: the worker holds nothing until its next snapshot"),
+        ),
+    };
+    Failure::new(Code::FailedPrecondition, reason, message)
+}
+
+fn tier(within: &str, tier: i32) -> Result<Tier, Failure> {
+    match TierType::try_from(tier) {
+        Ok(TierType::TierHbm) => Ok(Tier::Gpu),
+        Ok(TierType::TierDram) => Ok(Tier::Cpu),
+        Ok(TierType::TierSsd) => Ok(Tier::Disk),
         Ok(TierType::TierUnknown) | Err(_) => {
-            let wrong = format!("expected 1 (HBM), 2 (DRAM) or 3 (SSD), found {}", action.tier);
-            return Err(Failure::field(field("tier"), wrong));
+            let wrong = format!("expected 1 (HBM), 2 (DRAM) or 3 (SSD), found {tier}");
+            Err(Failure::field(format!("{within}.tier"), wrong))
         }
+    }
+}
+
+/// Blocks with what is said of each; nothing, or of all.
+fn reported(
+    within: &str,
+    hashes: &[i64],
+    component_masks: &[u32],
+    block_sizes: &[u32],
+) -> Result<Vec<Reported>, Failure> {
+    for (name, list) in [("component_masks", component_masks), ("block_sizes", block_sizes)] {
+        if !list.is_empty() && list.len() != hashes.len() {
+            let wrong = format!(
+                "expected none or one for each of {} hashes, found {}",
+                hashes.len(),
+                list.len()
+            );
+            return Err(Failure::field(format!("{within}.{name}"), wrong));
+        }
+    }
+    let at = |list: &[u32], n: usize| list.get(n).copied().unwrap_or(0);
+    let block = |(n, &hash): (usize, &i64)| Reported {
+        hash,
+        components: at(component_masks, n),
+        tokens: at(block_sizes, n),
     };
+    Ok(hashes.iter().enumerate().map(block).collect())
+}
+
+fn change(n: usize, action: ExternalKvAction) -> Result<Change, Failure> {
+    let within = format!("actions[{n}]");
+    let field = |name: &str| format!("{within}.{name}");
+    let tier = tier(&within, action.tier)?;
     let ExternalKvAction { r#type, hashes, component_masks, block_sizes, .. } = action;
-    let for_each = |name: &str, list: &[u32]| match list.len() {
-        0 => Ok(()),
-        len if len == hashes.len() => Ok(()),
-        len => {
-            let wrong =
-                format!("expected none or one for each of {} hashes, found {len}", hashes.len());
-            Err(Failure::field(field(name), wrong))
-        }
-    };
     match ExternalKvActionType::try_from(r#type) {
         Ok(ExternalKvActionType::ActionClearAllAtTier) => Ok(Change::Clear(tier)),
         Ok(ExternalKvActionType::ActionReport | ExternalKvActionType::ActionRevoke)
@@ -204,15 +335,7 @@ fn change(n: usize, action: ExternalKvAction) -> Result<Change, Failure> {
         }
         Ok(ExternalKvActionType::ActionRevoke) => Ok(Change::Revoke(tier, hashes)),
         Ok(ExternalKvActionType::ActionReport) => {
-            for_each("component_masks", &component_masks)?;
-            for_each("block_sizes", &block_sizes)?;
-            let at = |list: &[u32], n: usize| list.get(n).copied().unwrap_or(0);
-            let block = |(n, &hash): (usize, &i64)| Reported {
-                hash,
-                components: at(&component_masks, n),
-                tokens: at(&block_sizes, n),
-            };
-            Ok(Change::Report(tier, hashes.iter().enumerate().map(block).collect()))
+            Ok(Change::Report(tier, reported(&within, &hashes, &component_masks, &block_sizes)?))
         }
         Ok(ExternalKvActionType::ActionUnknown) | Err(_) => {
             let wrong = format!("expected 1 (report), 2 (revoke) or 3 (clear), found {}", r#type);

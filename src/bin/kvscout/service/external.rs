@@ -5,6 +5,7 @@
 //! a batch counts once for each life of its worker; an answer may say less than is held, never more than
 //! was reported.
 
+mod fleet;
 mod lives;
 mod prefix;
 
@@ -17,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kvscout::block::Tier;
 use parking_lot::RwLock;
 
+use self::fleet::Recovery;
+pub(crate) use self::fleet::{Coverage, Expected, Unready, Whole};
 use self::lives::{Life, Verdict};
 use self::prefix::Scan;
 
@@ -172,6 +175,8 @@ struct Worker {
     address: Arc<str>,
     spec: Option<CacheSpec>,
     life: Life,
+    /// Whether and how far its bridge recovered it.
+    recovery: Recovery,
     /// How often each tier was emptied.
     rounds: [u32; 3],
     heard: u64,
@@ -224,21 +229,7 @@ impl External {
         }
         let seq = worker.life.last();
         inner.has_stale |= verdict == Verdict::Anew;
-        for change in told.changes {
-            match change {
-                Change::Report(tier, blocks) => inner.report(number, tier, &blocks),
-                Change::Revoke(tier, hashes) => inner.revoke(number, tier, &hashes),
-                Change::Clear(tier) => {
-                    if let Some(worker) = inner.workers.get_mut(number as usize) {
-                        let round = &mut worker.rounds[place(tier)];
-                        *round = round.wrapping_add(1);
-                        inner.has_stale = true;
-                    }
-                }
-            }
-            inner.make_room(self.most);
-        }
-        inner.tidy();
+        inner.change(number, told.changes, self.most);
         Applied { seq, duplicate: false }
     }
 
@@ -352,6 +343,7 @@ impl Inner {
             address: "".into(),
             spec: None,
             life: Life::default(),
+            recovery: Recovery::None,
             rounds: [0; 3],
             heard: self.told,
         };
@@ -386,6 +378,25 @@ impl Inner {
             let worker = self.workers.get(holder.worker as usize)?;
             worker.holds(holder).then_some((worker, holder))
         })
+    }
+
+    /// Makes a worker's changes in order, within `most` placements.
+    fn change(&mut self, number: u32, changes: Vec<Change>, most: usize) {
+        for change in changes {
+            match change {
+                Change::Report(tier, blocks) => self.report(number, tier, &blocks),
+                Change::Revoke(tier, hashes) => self.revoke(number, tier, &hashes),
+                Change::Clear(tier) => {
+                    if let Some(worker) = self.workers.get_mut(number as usize) {
+                        let round = &mut worker.rounds[place(tier)];
+                        *round = round.wrapping_add(1);
+                        self.has_stale = true;
+                    }
+                }
+            }
+            self.make_room(most);
+        }
+        self.tidy();
     }
 
     fn report(&mut self, worker: u32, tier: Tier, blocks: &[Reported]) {

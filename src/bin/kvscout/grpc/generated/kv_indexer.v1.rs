@@ -48,7 +48,7 @@ pub struct ApplyExternalKvBatchRequest {
     /// Another one than before is another life of the worker.
     #[prost(string, tag = "7")]
     pub worker_epoch: ::prost::alloc::string::String,
-    /// Not served: needs the snapshots of newer bridges.
+    /// Only the number after the last one of the snapshot's life is taken.
     #[prost(bool, tag = "8")]
     pub enforce_sequence: bool,
 }
@@ -70,6 +70,51 @@ pub struct TierHashes {
     pub component_masks: ::prost::alloc::vec::Vec<u32>,
     #[prost(uint32, repeated, tag = "4")]
     pub block_sizes: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExpectedWorker {
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub worker_address: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub cache_spec: ::core::option::Option<WorkerCacheSpec>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfigureExpectedWorkersRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub workers: ::prost::alloc::vec::Vec<ExpectedWorker>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigureExpectedWorkersResponse {
+    #[prost(uint32, tag = "1")]
+    pub total_workers: u32,
+    /// Those with a snapshot.
+    #[prost(uint32, tag = "2")]
+    pub ready_workers: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplaceExternalKvSnapshotRequest {
+    /// One of those that were configured.
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub worker_address: ::prost::alloc::string::String,
+    /// The life that it is of.
+    #[prost(string, tag = "3")]
+    pub worker_epoch: ::prost::alloc::string::String,
+    /// The last batch that is in it.
+    #[prost(uint64, tag = "4")]
+    pub applied_seq: u64,
+    #[prost(message, repeated, tag = "5")]
+    pub hashes_by_tier: ::prost::alloc::vec::Vec<TierHashes>,
+    #[prost(message, optional, tag = "6")]
+    pub cache_spec: ::core::option::Option<WorkerCacheSpec>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplaceExternalKvSnapshotResponse {
+    #[prost(uint64, tag = "1")]
+    pub applied_seq: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExternalKvNodeMatch {
@@ -214,6 +259,22 @@ pub mod kv_indexer_server {
     /// Generated trait containing gRPC methods that should be implemented for use with KvIndexerServer.
     #[async_trait]
     pub trait KvIndexer: std::marker::Send + std::marker::Sync + 'static {
+        /// Which workers there are; others are forgotten.
+        async fn configure_expected_workers(
+            &self,
+            request: tonic::Request<super::ConfigureExpectedWorkersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfigureExpectedWorkersResponse>,
+            tonic::Status,
+        >;
+        /// All that a worker holds, in place of what was known of it.
+        async fn replace_external_kv_snapshot(
+            &self,
+            request: tonic::Request<super::ReplaceExternalKvSnapshotRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReplaceExternalKvSnapshotResponse>,
+            tonic::Status,
+        >;
         /// Tells what became of a worker's blocks.
         async fn apply_external_kv_batch(
             &self,
@@ -323,6 +384,109 @@ pub mod kv_indexer_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/kv_indexer.v1.KVIndexer/ConfigureExpectedWorkers" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfigureExpectedWorkersSvc<T: KvIndexer>(pub Arc<T>);
+                    impl<
+                        T: KvIndexer,
+                    > tonic::server::UnaryService<super::ConfigureExpectedWorkersRequest>
+                    for ConfigureExpectedWorkersSvc<T> {
+                        type Response = super::ConfigureExpectedWorkersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::ConfigureExpectedWorkersRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KvIndexer>::configure_expected_workers(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfigureExpectedWorkersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kv_indexer.v1.KVIndexer/ReplaceExternalKvSnapshot" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReplaceExternalKvSnapshotSvc<T: KvIndexer>(pub Arc<T>);
+                    impl<
+                        T: KvIndexer,
+                    > tonic::server::UnaryService<
+                        super::ReplaceExternalKvSnapshotRequest,
+                    > for ReplaceExternalKvSnapshotSvc<T> {
+                        type Response = super::ReplaceExternalKvSnapshotResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::ReplaceExternalKvSnapshotRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KvIndexer>::replace_external_kv_snapshot(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReplaceExternalKvSnapshotSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/kv_indexer.v1.KVIndexer/ApplyExternalKvBatch" => {
                     #[allow(non_camel_case_types)]
                     struct ApplyExternalKvBatchSvc<T: KvIndexer>(pub Arc<T>);

@@ -193,3 +193,46 @@ fn whole_blocks_count_in_any_tier_and_reading_ends_where_nobody_goes_on() {
     assert_eq!(external.leading(&[1, 2, 3, 4]).1, 3);
     assert_eq!(external.leading(&[9, 1, 2]), (vec![], 1));
 }
+
+fn expected(worker: &str) -> Expected {
+    Expected { worker: worker.to_owned(), address: format!("http://{worker}"), spec: None }
+}
+
+fn whole(worker: &str, epoch: &str, seq: u64, hashes: &[i64]) -> Whole {
+    let blocks = vec![(Tier::Gpu, blocks(hashes))];
+    Whole { expected: expected(worker), epoch: epoch.to_owned(), seq, blocks }
+}
+
+#[test]
+fn a_snapshot_takes_the_place_of_everything_that_was_reported_before() {
+    let external = External::new(100);
+    external.apply(told("a", 5, report(&[1, 2, 3])));
+    assert_eq!(external.replace(whole("a", "e", 9, &[1])), Err(Unready::Unexpected));
+    assert_eq!(external.expect(vec![expected("a")]), Coverage { total: 1, ready: 0 });
+    assert_eq!(leading(&external, &[1, 2]), [("a".to_owned(), 2)], "that is known is kept");
+    external.replace(whole("a", "e", 9, &[1])).unwrap();
+    assert_eq!(leading(&external, &[1, 2]), [("a".to_owned(), 1)]);
+    let next = |seq| Told { epoch: "e".to_owned(), ..told("a", seq, report(&[2])) };
+    assert_eq!(external.apply_next(next(10)), Ok(Applied { seq: 10, duplicate: false }));
+    assert_eq!(leading(&external, &[1, 2]), [("a".to_owned(), 2)]);
+    assert_eq!(external.apply_next(next(12)), Err(Unready::Gap { next: 11 }));
+    assert_eq!(external.apply_next(next(11)), Err(Unready::NoSnapshot));
+    assert!(leading(&external, &[1]).is_empty());
+    // The largest number is one like any other.
+    external.replace(whole("a", "e", u64::MAX, &[1])).unwrap();
+    assert_eq!(external.apply_next(next(0)), Ok(Applied { seq: u64::MAX, duplicate: true }));
+}
+
+#[test]
+fn workers_that_come_and_go_take_no_more_room_than_those_that_are_there() {
+    let external = External::new(1000);
+    for n in 0..MOST_WORKERS as i64 + 100 {
+        let name = format!("worker-{n}");
+        external.expect(vec![expected(&name)]);
+        external.replace(whole(&name, "e", 1, &[n])).unwrap();
+        assert_eq!(leading(&external, &[n]), [(name, 1)]);
+    }
+    let inner = external.inner.read();
+    assert!(inner.workers.len() <= MOST_WORKERS && inner.numbers.len() <= MOST_WORKERS);
+    assert!(inner.placements <= 1000);
+}
