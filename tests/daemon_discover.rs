@@ -5,6 +5,10 @@ mod daemon_support;
 mod discover_support;
 mod zmq_support;
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -239,6 +243,43 @@ fn no_more_engines_are_registered_than_may_be() {
     assert_eq!(pods(&daemon), ["127.0.1.1", "127.0.1.2", "127.0.1.3"]);
     assert_eq!(addresses(&daemon, "surplus"), 197.0);
     assert!(daemon.stderr().contains("197 addresses are beyond the 3"), "{}", daemon.stderr());
+    daemon.terminate();
+}
+
+#[test]
+fn discovered_engines_tokenize_and_are_asked_whether_they_sleep() {
+    let names = NameServer::start(&["engines 0 A 127.0.0.2"]);
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&asked);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut head = String::new();
+            while reader.read_line(&mut head).is_ok_and(|n| n > 2) {}
+            let path = head.split(' ').nth(1).unwrap().to_owned();
+            let body = match path.as_str() {
+                "/tokenize" => "{\"tokens\": [100, 101, 102, 103], \"count\": 4}",
+                _ => "vllm:prompt_tokens_total 1\n",
+            };
+            log.lock().unwrap().push(path);
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    let more = format!("http = {port}\n[models.m]\ntokenizer = \"engine\"");
+    let interval = [("KVSCOUT_METRICS_INTERVAL", "100ms")];
+    let daemon = Daemon::start(&[], &configuration(&names, 5557, &more), &interval);
+    let question = json!({ "model": "m", "prompt": "a text" });
+    eventually("the engine is known", || daemon.post("/v1/score", &question).status == 200);
+    eventually("it is asked for both", || {
+        let asked = asked.lock().unwrap();
+        ["/tokenize", "/metrics"].iter().all(|path| asked.iter().any(|seen| seen == path))
+    });
     daemon.terminate();
 }
 

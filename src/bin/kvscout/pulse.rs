@@ -12,6 +12,7 @@ use kvscout::block::WorkerId;
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
+use crate::config::source::SourceEntry;
 use crate::doctor::label;
 use crate::service::Service;
 
@@ -25,37 +26,18 @@ const MAX_ANSWER: u64 = 16 << 20;
 /// that ask whether it is alive, may.
 const TRAFFIC: f64 = 1000.0;
 
-/// Asks the engines of configured sources that have metrics, until the service is gone.
+/// Asks the engines of configured and discovered sources that have metrics, until the service is gone.
 pub(crate) fn start(service: &Arc<Service>, config: &Config) -> std::io::Result<()> {
-    let watched = config.sources.iter().filter_map(|source| {
-        let url = source.metrics.clone()?;
-        Some(Watched {
-            url,
-            tenant: source.tenant.clone(),
-            pod: source.name.clone(),
-            ranks: source.ranks.get(),
-        })
-    });
-    let watched: Vec<Watched> = watched.collect();
-    if watched.is_empty() {
+    let discovers = config.discover.iter().any(|entry| entry.http.is_some());
+    if !discovers && config.sources.iter().all(|source| source.metrics.is_none()) {
         return Ok(());
     }
-    let (service, interval) = (Arc::downgrade(service), config.metrics_interval);
-    let silent_after = config.silent_after;
-    let run = move || watch(&service, &watched, interval, silent_after);
+    let (service, config) = (Arc::downgrade(service), config.clone());
+    let run = move || watch(&service, &config);
     thread::Builder::new().name("kvscout-pulse".into()).spawn(run).map(drop)
 }
 
-/// A source whose engine is asked.
-#[derive(Debug)]
-struct Watched {
-    url: String,
-    tenant: String,
-    pod: String,
-    ranks: u32,
-}
-
-fn watch(service: &Weak<Service>, watched: &[Watched], interval: Duration, silent_after: Duration) {
+fn watch(service: &Weak<Service>, config: &Config) {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(PATIENCE))
         .max_redirects(0)
@@ -63,7 +45,14 @@ fn watch(service: &Weak<Service>, watched: &[Watched], interval: Duration, silen
         .into();
     let mut pulses: HashMap<WorkerId, Pulse> = HashMap::new();
     loop {
-        for Watched { url, tenant, pod, ranks } in watched {
+        let Some(discovered) = service.upgrade().map(|service| service.discovered_sources(config))
+        else {
+            return;
+        };
+        for source in config.sources.iter().chain(&discovered) {
+            let SourceEntry { name: pod, tenant, ranks, metrics: Some(url), .. } = source else {
+                continue;
+            };
             let text = match get(&agent, url) {
                 Ok(text) => text,
                 Err(error) => {
@@ -72,14 +61,14 @@ fn watch(service: &Weak<Service>, watched: &[Watched], interval: Duration, silen
                 }
             };
             let Some(service) = service.upgrade() else { return };
-            for rank in 0..*ranks {
+            for rank in 0..ranks.get() {
                 let Some(&worker) = service.workers_of(tenant, pod, Some(rank)).first() else {
                     continue;
                 };
                 let said = Said::read(&text, rank);
                 let heard = service.messages_of(worker);
                 let pulse = pulses.entry(worker).or_default();
-                match pulse.judge(said, heard, Instant::now(), silent_after) {
+                match pulse.judge(said, heard, Instant::now(), config.silent_after) {
                     Some(Finding::Sleeps) => {
                         info!(pod, rank, "the engine sleeps: what it held is gone");
                         service.clear_sleeping(worker);
@@ -92,10 +81,10 @@ fn watch(service: &Weak<Service>, watched: &[Watched], interval: Duration, silen
                 }
             }
         }
-        if service.strong_count() == 0 {
-            return;
-        }
-        thread::sleep(interval);
+        let Some(service) = service.upgrade() else { return };
+        pulses.retain(|&worker, _| service.is_fed(worker));
+        drop(service);
+        thread::sleep(config.metrics_interval);
     }
 }
 

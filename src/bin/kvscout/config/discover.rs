@@ -43,6 +43,8 @@ pub(crate) struct DiscoverEntry {
     pub(crate) pod_port: Option<NonZeroU16>,
     /// Where rank 0 of each engine answers questions for past batches.
     pub(crate) replay: Option<NonZeroU16>,
+    /// Where the HTTP API of each engine is, its metrics among it.
+    pub(crate) http: Option<NonZeroU16>,
     /// The model that they serve; absent, they answer for any model.
     pub(crate) model: Option<String>,
     /// The tenant.
@@ -72,6 +74,7 @@ pub(crate) const KEYS: &[Key<DiscoverEntry>] = keys! { DiscoverEntry {
     "most" => most;
     "pod_port" => pod_port;
     "replay" => replay;
+    "http" => http;
     "model" => model;
     "tenant" => tenant;
     "ranks" => ranks;
@@ -95,6 +98,7 @@ impl DiscoverEntry {
             most: const { NonZeroUsize::new(1024).unwrap() },
             pod_port: None,
             replay: None,
+            http: None,
             model: None,
             tenant: Registration::DEFAULT_TENANT.to_owned(),
             ranks: NonZeroU32::MIN,
@@ -114,12 +118,15 @@ impl DiscoverEntry {
     pub(crate) fn source(&self, address: IpAddr) -> Result<SourceEntry, Error> {
         let at =
             |port: u16| format!("tcp://{}", SocketAddr::new(address, port)).parse::<Endpoint>();
+        let http = self.http.map(|port| format!("http://{}", SocketAddr::new(address, port.get())));
         let name = match self.pod_port {
             Some(port) => SocketAddr::new(address, port.get()).to_string(),
             None => address.to_string(),
         };
         Ok(SourceEntry {
             replay: self.replay.map(|port| at(port.get())).transpose()?,
+            metrics: http.as_ref().map(|base| format!("{base}/metrics")),
+            http,
             model: self.model.clone(),
             tenant: self.tenant.clone(),
             ranks: self.ranks,

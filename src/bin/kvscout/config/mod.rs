@@ -508,10 +508,13 @@ impl Config {
             else {
                 continue;
             };
-            if self.engines_of(engine).next().is_none() {
+            let serves = |entry: &DiscoverEntry| {
+                entry.http.is_some() && entry.model.as_ref().is_none_or(|served| served == engine)
+            };
+            if self.engines_of(engine).next().is_none() && !self.discover.iter().any(serves) {
                 return Err(ConfigError(format!(
                     "models.{engine:?}, tokenizer \"engine\": no source of this model says where its HTTP API \
-                     is; set http = \"http://host:port\""
+                     is; set http = \"http://host:port\", or the port where it is discovered"
                 )));
             }
         }

@@ -18,6 +18,9 @@ use hickory_resolver::system_conf::read_system_conf;
 
 use crate::config::discover::{DiscoverEntry, Family};
 
+/// How long one question to a name server may take: another attempt, or look, is better than to wait for long.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(2);
+
 /// What a look brought.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Looked {
@@ -68,7 +71,9 @@ impl Lookup {
             let names = self.names(&config, &options)?;
             let mut builder =
                 TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            let timeout = options.timeout.min(ATTEMPT_LIMIT);
             *builder.options_mut() = options;
+            builder.options_mut().timeout = timeout;
             Ok((names, builder.build()?))
         });
         match parts {

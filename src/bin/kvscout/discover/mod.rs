@@ -22,7 +22,7 @@ use crate::config::discover::DiscoverEntry;
 use crate::service::{Service, Sighting};
 
 /// How long a look may take, with every name of the search list and every name server in it.
-const LOOK_LIMIT: Duration = Duration::from_secs(15);
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long an answer is taken for good at most, whatever its time to live.
 const TTL_LIMIT: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use kvscout::block::WorkerId;
 use parking_lot::Mutex;
 
 use super::{Enrolment, Origin, Refusal, Service};
@@ -63,12 +64,15 @@ impl Service {
         let enrolled = (0..source.ranks.get())
             .filter(|&rank| !self.is_discovered(&source, rank))
             .try_for_each(|rank| self.register(enrolment(&source, rank, Origin::Discovered(n))?));
-        enrolled.map_err(Refusal::into_message)
+        enrolled.map_err(Refusal::into_message)?;
+        self.lends_its_tokenizer(&source, true);
+        Ok(())
     }
 
     /// Unregisters the engine at an address, unless somebody else wants it, too.
     pub(crate) fn dismiss(&self, n: usize, entry: &DiscoverEntry, address: IpAddr) {
         let Ok(source) = entry.source(address) else { return };
+        self.lends_its_tokenizer(&source, false);
         for rank in 0..source.ranks.get() {
             let Some(worker) = self.scout.find(&source.tenant, &source.name, rank) else {
                 continue;
@@ -92,6 +96,28 @@ impl Service {
             _ => None,
         };
         feeds.values().filter_map(address).collect()
+    }
+
+    /// The engines that are registered because a name led to them.
+    pub(crate) fn discovered_sources(&self, config: &Config) -> Vec<SourceEntry> {
+        let entries = config.discover.iter().enumerate();
+        let sources = entries.flat_map(|(n, entry)| {
+            let addresses = self.discovered(n).into_iter();
+            addresses.filter_map(|address| entry.source(address).ok())
+        });
+        sources.collect()
+    }
+
+    /// Whether a worker is registered.
+    pub(crate) fn is_fed(&self, worker: WorkerId) -> bool {
+        self.switchboard.feeds.lock().contains_key(&worker)
+    }
+
+    /// Whether texts for its model may be tokenized by an engine.
+    pub(super) fn lends_its_tokenizer(&self, source: &SourceEntry, is_there: bool) {
+        if let Some(base) = &source.http {
+            self.texts.set_engine(source.model.as_deref(), base, is_there);
+        }
     }
 
     /// Notes what a look at a name brought, or why it brought nothing.

@@ -153,6 +153,7 @@ impl Service {
                 else {
                     return Ok(false);
                 };
+                self.lends_its_tokenizer(&source, true);
                 let origin = Origin::Discovered(n);
                 discovered::enrolment(&source, state.rank, origin)
                     .map_err(|error| error.to_string())?

@@ -79,6 +79,17 @@ impl Texts {
         })
     }
 
+    /// Whether the engine at this base tokenizes for the model that it serves, or for any.
+    pub(super) fn set_engine(&self, serves: Option<&str>, base: &str, is_there: bool) {
+        for (model, source) in &self.models {
+            if let Source::Engines(engines) = source
+                && serves.is_none_or(|serves| serves == model)
+            {
+                engines.set(base, is_there);
+            }
+        }
+    }
+
     fn source(&self, tenant: &str, model: &str) -> Option<&Source> {
         let adapter = || self.adapters.get(&(tenant.to_owned(), model.to_owned()));
         self.models.get(model).or_else(|| self.models.get(adapter()?))

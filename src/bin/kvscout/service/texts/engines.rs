@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvscout::Error;
 use kvscout::block::TokenId;
 use kvscout::tokenize::{EngineTokenizer, Tokenize};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use ureq::http::StatusCode;
 
 use super::Refusal;
@@ -27,7 +27,9 @@ const MAX_REASON: usize = 300;
 #[derive(Debug)]
 pub(super) struct Engines {
     model: String,
-    urls: Vec<String>,
+    configured: Vec<String>,
+    /// Those of engines that come and go.
+    discovered: RwLock<Vec<String>>,
     /// Who is asked first, so that none does all the work.
     next: AtomicUsize,
     agent: ureq::Agent,
@@ -53,9 +55,21 @@ impl Engines {
             .build();
         Engines {
             model: model.to_owned(),
-            urls: bases.map(|base| format!("{}/tokenize", base.trim_end_matches('/'))).collect(),
+            configured: bases.map(url).collect(),
+            discovered: RwLock::default(),
             next: AtomicUsize::new(0),
             agent: config.into(),
+        }
+    }
+
+    /// One more engine that was discovered, or one less.
+    pub(super) fn set(&self, base: &str, is_there: bool) {
+        let url = url(base);
+        let mut urls = self.discovered.write();
+        match (is_there, urls.iter().position(|known| *known == url)) {
+            (true, None) => urls.push(url),
+            (false, Some(at)) => drop(urls.remove(at)),
+            _ => {}
         }
     }
 
@@ -84,8 +98,13 @@ impl Engines {
     fn post(&self, body: &str) -> Result<String, Failed> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut reasons = Vec::new();
-        for n in 0..self.urls.len().min(MOST_ASKED) {
-            let url = &self.urls[first.wrapping_add(n) % self.urls.len()];
+        let mut urls = [&self.configured[..], &self.discovered.read()].concat();
+        if urls.is_empty() {
+            return Err(Failed::Unavailable("no engine of this model is there".to_owned()));
+        }
+        let first = first % urls.len();
+        urls.rotate_left(first);
+        for url in urls.iter().take(MOST_ASKED) {
             match self.post_to(url, body) {
                 Err(Failed::Unavailable(reason)) => reasons.push(format!("{url}: {reason}")),
                 done => return done,
@@ -111,4 +130,8 @@ impl Engines {
             status => Err(Failed::Unavailable(format!("status {}", status.as_u16()))),
         }
     }
+}
+
+fn url(base: &str) -> String {
+    format!("{}/tokenize", base.trim_end_matches('/'))
 }
