@@ -6,6 +6,7 @@ use super::local::Member;
 use super::meaning::Fit;
 use super::place::{Place, Spot};
 use super::reply::{bytes, damaged, list, value};
+use super::sweep::Leaving;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::{Name, Shape};
 use crate::error::{Error, ErrorKind};
@@ -49,12 +50,16 @@ impl RedisIndex {
                     store.blocks.len()
                 }
                 Change::Remove { group, tier, names } => {
-                    let slot = self.slot(member, *group, *tier).await?;
-                    self.take(member, slot, names, stamps, &mut applied).await?;
+                    match self.found_slot(member, *group, *tier).await? {
+                        Some(slot) => {
+                            self.take(member, slot, names, stamps, &mut applied).await?;
+                        }
+                        None => applied.unknown_removals += names.len() as u64,
+                    }
                     names.len()
                 }
                 Change::Clear { tier } => {
-                    self.retire(member, *tier, false).await?;
+                    self.retire(member, Leaving::Tier(*tier)).await?;
                     0
                 }
             };
@@ -76,7 +81,10 @@ impl RedisIndex {
             Parent::Block(name) if blocks.first().is_some_and(|b| b.digest.is_some()) => Some(name),
             _ => None,
         };
-        let slot = self.slot(member, store.group, store.tier).await?;
+        let Some(slot) = self.slot(member, store.group, store.tier).await? else {
+            applied.refused += blocks.len() as u64;
+            return Ok(());
+        };
         // A client that has remembered a parent which is gone finds out and asks again.
         let mut remembered = true;
         'again: loop {

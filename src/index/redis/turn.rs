@@ -7,6 +7,7 @@ use super::local::Table;
 use super::meaning::GROUPS;
 use super::read::present;
 use super::reply::{bytes, damaged, int, list, value};
+use super::sweep::Leaving;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::WorkerId;
 use crate::error::Error;
@@ -73,7 +74,7 @@ impl RedisIndex {
                     return Ok(Once::Elsewhere(String::from_utf8_lossy(&other).into_owned()));
                 }
                 b"renew" if renewed == b"0" => {
-                    self.retire(&member, None, false).await?;
+                    self.retire(&member, Leaving::Tier(None)).await?;
                     renewed = b"1";
                 }
                 _ => return Err(damaged(&key, "answer")),
