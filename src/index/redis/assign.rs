@@ -11,7 +11,7 @@ use crate::index::Home;
 
 impl RedisIndex {
     pub(super) async fn settle_in(&self, worker: WorkerId, home: Home) -> Result<(), Error> {
-        let opened = self.opened().await?;
+        let opened = self.current().await?;
         let old = self.local.lock().members.get(&worker).copied();
         let space = self.space(home.space).await?;
         // Another client's worker may have been the last to leave it.
