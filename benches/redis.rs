@@ -14,13 +14,13 @@ mod redis_support;
 use std::future::Future;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use kvscout::block::{
     BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
 };
-use kvscout::index::redis::{RedisIndex, RedisOptions};
+use kvscout::index::redis::{RedisIndex, RedisOptions, StoreOptions};
 use kvscout::index::{Block, BlockSource, Change, Home, Index as _, Matches, Parent, Query, Store};
 use redis::aio::MultiplexedConnection;
 use redis_support::Server;
@@ -89,10 +89,25 @@ fn ingest<F: Future<Output = ()> + Send + 'static>(
     })
 }
 
+/// A number of the server's own account.
+fn info(server: &Server, section: &str, field: &str) -> f64 {
+    let info: String = redis::cmd("INFO").arg(section).query(&mut server.raw()).unwrap();
+    let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(name, _)| *name == field).unwrap().1.trim().parse().unwrap()
+}
+
 fn memory(server: &Server) -> f64 {
-    let info: String = redis::cmd("INFO").arg("memory").query(&mut server.raw()).unwrap();
-    let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
-    line.trim().parse().unwrap()
+    info(server, "memory", "used_memory")
+}
+
+/// Seconds that the server and this process have computed.
+fn computed(server: &Server) -> [f64; 2] {
+    let theirs = ["used_cpu_user", "used_cpu_sys"].map(|field| info(server, "cpu", field));
+    // Where there is no such file, the client's share is not known. It counts in hundredths.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let own: f64 = fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    [theirs.iter().sum(), own / 100.0]
 }
 
 /// Loads one layout and says what that cost.
@@ -101,13 +116,16 @@ fn load<F: Future<Output = ()> + Send + 'static>(
     layout: &str,
     worker: impl FnMut(usize) -> F,
 ) {
-    let before = memory(server);
+    let (bytes, before) = (memory(server), computed(server));
     let seconds = ingest(server, worker);
+    let after = computed(server);
     let entries = (CHAINS * BLOCKS * HOLDERS) as f64;
     println!(
-        "{layout}: ingest {:.0} entries/s, {:.1} bytes an entry",
+        "{layout}: ingest {:.0} entries/s ({seconds:.2} s; server {:.2} s, client {:.2} s), {:.1} bytes an entry",
         entries / seconds,
-        (memory(server) - before) / entries
+        after[0] - before[0],
+        after[1] - before[1],
+        (memory(server) - bytes) / entries
     );
 }
 
@@ -232,8 +250,17 @@ async fn ours(index: &RedisIndex, prompt: &mut Prompt, matches: &mut Matches) {
 fn lookups(c: &mut Criterion) {
     let server = Server::start();
     let options = RedisOptions { namespace: "bench".to_owned(), ..RedisOptions::default() };
-    let index =
-        Arc::new(server.block_on(RedisIndex::connect(&server.socket_address(), options)).unwrap());
+    // Not what is measured: on a busy machine a reply may take longer than a router would wait.
+    let (read_deadline, write_deadline) = (Duration::from_secs(5), Duration::from_secs(5));
+    let patience = StoreOptions { read_deadline, write_deadline, ..StoreOptions::default() };
+    let address = server.socket_address().parse().unwrap();
+    let index = server.block_on(async { RedisIndex::open(address, patience, options).unwrap() });
+    let index = Arc::new(index);
+    server.block_on(async {
+        while index.digest_key().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
     let home = Home { space: SpaceId(0), vocabulary: VocabularyId(0) };
     for worker in 0..WORKERS as u32 {
         server.block_on(index.assign(WorkerId(worker), home)).unwrap();

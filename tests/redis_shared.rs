@@ -8,7 +8,7 @@ use kvscout::ErrorKind;
 use kvscout::block::{Group, Name, SpaceId, Tier, WorkerId};
 use kvscout::index::redis::{Once, RedisIndex, RedisOptions, Turn};
 use kvscout::index::{Applied, Change, Index as _, Matches, Parent, Query};
-use redis_support::Server;
+use redis_support::{Server, eventually};
 use store_support::*;
 
 #[test]
@@ -346,4 +346,42 @@ fn what_is_damaged_is_an_error_that_names_the_key_and_never_a_panic() {
         named > 100 && unnamed.is_empty(),
         "{named} errors named the key; others: {unnamed:#?}"
     );
+}
+
+/// The keys that say what the store is and what numbers mean: who comes next makes them anew, and who was
+/// there before has to notice.
+#[test]
+fn r8_clients_of_a_store_that_lost_one_of_its_first_keys_come_together_again() {
+    for lost in ["m", "i"] {
+        let server = Server::start();
+        let owner_ttl = std::time::Duration::from_millis(100);
+        let quick = || RedisOptions { owner_ttl, ..options() };
+        let one = client(&server, quick());
+        assign(&server, &one, A);
+        let hundred = blocks(0..100);
+        let batch = || {
+            let turn = Turn { life: 1, seq: 5 };
+            server.block_on(one.apply_once(A, turn, &[stored(&hundred, Parent::Root)]))
+        };
+        batch().unwrap();
+        assert_eq!(batch().unwrap(), Once::Repeated);
+        assert_eq!(held(&server, &one, 200), [(1, 100)]);
+        let _: i32 = redis::cmd("DEL")
+            .arg(format!("kvscout:1:default:{lost}"))
+            .query(&mut server.raw())
+            .unwrap();
+        let two = client(&server, quick());
+        assign(&server, &two, B);
+        store(&server, &two, B, 0..150);
+        eventually("the first client notices", || held(&server, &one, 200) == [(2, 150)]);
+        assert_eq!(batch().unwrap_err().kind(), ErrorKind::UnknownWorker, "{lost}");
+        assign(&server, &one, A);
+        // What the lost store had counted is not repeated in this one.
+        assert!(matches!(batch().unwrap(), Once::Applied(_)), "{lost}");
+        for index in [&one, &two] {
+            assert_eq!(held(&server, index, 200), [(1, 100), (2, 150)], "{lost}");
+        }
+        assert_eq!(remove(&server, &two, B, 100..150).removed, 50, "{lost}");
+        assert_eq!(held(&server, &one, 200), [(1, 100), (2, 100)], "{lost}");
+    }
 }

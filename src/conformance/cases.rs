@@ -2,7 +2,7 @@
 
 use super::Step;
 use crate::block::{Group, SpaceId, Tier, VocabularyId, WorkerId};
-use crate::index::Home;
+use crate::index::{Home, MOST_GROUPS};
 
 const A: WorkerId = WorkerId(0);
 const B: WorkerId = WorkerId(1);
@@ -199,6 +199,17 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
                 .collect(),
         ),
         (
+            "a store in one group too many is refused whole until another group is empty",
+            (0..MOST)
+                .map(|group| grouped(A, group))
+                .chain([grouped(A, MOST), grouped(B, MOST), lookup(&[1, 2])])
+                .chain([ungroup(A, MOST), lookup(&[1, 2]), ungroup(A, 3), grouped(A, MOST)])
+                .chain([lookup(&[1, 2]), grouped(A, MOST + 1), grouped(A, 3), ungroup(A, 5)])
+                .chain([waiting(A, MOST + 1), grouped(A, 5), lookup(&[1, 2])])
+                .chain([Step::Clear(A, None), grouped(A, MOST + 2), lookup(&[1, 2])])
+                .collect(),
+        ),
+        (
             "a forgotten worker is gone and may come back",
             vec![
                 store(A, &[1], 0),
@@ -233,6 +244,25 @@ fn named(worker: WorkerId, path: &[u8], tier: Tier) -> Step {
 
 fn remove(worker: WorkerId, path: &[u8]) -> Step {
     Step::Remove { worker, path: path.to_vec(), tier: Tier::Gpu, group: Group(0) }
+}
+
+/// More groups than a worker may hold blocks of begin here.
+const MOST: u32 = MOST_GROUPS as u32;
+
+fn grouped(worker: WorkerId, group: u32) -> Step {
+    let (tier, group, path) = (Tier::Gpu, Group(group), vec![1]);
+    Step::Store { worker, path, from: 0, tier, group, content: true }
+}
+
+/// An orphan.
+fn waiting(worker: WorkerId, group: u32) -> Step {
+    let (tier, group, path) = (Tier::Gpu, Group(group), vec![2, 2, 1]);
+    Step::Store { worker, path, from: 2, tier, group, content: true }
+}
+
+/// The block of [`grouped`].
+fn ungroup(worker: WorkerId, group: u32) -> Step {
+    Step::Remove { worker, path: vec![1], tier: Tier::Gpu, group: Group(group) }
 }
 
 fn lookup(path: &[u8]) -> Step {

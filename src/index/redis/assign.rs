@@ -2,6 +2,7 @@
 
 use super::local::Member;
 use super::reply::{bytes, int, value};
+use super::sweep::Leaving;
 use super::table::record_bytes;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::WorkerId;
@@ -10,7 +11,7 @@ use crate::index::Home;
 
 impl RedisIndex {
     pub(super) async fn settle_in(&self, worker: WorkerId, home: Home) -> Result<(), Error> {
-        let opened = self.opened().await?;
+        let opened = self.current().await?;
         let old = self.local.lock().members.get(&worker).copied();
         let space = self.space(home.space).await?;
         // Another client's worker may have been the last to leave it.
@@ -33,7 +34,7 @@ impl RedisIndex {
                 }
                 self.move_names(&old, &member).await?;
             } else if old.space != space {
-                self.retire(&old, None, true).await?;
+                self.retire(&old, Leaving::Whole).await?;
             }
         }
         let text = self.local.lock().texts.worker(worker);

@@ -87,7 +87,9 @@ impl Keys {
 
     /// A bucket of names.
     pub(super) fn bucket(&self, vocabulary: u32, group: u32, bucket: u32) -> Vec<u8> {
-        self.text(&format!("v:{{{vocabulary}.{group}}}:{bucket}"))
+        let mut key = self.buckets(vocabulary, group);
+        number(&mut key, bucket);
+        key
     }
 
     /// The unplaced blocks of a group of names.
@@ -118,6 +120,19 @@ impl Keys {
     fn text(&self, rest: &str) -> Vec<u8> {
         [self.prefix.as_bytes(), rest.as_bytes()].concat()
     }
+}
+
+/// A number at the end of a key.
+pub(super) fn number(key: &mut Vec<u8>, mut n: u32) {
+    let first = key.len();
+    loop {
+        key.push(b'0' + (n % 10) as u8);
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    key[first..].reverse();
 }
 
 fn with_hex(mut key: Vec<u8>, bytes: &[u8]) -> Vec<u8> {

@@ -86,6 +86,8 @@ pub(super) struct Local {
     /// Buckets whose end was put off lately, and since when they are noted.
     pub(super) fresh: HashSet<(u32, u32, u32)>,
     pub(super) fresh_since: Option<Instant>,
+    /// When this client last made sure that the store is the one it knows.
+    pub(super) looked: Option<Instant>,
     /// Owners of workers: whether they lived when this client asked.
     pub(super) owners: HashMap<String, (bool, Instant)>,
 }

@@ -8,8 +8,10 @@
 //! is called by its number.
 
 mod assign;
+mod bind;
 mod chain;
 mod key;
+mod lay;
 mod link;
 mod local;
 mod meaning;

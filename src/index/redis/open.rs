@@ -1,14 +1,16 @@
 //! What every client has to know of a store before it can use it, and numbers of texts.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use redis::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::chain::ChainKey;
 use super::local::{Member, Opened};
-use super::reply::{self, damaged, fields, value};
-use super::{Batch, RedisIndex, command, next, script};
+use super::read::present;
+use super::reply::{self, bytes, damaged, fields, list, value};
+use super::{Batch, RedisIndex, Replies, command, next, script};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::hash::content::DigestKey;
@@ -22,6 +24,13 @@ fn derived(secret: &[u8; 32], purpose: &[u8]) -> [u8; 16] {
     let mut key = [0; 16];
     key.copy_from_slice(&hash[..16]);
     key
+}
+
+/// What a client remembers and has asked the store for.
+#[derive(Debug)]
+pub(super) struct Recall {
+    birth: Vec<u8>,
+    spaces: Vec<u32>,
 }
 
 /// Where the numbers of a new store begin.
@@ -61,7 +70,64 @@ impl RedisIndex {
             local.reopen();
         }
         local.opened = Some(opened.clone());
+        local.looked = Some(Instant::now());
         Ok(opened)
+    }
+
+    /// The same, after a look whether the store is still that one.
+    pub(super) async fn current(&self) -> Result<Arc<Opened>, Error> {
+        let (opened, meta) = (self.opened().await?, self.keys.meta());
+        let found = bytes(&meta, self.ask(&meta, command("HGET", &[&meta, b"birth"])).await?)?;
+        if found == opened.birth {
+            return Ok(opened);
+        }
+        self.local.lock().reopen();
+        self.opened().await
+    }
+
+    /// Asks from time to time whether the store's birth and the numbers of spaces are still what this
+    /// client remembers: if one of their keys alone got lost, who comes next makes it anew, and the two
+    /// would be in different stores from then on.
+    pub(super) fn recall(&self, batch: &mut Batch) -> Option<Recall> {
+        let (meta, texts) = (self.keys.meta(), self.keys.texts());
+        let mut local = self.local.lock();
+        let every = self.options.owner_ttl / 4;
+        let birth = local.opened.as_ref()?.birth.clone();
+        if local.spaces.is_empty() || local.looked.is_some_and(|at| at.elapsed() < every) {
+            return None;
+        }
+        local.looked = Some(Instant::now());
+        let mut ask = command("HMGET", &[&texts]);
+        for space in local.spaces.keys() {
+            ask.arg(format!("s{}", local.texts.space(*space)));
+        }
+        batch.push(&meta, command("HGET", &[&meta, b"birth"]));
+        batch.push(&texts, ask);
+        Some(Recall { birth, spaces: local.spaces.values().copied().collect() })
+    }
+
+    /// Whether it is all as remembered; if not, it is forgotten.
+    pub(super) fn recalled(
+        &self,
+        recall: Option<Recall>,
+        replies: &mut Replies,
+    ) -> Result<bool, Error> {
+        let Some(recall) = recall else { return Ok(true) };
+        let (meta, texts, mut same) = (self.keys.meta(), self.keys.texts(), true);
+        let (birth, spaces) = (present(next(replies)), present(next(replies)));
+        if let Some(birth) = birth {
+            same &= bytes(&meta, value(&meta, birth)?)? == recall.birth;
+        }
+        if let Some(spaces) = spaces {
+            let found = list(&texts, value(&texts, spaces)?)?;
+            for (found, number) in found.into_iter().zip(&recall.spaces) {
+                same &= reply::int(&texts, found)? == i64::from(*number);
+            }
+        }
+        if !same {
+            self.local.lock().reopen();
+        }
+        Ok(same)
     }
 
     /// The secret, the store's birth, and the number of buckets. Whoever comes first makes them.

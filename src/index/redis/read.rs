@@ -32,6 +32,36 @@ pub(super) fn present(reply: Result<Value, Fault>) -> Option<Result<Value, Fault
     }
 }
 
+/// Gives each stretch of a path's segments that a slot holds in their first runs and in those that the path
+/// goes on in; whether it is there to its end.
+pub(super) fn walk(
+    segments: &[&[Link]],
+    runs: &[Option<Run>],
+    parted: &Runs,
+    mut add: impl FnMut(u32, usize, usize),
+) -> bool {
+    for (path, main) in segments.iter().zip(runs) {
+        let Some(main) = main else { return false };
+        let base = path[0].depth - 1;
+        let (mut run, mut from) = (main, 0);
+        let reached = loop {
+            let to = run.equal(from, path[from..].iter().map(|link| link.key));
+            for (slot, start, end) in run.holdings() {
+                let (start, end) = (start.max(from), end.min(to));
+                add(slot, base + start, base + end);
+            }
+            match path.get(to).and_then(|next| parted.get(&(next.tag, next.key))) {
+                Some(below) if to > from && below.start == to => (run, from) = (below, to),
+                _ => break to,
+            }
+        };
+        if reached < path.len() {
+            return false;
+        }
+    }
+    !segments.is_empty()
+}
+
 /// What a lookup gathers.
 struct Gathering<'a> {
     query: &'a Query<'a>,
@@ -131,6 +161,7 @@ impl RedisIndex {
         keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
         let due = cached.as_deref().map(|table| self.due(table)).unwrap_or_default();
         self.ask_owners(&mut batch, &due);
+        let recall = self.recall(&mut batch);
         let mut replies = self.send(batch).await?;
         let record = Space::read(&about, value(&about, next(&mut replies))?)?;
         if record.birth != self.opened().await?.birth {
@@ -155,6 +186,9 @@ impl RedisIndex {
             });
         }
         self.heard(due, &mut replies)?;
+        if !self.recalled(recall, &mut replies)? {
+            return Ok((None, false));
+        }
         // A table that was just read may speak of owners that this client has not heard of.
         let strange = self.due(&table);
         if !strange.is_empty() {
@@ -165,30 +199,9 @@ impl RedisIndex {
         }
         gathering.gone = self.gone();
         let parted = self.parted(&segments, &runs).await?;
-        let mut whole = !links.is_empty();
-        for (path, main) in segments.iter().zip(&runs) {
-            let Some(main) = main else {
-                whole = false;
-                break;
-            };
-            let base = path[0].depth - 1;
-            let (mut run, mut from) = (main, 0);
-            let reached = loop {
-                let to = run.equal(from, path[from..].iter().map(|link| link.key));
-                for (slot, start, end) in run.holdings() {
-                    let (start, end) = (start.max(from), end.min(to));
-                    gathering.add(&table, slot, base + start, base + end);
-                }
-                match path.get(to).and_then(|next| parted.get(&(next.tag, next.key))) {
-                    Some(below) if to > from && below.start == to => (run, from) = (below, to),
-                    _ => break to,
-                }
-            };
-            if reached < path.len() {
-                whole = false;
-                break;
-            }
-        }
+        let whole = walk(&segments, &runs, &parted, |slot, from, to| {
+            gathering.add(&table, slot, from, to);
+        });
         Ok((Some((table, record.unplaced > 0)), whole))
     }
 

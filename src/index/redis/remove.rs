@@ -1,12 +1,11 @@
 //! Copies that go, and what goes with the last one.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use redis::Value;
 
 use super::chain::{Key, Tag};
 use super::local::Member;
-use super::meaning::{GROUPS, bucket, name_bytes};
 use super::place::Place;
 use super::reply::{bytes, damaged, int, list, value};
 use super::store::{Stamp, Stamps};
@@ -233,70 +232,5 @@ impl RedisIndex {
             offset.as_bytes(),
         ];
         batch.script(&script::KID, &[&key], &args);
-    }
-
-    /// Names do not mean blocks that went. Who stored such a block again meanwhile found the name
-    /// bound; so whatever came back is bound again.
-    pub(super) async fn unbind(&self, bindings: Vec<(u32, Name, Place)>) -> Result<(), Error> {
-        if bindings.is_empty() {
-            return Ok(());
-        }
-        let buckets = self.opened().await?.buckets;
-        let mut groups: BTreeMap<(u32, u32), Vec<Vec<u8>>> = BTreeMap::new();
-        for (vocabulary, name, place) in &bindings {
-            let (group, bucket) = bucket(*name, buckets);
-            debug_assert!(group < GROUPS);
-            groups.entry((*vocabulary, group)).or_default().extend([
-                bucket.to_string().into_bytes(),
-                name_bytes(*name).to_vec(),
-                place.bytes(),
-            ]);
-            self.local.lock().names.forget(*vocabulary, *name);
-        }
-        let names: HashSet<(u32, Name)> = bindings.iter().map(|&(v, name, _)| (v, name)).collect();
-        self.local.lock().last.retain(|_, (v, name, _)| !names.contains(&(*v, *name)));
-        let mut batch = Batch::new();
-        for ((vocabulary, group), triples) in &groups {
-            let base = self.keys.buckets(*vocabulary, *group);
-            let args: Vec<&[u8]> =
-                [&base[..]].into_iter().chain(triples.iter().map(Vec::as_slice)).collect();
-            batch.script(&script::UNBIND, &[&self.keys.unplaced(*vocabulary, *group)], &args);
-        }
-        for (reply, &(vocabulary, group)) in self.send(batch).await?.zip(groups.keys()) {
-            value(&self.keys.buckets(vocabulary, group), reply)?;
-        }
-        let runs = self.runs(bindings.iter().map(|(.., p)| (p.tag, p.run))).await?;
-        for (vocabulary, name, place) in &bindings {
-            let run = runs.get(&(place.tag, place.run));
-            if run.is_some_and(|run| usize::from(place.offset) < run.end()) {
-                self.bind_if_named(*vocabulary, *name, place).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Binds a name again if the run says that its block has it.
-    async fn bind_if_named(&self, vocabulary: u32, name: Name, place: &Place) -> Result<(), Error> {
-        let run = self.keys.run(&place.tag, &place.run);
-        let key = self.keys.names(&place.tag, &place.run);
-        let field = vocabulary.to_le_bytes();
-        let more = [&field[..], b"+"].concat();
-        let mut batch = Batch::reading();
-        batch.push(&run, command("HGET", &[&run, b"h"]));
-        batch.push(&key, command("HGET", &[&key, &field]));
-        batch.push(&key, command("HGET", &[&key, &more]));
-        let mut replies = self.send(batch).await?;
-        let head = bytes(&run, value(&run, next(&mut replies))?)?;
-        let names = bytes(&key, value(&key, next(&mut replies))?)?;
-        let more = bytes(&key, value(&key, next(&mut replies))?)?;
-        let start = usize::from(head.get(1).copied().unwrap_or(u8::MAX));
-        let at = usize::from(place.offset).checked_sub(start).map(|offset| offset * 8);
-        let name_is = |bytes: &[u8]| bytes == &name_bytes(name)[..];
-        let first = at.and_then(|at| names.get(at..at + 8)).is_some_and(name_is);
-        let further = |one: &[u8]| one[0] == place.offset && name_is(&one[1..]);
-        if first || more.chunks_exact(9).any(further) {
-            self.bind_one(vocabulary, name, place).await?;
-        }
-        Ok(())
     }
 }

@@ -77,9 +77,11 @@ impl Run {
         self.keys.get(at..at + 8)?.try_into().ok()
     }
 
-    /// Up to which offset the run's blocks are those of the path, from `offset` on.
+    /// Up to which offset the run's blocks are those of the path, from `offset` on; none are if the run
+    /// begins later, which is damage.
     pub(super) fn equal(&self, offset: usize, path: impl Iterator<Item = Key>) -> usize {
-        let keys = self.keys.get((offset - self.start) * 8..).unwrap_or_default();
+        let at = offset.checked_sub(self.start).map(|blocks| blocks * 8);
+        let keys = at.and_then(|at| self.keys.get(at..)).unwrap_or_default();
         offset + keys.chunks_exact(8).zip(path).take_while(|(have, want)| *have == want).count()
     }
 
@@ -102,4 +104,21 @@ impl Run {
 pub(super) fn holds(value: &[u8], offset: u8) -> bool {
     let mut stretches = value.get(STAMP..).unwrap_or_default().chunks_exact(6);
     stretches.any(|s| (s[0]..s[1]).contains(&offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_begins_behind_its_segment_has_no_block_of_a_path_from_there() {
+        let field = |name: &[u8], value: &[u8]| {
+            (Value::BulkString(name.to_vec()), Value::BulkString(value.to_vec()))
+        };
+        let head = [1, 5, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0];
+        let fields = Value::Map(vec![field(b"h", &head), field(b"k", &[7; 16])]);
+        let run = Run::read(b"r", fields).unwrap().unwrap();
+        assert_eq!(run.equal(0, [[7; 8]; 3].into_iter()), 0);
+        assert_eq!(run.equal(5, [[7; 8]; 3].into_iter()), 7);
+    }
 }

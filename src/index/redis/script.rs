@@ -10,6 +10,14 @@ macro_rules! scripts {
     };
 }
 
+/// Copies of a stretch of blocks, made where they are not there. The usual cases come first, without
+/// what the scripts share: to define that takes as long as they do.
+pub(super) static STORE: Script = Script::new(concat!(
+    include_str!("lua/quick.lua"),
+    include_str!("lua/common.lua"),
+    include_str!("lua/store.lua")
+));
+
 /// More hangs below a block of another segment.
 pub(super) static HANG: Script = Script::new(include_str!("lua/hang.lua"));
 
@@ -42,8 +50,6 @@ scripts! {
     RETIRE = "lua/retire.lua";
     /// A number for a (worker, group, tier).
     SLOT = "lua/slot.lua";
-    /// Copies of a stretch of blocks, made where they are not there.
-    STORE = "lua/store.lua";
     /// Copies go.
     TAKE = "lua/take.lua";
     /// Names lose meanings.

@@ -13,37 +13,51 @@ use crate::index::Stats;
 /// How much of what a dead slot holds is swept with one call to the store.
 const STEP: usize = 128;
 
+/// What of a worker is nobody's any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Leaving<'a> {
+    /// The slots of one tier, or all.
+    Tier(Option<Tier>),
+    /// These slots.
+    Slots(&'a [u32]),
+    /// All slots, and the worker's record.
+    Whole,
+}
+
 impl RedisIndex {
     pub(super) async fn forget(&self, worker: WorkerId) -> Result<(), Error> {
         let Some(member) = self.local.lock().members.get(&worker).copied() else { return Ok(()) };
-        self.retire(&member, None, true).await?;
+        self.retire(&member, Leaving::Whole).await?;
         self.leave(&member).await?;
         self.local.lock().members.remove(&worker);
         Ok(())
     }
 
-    /// From now on a worker's slots, of one tier or of all, are nobody's; `whole` takes its record
-    /// out, too.
-    pub(super) async fn retire(
-        &self,
-        member: &Member,
-        tier: Option<Tier>,
-        whole: bool,
-    ) -> Result<(), Error> {
+    /// From now on these of a worker's slots are nobody's.
+    pub(super) async fn retire(&self, member: &Member, leaving: Leaving<'_>) -> Result<(), Error> {
         let space = member.space;
         let (table, about) = (self.keys.table(space), self.keys.space(space));
         let dead = self.keys.dead(space);
-        let tier_bytes = tier.map(|tier| vec![tier_byte(tier)]).unwrap_or_default();
-        let whole: &[u8] = if whole { b"1" } else { b"0" };
-        let args: [&[u8]; 3] = [&member.worker.to_le_bytes(), &tier_bytes, whole];
+        let (tier, only) = match leaving {
+            Leaving::Tier(Some(tier)) => (vec![tier_byte(tier)], Vec::new()),
+            Leaving::Slots(slots) => {
+                (Vec::new(), slots.iter().flat_map(|s| s.to_le_bytes()).collect())
+            }
+            Leaving::Tier(None) | Leaving::Whole => (Vec::new(), Vec::new()),
+        };
+        let whole: &[u8] = if matches!(leaving, Leaving::Whole) { b"1" } else { b"0" };
+        let args: [&[u8]; 4] = [&member.worker.to_le_bytes(), &tier, whole, &only];
         let mut batch = Batch::new();
         batch.script(&script::RETIRE, &[&table, &about, &dead], &args);
         let reply = value(&table, next(&mut self.send(batch).await?))?;
         let mut local = self.local.lock();
-        local.slots.retain(|(at, owner), _| {
-            let gone =
-                (*at, owner.0) == (space, member.worker) && tier.is_none_or(|t| t == owner.2);
-            !gone
+        local.slots.retain(|(at, owner), slot| {
+            let leaves = match leaving {
+                Leaving::Tier(tier) => tier.is_none_or(|tier| tier == owner.2),
+                Leaving::Slots(slots) => slots.contains(slot),
+                Leaving::Whole => true,
+            };
+            (*at, owner.0) != (space, member.worker) || !leaves
         });
         for slot in list(&table, reply)? {
             let slot: [u8; 4] =

@@ -1,14 +1,17 @@
 //! Who is who in a space: slots and workers, cached as of a generation.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use redis::Value;
 
-use super::local::{Member, Owner, Record, Table};
-use super::reply::{bytes, damaged, fields, value};
+use super::local::{Member, Owner, Record, Table, Texts};
+use super::reply::{bytes, damaged, fields, int, value};
+use super::sweep::Leaving;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::{Group, Tier};
 use crate::error::Error;
+use crate::index::MOST_GROUPS;
 
 /// Records that a table may have; more is no table of kvscout's.
 const MOST_RECORDS: usize = 1 << 20;
@@ -80,33 +83,13 @@ pub(super) fn record_bytes(vocabulary: u32, owner: &str, worker: &str) -> Vec<u8
     bytes
 }
 
-impl RedisIndex {
-    /// The table of a space as it is now.
-    pub(super) async fn load_table(&self, space: u32) -> Result<Arc<Table>, Error> {
-        let (key, about) = (self.keys.table(space), self.keys.space(space));
-        let mut batch = Batch::reading();
-        // The generation first: a table may be younger than it says, never older.
-        batch.push(&about, command("HGET", &[&about, b"g"]));
-        batch.push(&key, command("HGETALL", &[&key]));
-        let mut replies = self.send(batch).await?;
-        let generation = super::reply::int(&about, value(&about, next(&mut replies))?)?;
-        let table = self.read_table(&key, generation, value(&key, next(&mut replies))?)?;
-        self.local.lock().tables.insert(space, table.clone());
-        Ok(table)
-    }
-
-    pub(super) fn read_table(
-        &self,
-        key: &[u8],
-        generation: i64,
-        value: Value,
-    ) -> Result<Arc<Table>, Error> {
-        let mut table = Table { generation, ..Table::default() };
-        let found = fields(key, value)?;
+impl Table {
+    /// From the hash under `key`; workers that it names and this process does not know get ids.
+    pub(super) fn read(key: &[u8], value: Value, texts: &mut Texts) -> Result<Table, Error> {
+        let (mut table, found) = (Table::default(), fields(key, value)?);
         if found.len() > MOST_RECORDS {
             return Err(damaged(key, "table of fewer than a million records"));
         }
-        let mut local = self.local.lock();
         for (field, value) in found {
             let bad = || damaged(key, "table");
             match field.split_first() {
@@ -129,34 +112,152 @@ impl RedisIndex {
                     let owner = value.get(5..5 + length).ok_or_else(bad)?;
                     let text = String::from_utf8_lossy(&value[5 + length..]);
                     let owner = String::from_utf8_lossy(owner).into_owned();
-                    let id = local.texts.worker_id(&text);
+                    let id = texts.worker_id(&text);
                     table.workers.insert(worker, Record { vocabulary, id, owner });
                 }
                 _ => {}
             }
         }
-        Ok(Arc::new(table))
+        Ok(table)
+    }
+}
+
+impl RedisIndex {
+    /// The table of a space as it is now.
+    pub(super) async fn load_table(&self, space: u32) -> Result<Arc<Table>, Error> {
+        let (key, about) = (self.keys.table(space), self.keys.space(space));
+        let mut batch = Batch::reading();
+        // The generation first: a table may be younger than it says, never older.
+        batch.push(&about, command("HGET", &[&about, b"g"]));
+        batch.push(&key, command("HGETALL", &[&key]));
+        let mut replies = self.send(batch).await?;
+        let generation = int(&about, value(&about, next(&mut replies))?)?;
+        let table = self.read_table(&key, generation, value(&key, next(&mut replies))?)?;
+        self.local.lock().tables.insert(space, table.clone());
+        Ok(table)
     }
 
-    /// The slot of one of the member's (group, tier).
+    pub(super) fn read_table(
+        &self,
+        key: &[u8],
+        generation: i64,
+        value: Value,
+    ) -> Result<Arc<Table>, Error> {
+        let texts = &mut self.local.lock().texts;
+        Ok(Arc::new(Table { generation, ..Table::read(key, value, texts)? }))
+    }
+
+    /// The slot of one of the member's (group, tier), made if there is none; `None` if the worker holds
+    /// blocks of [`MOST_GROUPS`] other groups.
     pub(super) async fn slot(
         &self,
         member: &Member,
         group: Group,
         tier: Tier,
-    ) -> Result<u32, Error> {
+    ) -> Result<Option<u32>, Error> {
         let owner = (member.worker, group, tier);
         if let Some(&slot) = self.local.lock().slots.get(&(member.space, owner)) {
-            return Ok(slot);
+            return Ok(Some(slot));
         }
+        if self.groups_beside(member, group) < MOST_GROUPS {
+            if let Some(slot) = self.make_slot(member, owner).await? {
+                return Ok(Some(slot));
+            }
+            // Another client has made slots for this worker.
+            self.learn_slots(member).await?;
+        }
+        match self.retire_idle(member).await? {
+            true => self.make_slot(member, owner).await,
+            false => Ok(None),
+        }
+    }
+
+    /// The slot of one of the member's (group, tier), if there is one.
+    pub(super) async fn found_slot(
+        &self,
+        member: &Member,
+        group: Group,
+        tier: Tier,
+    ) -> Result<Option<u32>, Error> {
+        let owner = (member.worker, group, tier);
+        if let Some(&slot) = self.local.lock().slots.get(&(member.space, owner)) {
+            return Ok(Some(slot));
+        }
+        let key = self.keys.table(member.space);
+        let field = [b"k", &owner_bytes(&owner)[..]].concat();
+        let found = bytes(&key, self.ask(&key, command("HGET", &[&key, &field])).await?)?;
+        self.note_slot(member, owner, &key, &found)
+    }
+
+    async fn make_slot(&self, member: &Member, owner: Owner) -> Result<Option<u32>, Error> {
         let (key, about) = (self.keys.table(member.space), self.keys.space(member.space));
         let base = super::open::random_base()?;
+        let most = MOST_GROUPS.to_string();
+        let args: [&[u8]; 3] = [&owner_bytes(&owner), base.as_bytes(), most.as_bytes()];
         let mut batch = Batch::new();
-        batch.script(&script::SLOT, &[&key, &about], &[&owner_bytes(&owner), base.as_bytes()]);
+        batch.script(&script::SLOT, &[&key, &about], &args);
         let reply = bytes(&key, value(&key, next(&mut self.send(batch).await?))?)?;
-        let slot = u32_of(&reply).ok_or_else(|| damaged(&key, "slot"))?;
+        self.note_slot(member, owner, &key, &reply)
+    }
+
+    fn note_slot(
+        &self,
+        member: &Member,
+        owner: Owner,
+        key: &[u8],
+        found: &[u8],
+    ) -> Result<Option<u32>, Error> {
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let slot = u32_of(found).ok_or_else(|| damaged(key, "slot"))?;
         self.local.lock().slots.insert((member.space, owner), slot);
-        Ok(slot)
+        Ok(Some(slot))
+    }
+
+    async fn learn_slots(&self, member: &Member) -> Result<(), Error> {
+        let table = self.load_table(member.space).await?;
+        let mut local = self.local.lock();
+        for (&slot, owner) in table.slots.iter().filter(|(_, owner)| owner.0 == member.worker) {
+            local.slots.insert((member.space, *owner), slot);
+        }
+        Ok(())
+    }
+
+    /// How many other groups the member has slots of, as far as this client knows.
+    fn groups_beside(&self, member: &Member, group: Group) -> usize {
+        let local = self.local.lock();
+        let mine =
+            |(space, owner): &&(u32, Owner)| (*space, owner.0) == (member.space, member.worker);
+        let groups = local.slots.keys().filter(mine).map(|(_, owner)| owner.1);
+        groups.filter(|other| *other != group).collect::<BTreeSet<Group>>().len()
+    }
+
+    /// Gives up the slots of the member's groups that hold nothing; whether there were any. A worker has
+    /// one writer at a time, so none of them comes to hold something meanwhile.
+    async fn retire_idle(&self, member: &Member) -> Result<bool, Error> {
+        let own: Vec<(Group, u32)> = {
+            let local = self.local.lock();
+            let own = local.slots.iter();
+            let own = own.filter(|((s, o), _)| (*s, o.0) == (member.space, member.worker));
+            own.map(|((_, owner), &slot)| (owner.1, slot)).collect()
+        };
+        let mut batch = Batch::reading();
+        let keys: Vec<Vec<u8>> =
+            own.iter().map(|&(_, slot)| self.keys.held(member.space, slot)).collect();
+        keys.iter().for_each(|key| batch.push(key, command("SCARD", &[key])));
+        let (mut replies, mut busy) = (self.send(batch).await?, BTreeSet::new());
+        for ((group, _), key) in own.iter().zip(&keys) {
+            if int(key, value(key, next(&mut replies))?)? > 0 {
+                busy.insert(*group);
+            }
+        }
+        let idle = own.iter().filter(|(group, _)| !busy.contains(group));
+        let idle: Vec<u32> = idle.map(|&(_, slot)| slot).collect();
+        if !idle.is_empty() {
+            self.retire(member, Leaving::Slots(&idle)).await?;
+        }
+        Ok(!idle.is_empty())
     }
 
     /// The slots of one of the member's groups and tiers, or of all, that this client knows of.

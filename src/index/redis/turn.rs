@@ -7,6 +7,7 @@ use super::local::Table;
 use super::meaning::GROUPS;
 use super::read::present;
 use super::reply::{bytes, damaged, int, list, value};
+use super::sweep::Leaving;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::WorkerId;
 use crate::error::Error;
@@ -55,10 +56,17 @@ impl RedisIndex {
         let (life, seq) = (turn.life.to_string(), turn.seq.to_string());
         let owner = self.options.owner.clone().unwrap_or_default();
         let lease = self.options.lease.as_millis().to_string();
+        let birth = self.opened().await?.birth.clone();
         let mut renewed: &[u8] = b"0";
         loop {
-            let args: [&[u8]; 5] =
-                [life.as_bytes(), seq.as_bytes(), owner.as_bytes(), lease.as_bytes(), renewed];
+            let args: [&[u8]; 6] = [
+                life.as_bytes(),
+                seq.as_bytes(),
+                owner.as_bytes(),
+                lease.as_bytes(),
+                renewed,
+                &birth,
+            ];
             let mut batch = Batch::new();
             batch.script(&script::BEGIN, &[&key], &args);
             let reply = list(&key, value(&key, next(&mut self.send(batch).await?))?)?;
@@ -73,7 +81,7 @@ impl RedisIndex {
                     return Ok(Once::Elsewhere(String::from_utf8_lossy(&other).into_owned()));
                 }
                 b"renew" if renewed == b"0" => {
-                    self.retire(&member, None, false).await?;
+                    self.retire(&member, Leaving::Tier(None)).await?;
                     renewed = b"1";
                 }
                 _ => return Err(damaged(&key, "answer")),
@@ -89,7 +97,8 @@ impl RedisIndex {
 
     /// Says that this owner lives. To be called several times in each
     /// [`owner_ttl`](super::RedisOptions::owner_ttl); when it is not, lookups leave out the workers
-    /// that the owner assigned.
+    /// that the owner assigned. It also notices a store that was lost in part and made anew: then workers
+    /// need homes again.
     ///
     /// # Errors
     ///
@@ -98,7 +107,12 @@ impl RedisIndex {
         let Some(owner) = &self.options.owner else { return Ok(()) };
         let key = self.keys.owner(owner);
         let ttl = self.options.owner_ttl.as_millis().to_string();
-        self.ask(&key, command("SET", &[&key, b"1", b"PX", ttl.as_bytes()])).await.map(drop)
+        let mut batch = Batch::new();
+        batch.push(&key, command("SET", &[&key, b"1", b"PX", ttl.as_bytes()]));
+        let recall = self.recall(&mut batch);
+        let mut replies = self.send(batch).await?;
+        value(&key, next(&mut replies))?;
+        self.recalled(recall, &mut replies).map(drop)
     }
 
     /// Puts off the end of all that a worker holds. To be called several times in each

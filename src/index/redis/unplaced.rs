@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::chain::shape_bytes;
+use super::lay::Stretch;
 use super::local::Member;
 use super::meaning::{Fit, bucket, name_bytes};
 use super::reply::{bytes, damaged, int, list, value};
-use super::store::{Stamp, Stamps, Stretch};
+use super::store::{Stamp, Stamps};
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::{BlockSize, Digest, Name, Shape};
 use crate::error::Error;

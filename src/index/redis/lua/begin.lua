@@ -1,9 +1,15 @@
 -- Whether a batch of a worker's life is to be applied, and by this owner. KEYS[1]: the worker's record.
 -- Answers 'go', 'again' (it has been), 'old' (there was a later life), 'renew' (this is a later life:
 -- retire what the earlier one held, then ask with ARGV[5] = '1'), or 'other' and the owner that has the lease.
+-- A record of another birth than ARGV[6] is left over from a store that is gone.
 return guarded(function()
   local life, seq, owner, lease, renewed = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
-  local record = call('HMGET', KEYS[1], 'life', 'seq', 'owner', 'until')
+  local record = call('HMGET', KEYS[1], 'life', 'seq', 'owner', 'until', 'b')
+  if record[5] ~= ARGV[6] then
+    call('DEL', KEYS[1])
+    call('HSET', KEYS[1], 'b', ARGV[6])
+    record = {}
+  end
   local time = call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local had = tonumber(record[1] or '-1')

@@ -3,9 +3,10 @@
 -- `most` is how many names a block may have, 0 for any number. Where a block has so many, it is the last
 -- of a part's new names, flag 4 is set, and the caller takes back what is stored from there on.
 return guarded(function()
-  local runs, named, tag, id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl,
-    hung, most = unpack(ARGV)
-  offset, copies, most = tonumber(offset), tonumber(copies), tonumber(most)
+  local id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl, hung, most, tag =
+    unpack(ARGV)
+  local runs, named = sub(KEYS[1], 1, -17), sub(KEYS[2], 1, -17)
+  offset, copies, most = byte(offset), tonumber(copies), tonumber(most)
   local key, n, done, parts, created = KEYS[1], #blocks / 8, 0, {}, '\0'
   local found = call('HMGET', key, 'k', 'h', slot)
   local start, have, held, stamped, full = 0, found[1], found[3], nil, nil

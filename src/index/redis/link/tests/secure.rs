@@ -1,6 +1,8 @@
 //! Users, passwords, TLS and sockets.
 
-use super::redis_support::{Certificates, Server, free_port};
+use super::redis_support::{
+    Certificates, ClusterServers, SentinelServers, Server, eventually, free_port,
+};
 use super::*;
 use crate::ErrorKind;
 use crate::index::redis::link::{Secret, WarningKind};
@@ -142,6 +144,67 @@ fn a_server_that_asks_for_a_certificate_gets_it() {
         let known = StoreOptions { tls_client: Some(certificates.server()), ..anonymous };
         let link = ready(&address, known).await;
         try_set(&link, "a", "1").await.unwrap();
+    });
+}
+
+#[test]
+fn a_cluster_with_tls_is_followed_over_tls_to_the_nodes_that_it_names() {
+    let (mut servers, certificates) = ClusterServers::with_tls(3);
+    let trusting = StoreOptions { tls_ca: Some(certificates.ca()), ..options() };
+    let address = servers.address();
+    assert!(address.starts_with("rediss+cluster://"), "{address}");
+    runtime().block_on(async {
+        // One node is enough to find the others, whose ports for TLS it has to name.
+        let (one, _) = address.split_once(',').unwrap();
+        let link = ready(one, trusting).await;
+        assert_eq!((link.counters().servers, link.counters().servers_ready), (3, 3));
+        for n in 0..60 {
+            try_set(&link, &format!("k{n}"), "1").await.unwrap();
+        }
+        let sizes: Vec<_> = servers.nodes.iter().map(|node| node.ask(&["DBSIZE"])).collect();
+        assert!(sizes.iter().all(|size| size.parse::<u32>().unwrap() > 5), "{sizes:?}");
+
+        // A node that was lost is found again.
+        servers.nodes[1].kill();
+        eventually("the loss is noticed", || link.counters().servers_ready == 2);
+        servers.nodes[1].restart();
+        until_ok("it is back", async || {
+            for n in 0..60 {
+                try_set(&link, &format!("k{n}"), "2").await?;
+            }
+            Ok(())
+        })
+        .await;
+
+        // Who does not trust the authority gets nowhere.
+        let other = Certificates::make(&servers.nodes[0].directory().join("other"));
+        let strict = StoreOptions { tls_ca: Some(other.ca()), ..options() };
+        let fault = open(&address, strict).ready(Duration::from_secs(2)).await.unwrap_err();
+        assert!(matches!(fault, Fault::Down(_)), "{fault}");
+    });
+}
+
+#[test]
+fn sentinels_with_tls_name_the_next_master_over_tls() {
+    let (mut servers, certificates) = SentinelServers::with_tls();
+    let trusting = StoreOptions { tls_ca: Some(certificates.ca()), ..options() };
+    let address = servers.address();
+    assert!(address.starts_with("rediss+sentinel://"), "{address}");
+    runtime().block_on(async {
+        let link = ready(&address, trusting).await;
+        try_set(&link, "a", "1").await.unwrap();
+        assert_eq!(servers.master.ask(&["GET", "a"]), "1");
+        servers.master.kill();
+        until_ok("another master is chosen", async || try_set(&link, "b", "2").await).await;
+        assert_eq!(servers.replica.ask(&["GET", "b"]), "2");
+
+        // TLS asked of sentinels' ports without.
+        let plain: Vec<_> =
+            servers.sentinels.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        let address = format!("rediss+sentinel://{}/main", plain.join(","));
+        let anonymous = StoreOptions { tls_ca: Some(certificates.ca()), ..options() };
+        let fault = open(&address, anonymous).ready(Duration::from_secs(2)).await.unwrap_err();
+        assert!(matches!(fault, Fault::Down(_)), "{fault}");
     });
 }
 

@@ -1,0 +1,57 @@
+-- What `store` nearly always comes to, before what the other cases share is even defined: a run that
+-- begins a segment, more blocks at a run's end, or blocks that are there under the same names, for a
+-- slot that holds nothing of the run or what comes just before. Whatever is otherwise is left alone, to
+-- be done below from the start. KEYS and ARGV as there; flag 8 says that every name is new.
+do
+  local id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl, hung = unpack(ARGV)
+  local run, list, sub, byte, char, call = KEYS[1], KEYS[2], string.sub, string.byte, string.char, redis.call
+  local UNSTAMPED, UNNAMED, ONCE = '\0\0\0\0\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0', '\1\0\0\0'
+  local n, from = #blocks / 8, byte(offset)
+  local found = redis.pcall('HMGET', run, 'k', 'h', 'c', slot)
+  local have, kept, kids, held = found[1], found[2], found[3], found[4]
+  local usual = copies == '1' and not string.find(names, UNNAMED, 1, true)
+
+  -- What the slot's field will be; nil where it is not so simple.
+  local function mine()
+    if held == false then return stamp .. char(from, from + n) .. ONCE, '\2' end
+    if #held ~= 18 or byte(held, 14) ~= from or sub(held, 15) ~= ONCE then return end
+    local left = sub(held, 1, 12)
+    if stamp == UNSTAMPED then stamp = left
+    elseif left ~= UNSTAMPED then
+      local a, b, c = struct.unpack('>I4I4I4', stamp)
+      local x, y, z = struct.unpack('>I4I4I4', left)
+      if a < x or a == x and (b < y or b == y and c <= z) then return end
+    end
+    return stamp .. sub(held, 13, 13) .. char(from + n) .. ONCE, '\0'
+  end
+
+  if usual and have == false and kept == false and held == false and from == 0 then
+    local value = stamp .. char(0, n) .. ONCE
+    local reply = redis.pcall('HSET', list, vocabulary, names)
+    if type(reply) == 'number' then
+      if hung == '' then call('HSET', run, 'h', head, 'k', blocks, slot, value)
+      else call('HSET', run, 'h', head, 'k', blocks, 'p', hung, slot, value) end
+      call('EXPIRE', run, ttl)
+      call('EXPIRE', list, ttl)
+      return '\1' .. id .. char(0, n, n, n, 10, 0)
+    end
+  elseif usual and have and kept and #kept == 14 and byte(kept) == 1 and sub(kept, 7) == sub(head, 7) then
+    local at = (from - byte(kept, 2)) * 8
+    local follows = at >= 0 and #have % 8 == 0 and #have / 8 + byte(kept, 2) <= 64 and (from == 0 or at > 0 and sub(have, at - 7, at) == above)
+    local value, fresh
+    if follows then value, fresh = mine() end
+    if value then
+      local called = redis.pcall('HGET', list, vocabulary)
+      if at == #have and not kids and type(called) == 'string' and #called == at then
+        call('HSET', list, vocabulary, called .. names)
+        call('HSET', run, 'k', have .. blocks, slot, value)
+        call('EXPIRE', run, ttl)
+        return '\0' .. id .. char(from, n, n, n, 8 + byte(fresh), 0)
+      elseif type(called) == 'string' and sub(have, at + 1, at + n * 8) == blocks
+        and sub(called, at + 1, at + n * 8) == names then
+        call('HSET', run, slot, value)
+        return '\0' .. id .. char(from, n, 0, n, byte(fresh), 0)
+      end
+    end
+  end
+end
