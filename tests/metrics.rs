@@ -62,7 +62,10 @@ fn state(name: &str) -> PathBuf {
     directory
 }
 
-/// A daemon with a recorded engine `a`; `b`, of which batches were lost; and `c`, which is not there.
+/// An engine that is not there, under a name that has to be escaped.
+const AWAY: &str = "the \"third\" one";
+
+/// A daemon with a recorded engine `a`; `b`, of which batches were lost; and one that is not there.
 struct Site {
     daemon: Daemon,
     _sockets: Vec<zmq::Socket>,
@@ -84,7 +87,7 @@ impl Site {
             tokenize_support::folder("llama3"),
             source("a", &at_a),
             source("b", &at_b),
-            source("c", "tcp://127.0.0.1:9"),
+            source(&AWAY.replace('"', "\\\""), "tcp://127.0.0.1:9"),
         );
         let daemon = Daemon::start(&[], &file, &[]);
         eventually("the sources are added", || daemon.get("/ready").status == 200);
@@ -164,6 +167,7 @@ fn what_is_counted_is_what_happened() {
     let daemon = &site.daemon;
     let value = |name: &str| daemon.metric(name).unwrap_or_else(|| panic!("no {name}"));
     let of = |metric: &str, pod: &str, label: &str| {
+        let pod = pod.replace('"', "\\\"");
         value(&format!("kvscout_pod_{metric}{{tenant=\"default\",pod=\"{pod}\"{label}}}"))
     };
     let worker = daemon.worker("a", 0);
@@ -172,7 +176,11 @@ fn what_is_counted_is_what_happened() {
     assert!(of("events_total", "a", ",type=\"removed\"") > 0.0);
     let held = of("blocks", "a", ",tier=\"gpu\"") + of("blocks", "b", ",tier=\"gpu\"");
     assert_eq!(held, value("kvscout_entries"));
-    assert_eq!((of("sources_up", "a", ""), of("sources_up", "c", "")), (1.0, 0.0));
+    assert_eq!((of("sources_up", "a", ""), of("sources_up", AWAY, "")), (1.0, 0.0));
+    assert!(of("quiet_seconds", "a", "") > 0.0);
+    assert!(
+        !daemon.get("/metrics").body.contains("pod_quiet_seconds{tenant=\"default\",pod=\"the ")
+    );
     assert_eq!((of("workers", "b", ",trust=\"degraded\""), of("gaps_total", "b", "")), (1.0, 1.0));
     assert!(of("contract_checks_total", "a", ",result=\"equal\"") > 0.0);
     assert_eq!(of("contract_checks_total", "a", ",result=\"different\""), 0.0);

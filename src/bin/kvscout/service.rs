@@ -146,8 +146,9 @@ pub(crate) struct WorkerView {
     pub(crate) labels: Labels,
     /// What it delivered of what was expected, as far as routers said.
     pub(crate) receipts: Option<Record>,
-    /// How long it has published nothing, at most since it was registered here.
-    pub(crate) quiet: Duration,
+    /// How long it has published nothing although it could: at most since it was registered here, or its
+    /// link came up. None while that is down.
+    pub(crate) quiet: Option<Duration>,
 }
 
 /// One worker in an answer.
@@ -635,8 +636,10 @@ impl Service {
             status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
             let labels = self.labels.of(status.worker);
             let receipts = self.receipts.of(status.worker);
-            let since = quiet_since.get(&status.worker);
-            let quiet = since.map_or(Duration::ZERO, Instant::elapsed);
+            let since = quiet_since.get(&status.worker).copied();
+            let quiet = since.max(source.as_ref().and_then(|source| source.since));
+            let is_down = source.as_ref().is_some_and(|source| !source.up);
+            let quiet = quiet.filter(|_| !is_down).map(|since| since.elapsed());
             WorkerView { status, feed, source, labels, receipts, quiet }
         });
         views.collect()

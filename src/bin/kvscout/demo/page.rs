@@ -119,13 +119,13 @@ fn head(out: &mut String, report: &Report<'_>) {
     let all: u64 = report.rows.iter().map(|(_, tally)| tally.requests).sum();
     let times = all_scoring(report);
     let (p50, p99) = (quantile(&times, 50), quantile(&times, 99));
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<ul class=\"facts\">\
          <li><b>{}</b><span>of prompt tokens cached<br>random: {}</span></li>\
          <li><b>{}</b><span>to first token, modelled<br>random: {}</span></li>\
          <li><b>{} of {}</b><span>predictions equal to what<br>the engine found</span></li>\
-         <li><b>{}</b><span>median time to score<br>99 of 100 within {}</span></li></ul>\n",
+         <li><b>{}</b><span>median time to score<br>99 of 100 within {}</span></li></ul>",
         percent(kvscout.cached_tokens, kvscout.prompt_tokens),
         percent(random.cached_tokens, random.prompt_tokens),
         millis(mean(&kvscout.first_token) as f64),

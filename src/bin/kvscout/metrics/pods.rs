@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::time::Duration;
 
 use kvscout::block::{Tier, WorkerId};
 use parking_lot::Mutex;
@@ -169,7 +170,7 @@ impl Account {
 struct Present {
     model: Option<String>,
     gauges: Vec<u64>,
-    quiet_seconds: f64,
+    quiet: Option<Duration>,
 }
 
 /// Which pods have series of their own, and what was counted of each and of the others.
@@ -200,12 +201,12 @@ impl Pods {
             let model = ("model", model.as_deref().unwrap_or_default());
             ConstGauge::new(1_i64).encode(family.encode_family(&[tenant, pod, model])?)?;
         }
-        let help =
-            "Seconds without a batch from a pod's quietest worker, since it was registered at most";
+        let help = "Seconds without a batch from the quietest worker that is connected";
         let mut family =
             to.encode_descriptor("pod_quiet_seconds", help, None, MetricType::Gauge)?;
-        for (labels, Present { quiet_seconds, .. }) in named() {
-            ConstGauge::new(*quiet_seconds).encode(family.encode_family(&labels)?)?;
+        for (labels, Present { quiet, .. }) in named() {
+            let Some(quiet) = quiet else { continue };
+            ConstGauge::new(quiet.as_secs_f64()).encode(family.encode_family(&labels)?)?;
         }
         let gauges = named().map(|(labels, present)| (labels, &present.gauges[..]));
         write(to, GAUGES, MetricType::Gauge, &gauges.collect::<Vec<_>>())?;
@@ -237,7 +238,7 @@ fn look(
         accounts.entry(name.clone()).or_default().count(view.status.worker, read(COUNTERS, view));
         let found = present.entry(name).or_default();
         add(&mut found.gauges, read(GAUGES, view));
-        found.quiet_seconds = found.quiet_seconds.max(view.quiet.as_secs_f64());
+        found.quiet = found.quiet.max(view.quiet);
         found.model.get_or_insert_with(|| model.to_owned());
     }
     let alive: HashSet<WorkerId> = workers.iter().map(|view| view.status.worker).collect();
@@ -286,8 +287,6 @@ fn write(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use kvscout::scout::{Options, Registration, Scout};
 
     use super::*;
@@ -303,7 +302,7 @@ mod tests {
             status.worker = WorkerId(number);
             status.counters.batches = batches;
             status.held = [10, 0, 0, 0, 0];
-            let quiet = Duration::from_secs(batches);
+            let quiet = Some(Duration::from_secs(batches));
             let (feed, source, receipts) = (None, None, None);
             WorkerView { status, feed, source, labels: Default::default(), receipts, quiet }
         };
