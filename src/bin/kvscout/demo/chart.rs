@@ -211,7 +211,7 @@ pub(super) fn distribution(
 ) -> String {
     /// Bars of a decade.
     const FINE: f64 = 12.0;
-    let (left, top, right, bottom) = (20.0, 30.0, WIDTH - 20.0, 170.0);
+    let (left, top, right, bottom) = (20.0, 30.0, WIDTH - 80.0, 170.0);
     let bin = |value: f64| (value.max(1e-9).log10() * FINE).floor();
     let least = values.iter().copied().map(bin).fold(f64::INFINITY, f64::min);
     let most = bin(end) + 1.0;

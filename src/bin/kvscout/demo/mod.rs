@@ -37,10 +37,6 @@ use self::workload::Turn;
 /// What ended the demo.
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// When the demo stops sending, so that it ends within a minute on any machine. All policies have
-/// then served the same requests.
-const DEADLINE: Duration = Duration::from_secs(45);
-
 /// Requests that a policy serves before it is the next one's turn. They go side by side, so that they
 /// stand comparison whenever time runs out.
 const ROUND: usize = 20;
@@ -69,9 +65,12 @@ pub(crate) struct DemoArgs {
     /// Blocks of 16 tokens of each engine [default: 4096, with --trace 65536]
     #[arg(long, value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
     blocks: Option<u32>,
-    /// How many requests each policy serves; a slow machine stops after 45 s
-    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// How many requests each policy serves
+    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     requests: u32,
+    /// After which no more are sent: all policies have then served the same ones
+    #[arg(long, default_value_t = 45, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
     /// Replay the first requests of a recorded trace in Mooncake's format (JSON lines)
     #[arg(long, value_name = "FILE")]
     trace: Option<String>,
@@ -161,7 +160,8 @@ fn compare(mut setting: Setting, args: &DemoArgs) -> Result<bool, Failure> {
         .into_iter()
         .map(|policy| Trial::start(policy, setting.seed, setting.engines, setting.blocks))
         .collect::<Result<_, _>>()?;
-    serve(&requests, &mut trials, begun)?;
+    let deadline = begun + Duration::from_secs(u64::from(args.seconds));
+    serve(&requests, &mut trials, deadline)?;
     let report = Report::new(&setting, &trials, begun.elapsed());
     if let (Some(mut page), Some(path)) = (page, &args.report) {
         page.write_all(report.page().as_bytes())
@@ -173,7 +173,7 @@ fn compare(mut setting: Setting, args: &DemoArgs) -> Result<bool, Failure> {
 }
 
 /// Lets every policy serve the requests, until time runs out.
-fn serve(requests: &Requests, trials: &mut [Trial], begun: Instant) -> Result<(), Failure> {
+fn serve(requests: &Requests, trials: &mut [Trial], deadline: Instant) -> Result<(), Failure> {
     let mut progress = Progress::new(requests.len());
     for first in (0..requests.len()).step_by(ROUND) {
         let round = first..(first + ROUND).min(requests.len());
@@ -184,7 +184,7 @@ fn serve(requests: &Requests, trials: &mut [Trial], begun: Instant) -> Result<()
             }
         }
         progress.show(trials);
-        if begun.elapsed() > DEADLINE {
+        if Instant::now() > deadline {
             break;
         }
     }

@@ -10,8 +10,9 @@ use super::trial::Tally;
 /// Colours and type, for light and dark.
 const STYLE: &str = include_str!("page.css");
 
-/// Points of a line over time.
+/// Most points of a line over time, and requests of each, so that few of them are no noise.
 const POINTS: u64 = 40;
+const REQUESTS_OF_A_POINT: u64 = 25;
 
 /// The page of a result.
 pub(super) fn page(report: &Report<'_>) -> String {
@@ -124,13 +125,13 @@ fn head(out: &mut String, report: &Report<'_>) {
         "<ul class=\"facts\">\
          <li><b>{}</b><span>of prompt tokens cached<br>random: {}</span></li>\
          <li><b>{}</b><span>to first token, modelled<br>random: {}</span></li>\
-         <li><b>{} of {}</b><span>predictions equal to what<br>the engine found</span></li>\
+         <li><b>{} wrong</b><span>of {} predictions of what<br>an engine has cached</span></li>\
          <li><b>{}</b><span>median time to score<br>99 of 100 within {}</span></li></ul>",
         percent(kvscout.cached_tokens, kvscout.prompt_tokens),
         percent(random.cached_tokens, random.prompt_tokens),
         millis(mean(&kvscout.first_token) as f64),
         millis(mean(&random.first_token) as f64),
-        grouped(right),
+        grouped(all - right),
         grouped(all),
         micros(in_micros(p50)),
         micros(in_micros(p99)),
@@ -158,15 +159,16 @@ fn over_time(out: &mut String, report: &Report<'_>) {
     let end = served.map(|served| served.at).max().unwrap_or(0) + 1;
     // Seconds as long as minutes would be fractions.
     let (unit, name) = if end < 180_000 { (1000.0, "seconds") } else { (60_000.0, "minutes") };
+    let points = (report.served / REQUESTS_OF_A_POINT).clamp(8, POINTS);
     let line = |(policy, tally): &(&'static str, &Tally)| {
-        let mut sums = vec![(0, 0); POINTS as usize];
+        let mut sums = vec![(0, 0); points as usize];
         for served in &tally.served {
-            let (cached, tokens) = &mut sums[(served.at * POINTS / end) as usize];
+            let (cached, tokens) = &mut sums[(served.at * points / end) as usize];
             *cached += served.cached_tokens;
             *tokens += served.prompt_tokens;
         }
         let point = |(n, &(cached, tokens)): (usize, &(u64, u64))| {
-            let middle = (n as f64 + 0.5) * end as f64 / POINTS as f64;
+            let middle = (n as f64 + 0.5) * end as f64 / points as f64;
             (tokens > 0).then(|| (middle / unit, ratio(cached, tokens)))
         };
         let points = sums.iter().enumerate().filter_map(point).collect();
@@ -176,7 +178,7 @@ fn over_time(out: &mut String, report: &Report<'_>) {
     section(
         out,
         "The same over time",
-        "Share of prompt tokens found in the cache, of the requests of each fortieth of the time. All caches are empty at first.",
+        "Share of prompt tokens found in the cache, in equal spans of time. All caches are empty at first.",
         &chart::lines(
             "Share of prompt tokens found in the cache over time, by policy",
             &format!("virtual time, {name}"),
