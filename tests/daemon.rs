@@ -171,18 +171,9 @@ fn a_million_tokens_are_answered() {
 }
 
 #[test]
-fn every_metric_and_every_route_is_documented() {
+fn every_route_is_documented() {
     let daemon = Daemon::start(&[], "", &[]);
     let document = include_str!("../docs/http.md");
-    daemon.get("/health");
-    let metrics = daemon.get("/metrics").body;
-    let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-    for line in types {
-        let (name, kind) = line.split_once(' ').unwrap();
-        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
-        let documented = [format!("`{name}`"), format!("`{name}{{")];
-        assert!(documented.iter().any(|name| document.contains(name)), "{name}");
-    }
     let unknown = daemon.get("/nowhere").json(404);
     let routes = unknown["error"].as_str().unwrap().split([' ', ',']);
     for route in routes.filter(|word| word.starts_with('/')) {

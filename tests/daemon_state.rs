@@ -485,7 +485,7 @@ fn the_metrics_of_snapshots_are_documented() {
     let directory = Directory::new("metrics");
     let daemon = Daemon::start(&["--state", directory.text()], OFTEN, &[]);
     kept(&daemon);
-    let document = include_str!("../docs/http.md");
+    let document = include_str!("../docs/metrics.md");
     let metrics = daemon.get("/metrics").body;
     let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE kvscout_"));
     let mut names = Vec::new();

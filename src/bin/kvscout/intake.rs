@@ -74,6 +74,8 @@ pub(crate) struct Switchboard {
     pub(crate) feeds: Mutex<BTreeMap<WorkerId, Feed>>,
     /// Sources whose link is down, since when; until their workers are called silent.
     pub(crate) down: Mutex<BTreeMap<SourceId, Instant>>,
+    /// Since when workers have published nothing: since their last batch, or since they were registered.
+    pub(crate) quiet_since: Mutex<HashMap<WorkerId, Instant>>,
     /// Messages counted by what their topic is worth.
     pub(crate) topics: TopicCounters,
 }
@@ -237,6 +239,7 @@ impl Sink for Intake {
         };
         match self.follower.scout.apply(worker, sequence, payload) {
             Ok(ingested) => {
+                self.follower.switchboard.quiet_since.lock().insert(worker, Instant::now());
                 self.follower.ask(source, replay.as_deref(), ingested.ask);
                 self.log(source, (worker, replay.is_some()), sequence, &ingested);
             }

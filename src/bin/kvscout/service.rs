@@ -21,7 +21,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvscout::block::{BlockSize, WorkerId};
 use kvscout::ingest::zmq::{
@@ -30,7 +30,7 @@ use kvscout::ingest::zmq::{
 use kvscout::ingest::{Reason, ReplayOptions, Trust};
 use kvscout::score::Score;
 use kvscout::scout::{
-    self, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
+    self, Blocks, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
 };
 use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
@@ -151,6 +151,9 @@ pub(crate) struct WorkerView {
     pub(crate) labels: Labels,
     /// What it delivered of what was expected, as far as routers said.
     pub(crate) receipts: Option<Record>,
+    /// How long it has published nothing although it could: at most since it was registered here, or its
+    /// link came up. None while that is down.
+    pub(crate) quiet: Option<Duration>,
 }
 
 /// One worker in an answer.
@@ -213,6 +216,7 @@ pub(crate) struct Service {
     texts: Texts,
     departed: Mutex<Totals>,
     metrics: Metrics,
+    index_budget: usize,
 }
 
 thread_local! {
@@ -296,7 +300,8 @@ impl Service {
             external: External::new(config.dialects.sglang_blocks.get()),
             texts,
             departed: Mutex::default(),
-            metrics: Metrics::default(),
+            metrics: Metrics::new(config.most_pods),
+            index_budget: config.memory.budget,
         };
         service.take_back(config, workers);
         Ok(service)
@@ -400,6 +405,7 @@ impl Service {
             let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
             self.switchboard.routes.write().insert(source, route);
             self.switchboard.down.lock().insert(source, Instant::now());
+            self.switchboard.quiet_since.lock().insert(worker, Instant::now());
             let endpoint = endpoint.clone();
             feeds.insert(worker, Feed::Source { source, endpoint, mode, replay, origin });
             labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
@@ -468,6 +474,7 @@ impl Service {
         }
         let gone = self.scout.unregister(worker);
         self.switchboard.feeds.lock().remove(&worker);
+        self.switchboard.quiet_since.lock().remove(&worker);
         self.labels.forget(worker);
         self.picks.forget(worker);
         self.receipts.forget(worker);
@@ -535,10 +542,23 @@ impl Service {
             let ranked = self.scout.score(request, scratch)?;
             self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
             let mut rows = self.heard(ranked);
+            self.count_lookup(request, &rows);
             self.picks.predict(request, &mut rows);
             Ok::<T, Error>(read(&rows))
         });
         Ok(answer?)
+    }
+
+    /// Counts what a lookup came to, before anything is predicted.
+    fn count_lookup(&self, request: &Request<'_>, rows: &[Row<'_>]) {
+        let tokens = match &request.blocks {
+            Blocks::Prompt(prompt) => prompt.token_ids.len(),
+            Blocks::Names { names, block_size } => names.len() * block_size.tokens(),
+            Blocks::Local { hashes, block_size } => hashes.len() * block_size.tokens(),
+        };
+        let most = rows.iter().map(|row| row.ranked.score.matched_blocks).max();
+        let first = rows.first().and_then(|row| row.ranked.score.expected_cached_tokens.ok());
+        self.metrics.count_lookup(tokens as u64, most.unwrap_or(0), first.unwrap_or(0));
     }
 
     /// The answer with the trust of workers that were never heard of, and without what workers hold that
@@ -613,13 +633,18 @@ impl Service {
     /// Every worker, by tenant, pod and rank.
     pub(crate) fn workers(&self) -> Vec<WorkerView> {
         let feeds = self.switchboard.feeds.lock().clone();
+        let quiet_since = self.switchboard.quiet_since.lock().clone();
         let views = self.scout.workers().into_iter().map(|mut status| {
             let feed = feeds.get(&status.worker).cloned();
             let source = self.source_of(feed.as_ref());
             status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
             let labels = self.labels.of(status.worker);
             let receipts = self.receipts.of(status.worker);
-            WorkerView { status, feed, source, labels, receipts }
+            let since = quiet_since.get(&status.worker).copied();
+            let quiet = since.max(source.as_ref().and_then(|source| source.since));
+            let is_down = source.as_ref().is_some_and(|source| !source.up);
+            let quiet = quiet.filter(|_| !is_down).map(|since| since.elapsed());
+            WorkerView { status, feed, source, labels, receipts, quiet }
         });
         views.collect()
     }
@@ -639,24 +664,31 @@ impl Service {
         &self.metrics
     }
 
-    /// Everything that was counted, of workers and sources that are gone, too.
-    pub(crate) fn totals(&self) -> Totals {
+    /// Bytes that the index may use.
+    pub(crate) fn index_budget(&self) -> usize {
+        self.index_budget
+    }
+
+    /// Everything that was counted, of workers and sources that are gone, too; and every worker.
+    pub(crate) fn totals(&self) -> (Totals, Vec<WorkerView>) {
         // Held throughout, so that nobody is counted twice or not at all.
         let departed = self.departed.lock();
         let mut totals = departed.clone();
-        for view in self.workers() {
+        let workers = self.workers();
+        for view in &workers {
             totals.add_worker(&view.status);
             totals.count_present(&view.status);
         }
         for status in self.receiver.status() {
             totals.add_source(&status);
+            totals.sources += 1;
             totals.sources_up += u64::from(status.up);
         }
         totals.add_topics(&self.switchboard.topics);
         totals.replays = self.replays.counters();
         totals.replay_load = self.replays.load();
         totals.index = self.scout.stats();
-        totals
+        (totals, workers)
     }
 }
 

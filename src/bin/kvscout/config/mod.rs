@@ -91,6 +91,8 @@ pub(crate) struct Config {
     pub(crate) receipts: ReceiptOptions,
     /// What becomes of workers that lost something.
     pub(crate) on_gap: OnGap,
+    /// How many pods have metrics of their own.
+    pub(crate) most_pods: usize,
     /// How often engines' own metrics are asked for.
     pub(crate) metrics_interval: Duration,
     /// How long an engine may work without a message until its worker is silent.
@@ -222,6 +224,8 @@ impl Default for Config {
                 quarantine_for: Duration::from_secs(300),
             },
             on_gap: OnGap::Flag,
+            // Some 25 series each.
+            most_pods: 256,
             metrics_interval: Duration::from_secs(30),
             silent_after: Duration::from_secs(300),
             // A restart in place takes longer; a dropped connection is dialled again much sooner.
@@ -270,6 +274,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "receipts.quarantine_for" => receipts.quarantine_for;
     "on_gap" => on_gap;
     "silent_after" => silent_after;
+    "metrics.most_pods" => most_pods;
     "metrics_interval" => metrics_interval;
     "silent_after_down" => silent_after_down;
     "replay.at_a_time" => rounds.at_a_time;

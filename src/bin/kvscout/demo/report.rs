@@ -8,8 +8,8 @@ use kvscout::ingest::verify::{Contract, Status};
 use kvscout::scout::WorkerStatus;
 use serde_json::{Value, json};
 
-use super::Setting;
 use super::trial::{Tally, Trial};
+use super::{Setting, page};
 
 /// The head of the table, in two lines.
 const HEAD: [[&str; 8]; 2] = [
@@ -19,13 +19,13 @@ const HEAD: [[&str; 8]; 2] = [
 
 /// What is known at the end.
 pub(super) struct Report<'a> {
-    setting: &'a Setting,
+    pub(super) setting: &'a Setting,
     /// How many requests each policy served; fewer than asked for where time ran out.
-    served: u64,
-    elapsed: Duration,
-    contract: Option<String>,
+    pub(super) served: u64,
+    pub(super) elapsed: Duration,
+    pub(super) contract: Option<String>,
     exact: bool,
-    rows: Vec<(&'static str, &'a Tally)>,
+    pub(super) rows: Vec<(&'static str, &'a Tally)>,
 }
 
 impl<'a> Report<'a> {
@@ -47,14 +47,24 @@ impl<'a> Report<'a> {
         self.exact && self.rows.iter().all(|(_, tally)| tally.as_predicted == tally.requests)
     }
 
+    /// The result with charts, as HTML.
+    pub(super) fn page(&self) -> String {
+        page::page(self)
+    }
+
     pub(super) fn text(&self) -> String {
-        let Setting { engines, blocks, seed, .. } = self.setting;
+        let Setting { engines, blocks, seed, trace, .. } = self.setting;
         let contract = self.contract.as_deref().unwrap_or("none");
+        let of = match trace {
+            Some(path) => format!("the trace {path}"),
+            None => {
+                format!("users and agents (seed {seed}), whose conversations share system prompts,")
+            }
+        };
         let mut text = format!(
-            "{} requests of users and agents (seed {seed}), whose conversations share system prompts, \
-             went\nthrough each policy to {engines} simulated vLLM engines (block pools of {blocks} x \
-             16 tokens); their KV events\nwent over ZeroMQ to kvscout. Contract detected: {contract}. \
-             Took {:.1} s.\n\n",
+            "{} requests of {of} went\nthrough each policy to {engines} simulated vLLM engines \
+             (block pools of {blocks} x 16 tokens); their KV events\nwent over ZeroMQ to kvscout. \
+             Contract detected: {contract}. Took {:.1} s.\n\n",
             self.served,
             self.elapsed.as_secs_f64(),
         );
@@ -133,6 +143,7 @@ impl<'a> Report<'a> {
             .collect();
         json!({
             "seed": self.setting.seed,
+            "trace": self.setting.trace,
             "engines": self.setting.engines,
             "blocks_per_engine": self.setting.blocks,
             "requests": self.served,
@@ -185,25 +196,26 @@ fn spread_of(tally: &Tally, all: bool) -> String {
 }
 
 /// The prefill work of the busiest engine over the mean.
-fn imbalance(tally: &Tally) -> f64 {
+pub(super) fn imbalance(tally: &Tally) -> f64 {
     let work = || tally.engines.iter().map(|engine| engine.computed_tokens);
     let most = work().max().unwrap_or(0) * tally.engines.len() as u64;
     ratio(most, work().sum())
 }
 
-fn percent(part: u64, whole: u64) -> String {
+pub(super) fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", 100.0 * ratio(part, whole))
 }
 
-fn ratio(part: u64, whole: u64) -> f64 {
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-fn mean(times: &[u64]) -> u64 {
+pub(super) fn mean(times: &[u64]) -> u64 {
     times.iter().sum::<u64>() / (times.len() as u64).max(1)
 }
 
-fn quantile(times: &[Duration], percent: usize) -> Duration {
+/// The time below which so many in a hundred are.
+pub(super) fn quantile<T: Copy + Default + Ord>(times: &[T], percent: usize) -> T {
     let mut times = times.to_vec();
     times.sort_unstable();
     let at = times.len() * percent / 100;

@@ -48,6 +48,16 @@ pub(super) struct Tally {
     /// Modelled time to first token.
     pub(super) first_token: Vec<Millis>,
     pub(super) engines: Vec<PerEngine>,
+    /// Every request, in order.
+    pub(super) served: Vec<Served>,
+}
+
+/// What one request found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Served {
+    pub(super) at: Millis,
+    pub(super) prompt_tokens: u64,
+    pub(super) cached_tokens: u64,
 }
 
 /// An engine's part.
@@ -130,6 +140,11 @@ impl Trial {
         tally.prompt_tokens += tokens;
         tally.cached_tokens += u64::from(cached);
         tally.first_token.push(first_token - turn.at);
+        tally.served.push(Served {
+            at: turn.at,
+            prompt_tokens: tokens,
+            cached_tokens: u64::from(cached),
+        });
         tally.engines[engine].requests += 1;
         tally.engines[engine].computed_tokens += computed;
     }

@@ -12,7 +12,7 @@ pub(super) type Millis = u64;
 /// Requests of an engine's fleet, for each engine.
 const REQUESTS_PER_SECOND: u64 = 4;
 const APPLICATIONS: u64 = 4;
-const VOCABULARY: u64 = 32_000;
+pub(super) const VOCABULARY: u64 = 32_000;
 const TURNS: (u64, u64) = (2, 8);
 /// Mean pause between a user's turns, beyond the shortest.
 const THINKING: Millis = 15_000;

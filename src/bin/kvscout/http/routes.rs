@@ -18,7 +18,6 @@ use super::query::parameters;
 use super::receive::{Form, read};
 use super::refusal::HttpError;
 use super::{Answer, App, admin, dynamo, mooncake, openapi, own};
-use crate::metrics::Answered;
 use crate::service::Refusal;
 
 /// Bodies above this are parsed and answered on a blocking thread: 256 KiB, some 40,000 tokens,
@@ -315,7 +314,8 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     let start = Instant::now();
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    debug!(route, status, micros = start.elapsed().as_micros() as u64, "answered");
-    app.service.metrics().requests.get_or_create(&Answered { route, status }).inc();
+    let took = start.elapsed();
+    debug!(route, status, micros = took.as_micros() as u64, "answered");
+    app.service.metrics().count_answer(route, status, took);
     response
 }

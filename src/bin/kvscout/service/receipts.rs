@@ -71,6 +71,8 @@ pub(crate) struct Record {
     /// Sums of tokens.
     pub(crate) expected_tokens: u64,
     pub(crate) delivered_tokens: u64,
+    /// Of errors, either way.
+    pub(crate) error_tokens: u64,
     /// Errors, either way, by the bucket of [`BOUNDS`].
     pub(crate) errors: [u64; BOUNDS.len() + 1],
     /// Whether too much was expected in most of the last receipts.
@@ -95,6 +97,7 @@ impl Record {
         }
         self.expected_tokens += u64::from(expected);
         self.delivered_tokens += u64::from(delivered);
+        self.error_tokens += u64::from(expected.abs_diff(delivered));
         self.errors[BOUNDS.partition_point(|&bound| bound < expected.abs_diff(delivered))] += 1;
         self.recent = self.recent << 1 | u64::from(verdict == Verdict::Over);
         self.seen = (self.seen + 1).min(RECENT);
@@ -180,7 +183,7 @@ impl Service {
         }
         let verdict_label = verdict.as_str();
         drop(records);
-        self.metrics.count_receipt(verdict_label, expected.abs_diff(delivered));
+        self.metrics.count_receipt(verdict_label, expected, delivered);
         Ok(verdict)
     }
 

@@ -1,5 +1,7 @@
 //! Workers over a restart: how each was fed goes into the snapshot, and tells who comes back.
 
+use std::time::Instant;
+
 use kvscout::ingest::snapshot::{Snapshot, WorkerState};
 use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::Registration;
@@ -101,6 +103,7 @@ impl Service {
                     let kept = config.trust_topics && config.topic_tenant == state.tenant;
                     if kept {
                         self.switchboard.feeds.lock().insert(state.worker, Feed::Topic);
+                        self.switchboard.quiet_since.lock().insert(state.worker, Instant::now());
                     }
                     kept
                 }

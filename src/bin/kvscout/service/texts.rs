@@ -5,6 +5,7 @@ mod turns;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::time::Instant;
 
 use kvscout::Error;
 use kvscout::block::TokenId;
@@ -136,7 +137,7 @@ impl Service {
         text: &str,
         special: bool,
     ) -> Result<Vec<TokenId>, Refusal> {
-        self.texts.tokens(tenant, model, |tokenizer| tokenizer.text(text, special))
+        self.tokens(tenant, model, |tokenizer| tokenizer.text(text, special))
     }
 
     /// The tokens of a chat's prompt; the rest as for [`tokens_of_text`](Service::tokens_of_text).
@@ -146,6 +147,23 @@ impl Service {
         model: &str,
         chat: &Chat,
     ) -> Result<Vec<TokenId>, Refusal> {
-        self.texts.tokens(tenant, model, |tokenizer| tokenizer.chat(chat))
+        self.tokens(tenant, model, |tokenizer| tokenizer.chat(chat))
+    }
+
+    fn tokens(
+        &self,
+        tenant: &str,
+        model: &str,
+        ask: impl FnOnce(&dyn Tokenize) -> Result<Vec<TokenId>, Error>,
+    ) -> Result<Vec<TokenId>, Refusal> {
+        let by = match self.texts.source(tenant, model) {
+            Some(Source::Files(_)) => "files",
+            Some(Source::Engines(_)) => "engine",
+            None => return self.texts.tokens(tenant, model, ask),
+        };
+        let begun = Instant::now();
+        let tokens = self.texts.tokens(tenant, model, ask);
+        self.metrics.count_text(by, begun.elapsed());
+        tokens
     }
 }

@@ -1,0 +1,369 @@
+//! What `/metrics` says: the names are those of the document, the series are bounded, and every expression of
+//! the dashboard and of the alerts finds something in a Prometheus that scrapes a daemon with engines behind it.
+#![cfg(feature = "daemon")]
+
+mod daemon_support;
+mod prometheus_support;
+mod tokenize_support;
+mod zmq_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use daemon_support::{Daemon, Step, batches, recording};
+use prometheus_support::{Prometheus, program, promtool};
+use serde_json::{Value, json};
+use zmq_support::{bound_publisher, eventually, publish};
+
+/// Metrics by name: their type, and the labels of their series.
+type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// What a daemon exposes.
+fn exposed(daemon: &Daemon) -> Metrics {
+    let text = daemon.get("/metrics").body;
+    let mut metrics = Metrics::new();
+    let mut name = String::new();
+    for line in text.lines() {
+        if let Some((of, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+            name = of.to_owned() + if kind == "counter" { "_total" } else { "" };
+            metrics.insert(name.clone(), (kind.to_owned(), BTreeSet::new()));
+        } else if !line.starts_with('#') {
+            let labels = line.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+            let names = labels.into_iter().flat_map(|(labels, _)| labels.split(','));
+            let names = names.filter_map(|label| label.split_once('=')).map(|(name, _)| name);
+            let known = &mut metrics.get_mut(&name).unwrap().1;
+            known.extend(names.filter(|name| *name != "le").map(str::to_owned));
+        }
+    }
+    metrics
+}
+
+/// The tables of the document.
+fn documented() -> Metrics {
+    let document = include_str!("../docs/metrics.md");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `"));
+    let row = |row: &str| {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let labels = cells.get(2)?.split(['`', ',', ' ', '|']).filter(|name| !name.is_empty());
+        let kind = ["counter", "gauge", "histogram"].contains(&cells[1]).then_some(cells[1])?;
+        let labels: BTreeSet<String> = match cells[2].starts_with('`') {
+            true => labels.map(str::to_owned).collect(),
+            false => BTreeSet::new(),
+        };
+        Some((cells[0].trim_end_matches('`').to_owned(), (kind.to_owned(), labels)))
+    };
+    rows.filter_map(row).collect()
+}
+
+fn state(name: &str) -> PathBuf {
+    let directory = format!("metrics-{name}-{}", std::process::id());
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
+    let _ = std::fs::remove_dir_all(&directory);
+    directory
+}
+
+/// An engine that is not there, under a name that has to be escaped.
+const AWAY: &str = "the \"third\" one";
+
+/// A daemon with a recorded engine `a`; `b`, of which batches were lost; and one that is not there.
+struct Site {
+    daemon: Daemon,
+    _sockets: Vec<zmq::Socket>,
+    lost: (zmq::Socket, u64),
+    questions: Vec<Value>,
+}
+
+impl Site {
+    fn start(name: &str) -> Site {
+        let context = zmq::Context::new();
+        let (a, at_a) = bound_publisher(&context, "tcp://127.0.0.1:*");
+        let (b, at_b) = bound_publisher(&context, "tcp://127.0.0.1:*");
+        let source = |name: &str, endpoint: &str| {
+            format!("[[source]]\nname = \"{name}\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"\n")
+        };
+        let file = format!(
+            "state.dir = {:?}\nstate.interval = \"1s\"\nmodels.m.tokenizer = {:?}\n{}{}{}",
+            state(name),
+            tokenize_support::folder("llama3"),
+            source("a", &at_a),
+            source("b", &at_b),
+            source(&AWAY.replace('"', "\\\""), "tcp://127.0.0.1:9"),
+        );
+        let daemon = Daemon::start(&[], &file, &[]);
+        eventually("the sources are added", || daemon.get("/ready").status == 200);
+        let all = batches();
+        for batch in &all {
+            daemon.feed(&a, "", batch, "a");
+        }
+        daemon.feed(&b, "", &all[0], "b");
+        let asked = recording().into_iter().filter_map(|step| match step {
+            Step::Question { line, .. } => Some(json!({
+                "model": "m", "token_ids": line["tokens"], "cache_salt": line["salt"], "lora": line["lora"],
+            })),
+            Step::Batch(_) => None,
+        });
+        let asked: Vec<Value> = asked.collect();
+        // What the engine held last is what it was asked for last.
+        let questions = asked[asked.len() - 30..].to_vec();
+        let site = Site { daemon, _sockets: vec![a], lost: (b, all[0].seq), questions };
+        site.lose();
+        site
+    }
+
+    /// Some batches of `b` do not arrive.
+    fn lose(&self) {
+        let (socket, seq) = &self.lost;
+        eventually("a gap is seen", || {
+            publish(socket, b"", seq + 5, &batches()[1].payload);
+            self.daemon.worker("b", 0)["trust"] == "degraded"
+        });
+    }
+
+    /// What routers do.
+    fn ask(&self) {
+        for question in &self.questions {
+            let answer = self.daemon.post("/v1/score", question).json(200);
+            let best = &answer["workers"][0];
+            let expected = best["expected_cached_tokens"].as_u64().unwrap_or(0);
+            self.daemon
+                .post(
+                    "/v1/receipt",
+                    &json!({
+                        "worker": best["worker"],
+                        "expected_cached_tokens": expected,
+                        "cached_tokens": expected / 2,
+                    }),
+                )
+                .json(200);
+        }
+        let text = json!({"model": "m", "prompt": "Which engine holds this?"});
+        self.daemon.post("/v1/score", &text).json(200);
+        assert_eq!(self.daemon.get("/nowhere").status, 404);
+    }
+}
+
+#[test]
+fn the_document_has_every_metric_and_no_other() {
+    let site = Site::start("document");
+    site.ask();
+    eventually("there is a snapshot", || {
+        site.daemon.metric("kvscout_snapshots_total").is_some_and(|written| written > 0.0)
+    });
+    let (exposed, mut documented) = (exposed(&site.daemon), documented());
+    assert!(exposed.len() > 90, "{}", exposed.len());
+    // Without a call there is none.
+    assert!(documented.remove("kvscout_grpc_requests_total").is_some());
+    for (name, told) in &exposed {
+        assert_eq!(documented.get(name), Some(told), "{name}");
+    }
+    let gone: Vec<_> = documented.keys().filter(|name| !exposed.contains_key(*name)).collect();
+    assert!(gone.is_empty(), "documented and not exposed: {gone:?}");
+}
+
+#[test]
+fn what_is_counted_is_what_happened() {
+    let site = Site::start("counted");
+    site.ask();
+    let daemon = &site.daemon;
+    let value = |name: &str| daemon.metric(name).unwrap_or_else(|| panic!("no {name}"));
+    let of = |metric: &str, pod: &str, label: &str| {
+        let pod = pod.replace('"', "\\\"");
+        value(&format!("kvscout_pod_{metric}{{tenant=\"default\",pod=\"{pod}\"{label}}}"))
+    };
+    let worker = daemon.worker("a", 0);
+    assert_eq!(of("batches_total", "a", ""), worker["batches"].as_f64().unwrap());
+    assert!(of("events_total", "a", ",type=\"stored\"") > 0.0);
+    assert!(of("events_total", "a", ",type=\"removed\"") > 0.0);
+    let held = of("blocks", "a", ",tier=\"gpu\"") + of("blocks", "b", ",tier=\"gpu\"");
+    assert_eq!(held, value("kvscout_entries"));
+    assert_eq!((of("sources_up", "a", ""), of("sources_up", AWAY, "")), (1.0, 0.0));
+    assert!(of("quiet_seconds", "a", "") > 0.0);
+    assert!(
+        !daemon.get("/metrics").body.contains("pod_quiet_seconds{tenant=\"default\",pod=\"the ")
+    );
+    assert_eq!((of("workers", "b", ",trust=\"degraded\""), of("gaps_total", "b", "")), (1.0, 1.0));
+    assert!(of("contract_checks_total", "a", ",result=\"equal\"") > 0.0);
+    assert_eq!(of("contract_checks_total", "a", ",result=\"different\""), 0.0);
+    // One in two tokens was delivered, and each lookup counts once under every name.
+    let (expected, delivered) = (
+        value("kvscout_receipt_expected_tokens_total"),
+        value("kvscout_receipt_delivered_tokens_total"),
+    );
+    assert!(expected > 0.0, "nothing was found");
+    assert_eq!(delivered, expected / 2.0);
+    assert_eq!(value("kvscout_prediction_error_tokens_sum"), expected - delivered);
+    let lookups = site.questions.len() as f64 + 1.0;
+    assert_eq!(value("kvscout_lookups_total"), lookups);
+    assert_eq!(value("kvscout_matched_blocks_count"), lookups);
+    assert_eq!(value("kvscout_tokenize_seconds_count{by=\"files\"}"), 1.0);
+    assert_eq!(value("kvscout_http_request_seconds_count{route=\"/v1/score\"}"), lookups);
+    assert!(value("process_resident_memory_bytes") > 1e6);
+    for (peer, own) in [
+        ("admissions_total", "stored_total"),
+        ("evictions_total", "removed_total"),
+        ("lookup_requests_total", "lookups_total"),
+        ("lookup_hits_total", "lookup_matched_blocks_total"),
+        ("max_pod_hit_count_total", "lookup_matched_blocks_total"),
+        ("lookup_latency_seconds_count", "score_seconds_count"),
+        ("lookup_latency_seconds_sum", "score_seconds_sum"),
+    ] {
+        let peer = value(&format!("kvcache_index_{peer}"));
+        assert!(peer > 0.0, "{own}");
+        assert_eq!(peer, value(&format!("kvscout_{own}")), "{own}");
+    }
+}
+
+#[test]
+fn a_question_makes_no_series_and_pods_only_so_many() {
+    let daemon = Daemon::start(&[], "metrics.most_pods = 3", &[]);
+    let register = |n: usize| {
+        let endpoint = format!("tcp://127.0.0.1:{}", 20_000 + n);
+        let body = json!({"endpoint": endpoint, "type": "vLLM", "modelname": format!("m{n}"),
+            "instance_id": format!("pod-{n}"), "block_size": 16, "dp_rank": 0, "tenant_id": "default"});
+        assert_eq!(daemon.post("/register", &body).status, 200);
+    };
+    let series = || {
+        let text = daemon.get("/metrics").body;
+        text.lines().filter(|line| !line.starts_with('#')).count()
+    };
+    (0..3).for_each(register);
+    daemon.get("/metrics");
+    daemon.post("/v1/score", &json!({"token_ids": [1, 2]}));
+    daemon.get("/nowhere");
+    let before = series();
+    (3..12).for_each(register);
+    let pods = series();
+    for n in 0..9 {
+        daemon.post("/v1/score", &json!({"model": format!("other-{n}"), "token_ids": [1, 2]}));
+        daemon.post(
+            "/v1/score",
+            &json!({"model": "m0", "tenant": format!("t{n}"), "token_ids": [n]}),
+        );
+        daemon.get(&format!("/nowhere/{n}"));
+    }
+    let text = daemon.get("/metrics").body;
+    for wrong in ["pod-3", "m3", "other-", "t1\"", "nowhere/"] {
+        assert!(!text.contains(wrong), "{wrong}: {text}");
+    }
+    // The others are one pod more, without a model of their own; a 404 is one series more.
+    let each = text.lines().filter(|line| line.contains("pod=\"pod-0\"")).count();
+    assert_eq!(pods, before + each - 1, "{text}");
+    assert!(series() <= pods + 1, "{} after {pods}", series());
+    let others = |metric: &str, label: &str| {
+        let name = format!("kvscout_pod_{metric}{{tenant=\"\",pod=\"_others\"{label}}}");
+        daemon.metric(&name).unwrap_or_else(|| panic!("no {name} in {text}"))
+    };
+    assert_eq!(others("workers", ",trust=\"silent\""), 9.0);
+}
+
+/// The files under `deploy/`.
+fn deployed(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
+}
+
+#[test]
+fn promtool_accepts_the_alerts_and_their_tests_pass() {
+    if program("promtool").is_none() {
+        return;
+    }
+    let directory = deployed("prometheus");
+    let checked = promtool(&directory, &["check", "rules", "alerts.yml"]);
+    assert!(checked.contains("10 rules found"), "{checked}");
+    promtool(&directory, &["test", "rules", "alerts_test.yml"]);
+    // Every alert has a test, and the document says what to do about it.
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    let (rules, tests) = (read("alerts.yml"), read("alerts_test.yml"));
+    let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let alerts: Vec<&str> = alerts.collect();
+    assert_eq!(alerts.len(), 9);
+    for alert in alerts {
+        assert!(tests.contains(&format!("alertname: {alert}\n")), "{alert} has no test");
+        let documented = include_str!("../docs/metrics.md").contains(&format!("| `{alert}` |"));
+        assert!(documented, "{alert} is not in docs/metrics.md");
+    }
+}
+
+/// Every expression of the dashboard with where it is, as Grafana would ask.
+fn dashboard() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(deployed("grafana/kvscout.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let mut found = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            assert!(!panel["description"].as_str().unwrap().is_empty(), "{panel}");
+            let place = format!("{} {}", panel["title"], target["refId"]);
+            found.push((place, target["expr"].as_str().unwrap().to_owned()));
+        }
+    }
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        if let Some(query) = variable["query"]["query"].as_str() {
+            // `label_values(series, label)` asks for the series.
+            let series = query.strip_prefix("label_values(").unwrap().rsplit_once(", ").unwrap().0;
+            found.push((format!("variable {}", variable["name"]), series.to_owned()));
+        }
+    }
+    let asked = |text: String| {
+        let text = text.replace("$__rate_interval", "1m");
+        ["$job", "$instance", "$pod"].iter().fold(text, |text, name| text.replace(name, ".*"))
+    };
+    found.into_iter().map(|(place, text)| (place, asked(text))).collect()
+}
+
+#[test]
+fn every_expression_finds_something_in_a_prometheus_that_scrapes_the_daemon() {
+    if program("prometheus").is_none() {
+        return;
+    }
+    let site = Site::start("prometheus");
+    let rules = deployed("prometheus/alerts.yml");
+    let prometheus = Prometheus::start(site.daemon.address(), &rules, &state("tsdb"));
+    let mut expressions = dashboard();
+    assert!(expressions.len() > 50, "{}", expressions.len());
+    let document = include_str!("../docs/metrics.md");
+    let questions = document.split("## Questions").nth(1).unwrap().split("## ").next().unwrap();
+    let rows = questions.lines().filter(|line| line.starts_with("| ") && line.ends_with("` |"));
+    for row in rows {
+        let expression = row.split(" | ").nth(1).unwrap().trim_matches(['`', ' ', '|']);
+        // Nobody has been quiet for a minute yet.
+        expressions.push((row.to_owned(), expression.replace("> 60", ">= 0")));
+    }
+    // What an alert compares has a value, whether the alert fires or not.
+    let alerts = std::fs::read_to_string(&rules).unwrap();
+    let words = alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+    let names: BTreeSet<&str> = words.filter(|word| word.starts_with("kvscout_")).collect();
+    assert!(names.len() > 10, "{names:?}");
+    expressions.extend(names.iter().map(|name| ("alerts.yml".to_owned(), (*name).to_owned())));
+    prometheus_support::patiently("every expression has a value", || {
+        site.ask();
+        expressions.retain(|(_, expression)| prometheus.numbers(expression).is_empty());
+        match expressions.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{expressions:#?}")),
+        }
+    });
+    // Rules are evaluated without an error, and the worker that lost batches is found.
+    for rule in prometheus.rules() {
+        assert_eq!(rule["health"], "ok", "{rule}");
+        assert_eq!(rule["lastError"], Value::Null, "{rule}");
+    }
+    prometheus_support::patiently("the alert about b waits", || {
+        let waiting = prometheus.alerts();
+        let is_b = |alert: &Value| {
+            alert["labels"]["alertname"] == "KvscoutWorkerUntrusted"
+                && alert["labels"]["pod"] == "b"
+        };
+        waiting.iter().any(is_b).then_some(()).ok_or_else(|| format!("{waiting:#?}"))
+    });
+    for (expression, expected) in [
+        ("up{job=\"kvscout\"}", 1.0),
+        ("count(kvscout_pod_info)", 3.0),
+        ("sum(kvscout_warned_workers{warning=~\"contract_unknown|contract_contradicted\"})", 0.0),
+        ("round(kvscout:prediction_error:ratio{pod=\"a\"}, 0.1)", 0.5),
+    ] {
+        prometheus_support::patiently(expression, || {
+            site.ask();
+            let found = prometheus.numbers(expression);
+            (found == [expected]).then_some(()).ok_or_else(|| format!("{found:?}"))
+        });
+    }
+}
