@@ -79,6 +79,7 @@ impl Worker {
             audit: stream.audit(),
             events: stream.events(),
             unexplained: stream.unexplained(),
+            held: index.entries_by_tier(self.id),
             groups: stream.groups().to_vec(),
             contract: stream.contract().clone(),
             checks: stream.checks(),

@@ -233,6 +233,9 @@ pub struct WorkerStatus {
     pub events: EventCounters,
     /// What losses that leave no gap would look like.
     pub unexplained: Unexplained,
+    /// Blocks that it holds by tier, one of several groups counted in each: those of
+    /// [`Tier::KNOWN`](crate::block::Tier::KNOWN), then those of unknown media.
+    pub held: [u64; 5],
     /// Its cache groups, as announced.
     pub groups: Vec<GroupFacts>,
     /// Its hash contract, as detected.
@@ -247,6 +250,10 @@ pub struct WorkerStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EventCounters {
+    /// Stored events applied, in whole or in part.
+    pub stored_events: u64,
+    /// Removed events applied.
+    pub removed_events: u64,
     /// Copies added.
     pub stored: u64,
     /// Copies taken away one by one.

@@ -343,13 +343,18 @@ impl Stream {
                     self.events.foreign += 1;
                 }
                 Ok(Event::Stored(stored)) => {
-                    if self.stored(shared, &stored, &mut progress.applied).is_err() {
+                    if self.stored(shared, &stored, &mut progress.applied).is_ok() {
+                        self.events.stored_events += 1;
+                    } else {
                         self.flush(shared, &mut progress.applied)?;
                         progress.rejected += 1;
                         self.reject();
                     }
                 }
-                Ok(Event::Removed(removed)) => self.removed(&removed, &mut moving),
+                Ok(Event::Removed(removed)) => {
+                    self.events.removed_events += 1;
+                    self.removed(&removed, &mut moving);
+                }
                 Ok(Event::Cleared(cleared)) => {
                     self.release(&mut moving);
                     // What was refused before it does not matter any more.

@@ -35,6 +35,11 @@ impl MemoryIndex {
     pub(crate) fn entries(&self, worker: WorkerId) -> u64 {
         self.write(|pen| pen.entries_of(worker))
     }
+
+    /// The same by tier: those of `Tier::KNOWN`, then those of unknown media.
+    pub(crate) fn entries_by_tier(&self, worker: WorkerId) -> [u64; 5] {
+        self.write(|pen| pen.entries_by_tier(worker))
+    }
 }
 
 impl Pen<'_> {
@@ -93,6 +98,16 @@ impl Pen<'_> {
 
     fn entries_of(&self, worker: WorkerId) -> u64 {
         self.w.size(worker) + self.w.unplaced_of(worker)
+    }
+
+    fn entries_by_tier(&self, worker: WorkerId) -> [u64; 5] {
+        let mut held = [0; 5];
+        let lanes = self.w.workers.get(&worker).into_iter().flat_map(|w| &w.lanes);
+        for &(_, tier, slot) in lanes {
+            let entries = self.w.slots.entries(slot) + self.w.slots.unplaced(slot);
+            held[tier.rank().unwrap_or(4)] += entries;
+        }
+        held
     }
 }
 
@@ -166,6 +181,7 @@ mod tests {
             ]
         );
         assert_eq!((index.entries(ME), index.entries(other)), (8, 4));
+        assert_eq!(index.entries_by_tier(ME), [6, 1, 1, 0, 0]);
         index.apply(ME, &[Change::Clear { tier: Some(gpu) }]).unwrap();
         let left: Vec<_> = index.held(ME, &names).iter().map(|held| held.name.0).collect();
         assert_eq!((left, index.entries(ME)), (vec![1, 7], 2));
