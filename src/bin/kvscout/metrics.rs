@@ -93,13 +93,15 @@ impl Default for Metrics {
 pub(crate) struct Totals {
     workers: [u64; 4],
     warned: [u64; Warning::ALL.len()],
-    counters: SequencerCounters,
+    /// What happened on streams.
+    pub(crate) counters: SequencerCounters,
     audited: [u64; AuditState::ALL.len()],
     audit_missing: u64,
     audit_surplus: u64,
     held_back: u64,
     held_back_bytes: u64,
-    events: EventCounters,
+    /// What became of events.
+    pub(crate) events: EventCounters,
     messages: u64,
     bytes: u64,
     disconnects: u64,
@@ -148,6 +150,8 @@ impl Totals {
         self.audit_missing += status.audit.missing;
         self.audit_surplus += status.audit.surplus;
         let (sum, part) = (&mut self.events, status.events);
+        sum.stored_events += part.stored_events;
+        sum.removed_events += part.removed_events;
         sum.stored += part.stored;
         sum.removed += part.removed;
         sum.unknown_removals += part.unknown_removals;

@@ -12,6 +12,7 @@ mod question;
 mod readiness;
 mod receipts;
 mod returning;
+mod status;
 mod texts;
 
 use std::cell::RefCell;
@@ -45,6 +46,7 @@ use self::readiness::Readiness;
 use self::receipts::Receipts;
 pub(crate) use self::receipts::{BOUNDS, ReceiptOptions, Record, histogram};
 use self::returning::Attached;
+use self::status::Hits;
 use self::texts::Texts;
 use crate::config::{Config, Dialects, OnGap};
 use crate::follow::{Follower, Replayer};
@@ -171,6 +173,23 @@ impl WorkerView {
         }
     }
 
+    /// Whether its publisher is connected, where it has a source of its own.
+    pub(crate) fn link(&self) -> &'static str {
+        match (&self.source, &self.feed) {
+            (Some(source), _) if source.up => "up",
+            (Some(_), _) => "down",
+            (None, Some(_)) => "shared",
+            (None, None) => "none",
+        }
+    }
+
+    /// What an operator should look into.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = &'static str> {
+        let short = self.receipts.as_ref().filter(|record| record.is_off);
+        let warnings = self.status.warnings().map(|warning| warning.as_str());
+        warnings.chain(short.map(|_| "receipts_fall_short"))
+    }
+
     /// Where its past batches are asked for.
     pub(crate) fn replay(&self) -> Option<&Endpoint> {
         match &self.feed {
@@ -207,6 +226,10 @@ pub(crate) struct Service {
     texts: Texts,
     departed: Mutex<Totals>,
     metrics: Metrics,
+    hits: Hits,
+    /// Bytes that the index may take.
+    budget: u64,
+    began: Instant,
 }
 
 thread_local! {
@@ -286,6 +309,9 @@ impl Service {
             texts,
             departed: Mutex::default(),
             metrics: Metrics::default(),
+            hits: Hits::default(),
+            budget: config.memory.budget as u64,
+            began,
         };
         service.take_back(config, workers);
         Ok(service)
@@ -464,6 +490,7 @@ impl Service {
         }
         let gone = self.scout.unregister(worker);
         self.switchboard.feeds.lock().remove(&worker);
+        self.switchboard.heard.lock().remove(&worker);
         self.labels.forget(worker);
         self.picks.forget(worker);
         self.receipts.forget(worker);
@@ -532,6 +559,7 @@ impl Service {
             self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
             let mut rows = self.heard(ranked);
             self.picks.predict(request, &mut rows);
+            self.hits.count(request, rows.first());
             Ok::<T, Error>(read(&rows))
         });
         Ok(answer?)

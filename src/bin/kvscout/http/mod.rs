@@ -8,6 +8,7 @@ mod mooncake;
 mod openapi;
 mod own;
 mod packed;
+mod page;
 mod query;
 mod receive;
 mod refusal;
