@@ -18,6 +18,7 @@ mod serve;
 mod service;
 mod state;
 mod status;
+mod top;
 
 use std::io;
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Serve(serve::Args),
     Doctor(doctor::Args),
+    Top(top::Args),
     /// The block hashes that a vLLM engine gives its requests: JSON lines in, JSON lines out
     #[command(after_help = "\
 Example:
@@ -91,6 +93,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => filtered(demo::run(&args)),
         Command::Serve(args) => serve::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Hash => filtered(hash::run(input().lock(), output())),
         Command::Replay { seeds } => filtered(replay::run(input().lock(), output(), seeds)),
     }

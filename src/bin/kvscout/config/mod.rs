@@ -27,7 +27,7 @@ use toml::{Table, Value};
 use self::adapter::AdapterEntry;
 use self::model::{ModelEntry, TokenizerSource};
 pub(crate) use self::on_gap::OnGap;
-pub(crate) use self::setting::Key;
+pub(crate) use self::setting::{Key, duration};
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
 use crate::http::MooncakeAnswer;
