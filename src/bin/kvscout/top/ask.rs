@@ -100,7 +100,55 @@ fn disarm(text: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
+
     use super::*;
+
+    /// What is made of an answer, and the request.
+    fn asked(token: Option<&str>, answer: &'static str) -> (Result<Status, String>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8(request).unwrap()
+        });
+        let mut daemon = Daemon::at(&url, None).ok().unwrap();
+        daemon.token = token.map(str::to_owned);
+        (daemon.ask(), server.join().unwrap())
+    }
+
+    #[test]
+    fn a_token_is_shown_to_the_daemon_and_to_nobody_else() {
+        let denied = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
+        let (answer, request) = asked(Some("s3cret"), denied);
+        assert!(request.to_ascii_lowercase().contains("authorization: bearer s3cret\r\n"));
+        let error = answer.unwrap_err();
+        assert!(error.contains("another token") && !error.contains("s3cret"), "{error}");
+        let (answer, request) = asked(None, denied);
+        assert!(!request.to_ascii_lowercase().contains("authorization"), "{request}");
+        assert!(answer.unwrap_err().contains("--token-file"));
+    }
+
+    #[test]
+    fn what_is_no_status_is_said_to_be_none() {
+        let other = "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}";
+        assert!(asked(None, other).0.unwrap_err().contains("no status"));
+        let old = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+        assert!(asked(None, old).0.unwrap_err().contains("too old"));
+        // It is asked at the daemon's own address only.
+        let moved =
+            "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(asked(None, moved).0.unwrap_err(), "status 302");
+    }
 
     #[test]
     fn a_name_cannot_act_on_the_terminal() {
