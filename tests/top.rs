@@ -210,7 +210,13 @@ fn elements<'a>(document: &'a str, begin: &str) -> Vec<&'a str> {
 #[test]
 fn in_a_real_browser_the_page_shows_the_workers_and_no_name_becomes_markup() {
     let found = ["chromium", "chromium-browser", "google-chrome"].into_iter();
-    let browser = || found.clone().find(|browser| runs(browser, &["--version"])).map(Command::new);
+    let browser = || {
+        let found = found.clone().find(|browser| runs(browser, &["--version"]))?;
+        // One that hangs is no reason to wait for ever.
+        let mut command = Command::new("timeout");
+        command.args(["180", found]);
+        Some(command)
+    };
     let Some(one) = needed(browser(), "browser (Debian: chromium)") else { return };
     let (daemon, _socket) = site(&["8", MARKUP]);
     let (document, said) = browse(one, &daemon, &["--dump-dom"]);

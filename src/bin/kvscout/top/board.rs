@@ -99,7 +99,9 @@ impl Board {
         if let Some(mut before) = self.status.take() {
             if before.uptime_seconds > now.uptime_seconds {
                 // Started anew: what was before says nothing of it.
-                (self.window.clear(), self.curve.clear(), self.rates = None);
+                self.window.clear();
+                self.curve.clear();
+                self.rates = None;
             } else if let Some(rates) = Rates::between(&before, &now) {
                 self.curve.push_back(rates.events);
                 self.rates = Some(rates);

@@ -50,7 +50,8 @@ impl Rates {
     /// Between two looks at the same daemon; `None` if it was started in between, or they are too close.
     pub(super) fn between(before: &Status, now: &Status) -> Option<Rates> {
         let seconds = now.uptime_seconds - before.uptime_seconds;
-        if !(seconds >= LEAST_SECONDS) {
+        // What is no number is neither.
+        if seconds.is_nan() || seconds < LEAST_SECONDS {
             return None;
         }
         let rate = |before: u64, now: u64| now.saturating_sub(before) as f64 / seconds;

@@ -19,7 +19,7 @@ use crate::status::Status;
 /// What there is to react to.
 enum Happened {
     /// The daemon answered, or did not.
-    Answer(Result<Status, String>),
+    Answer(Box<Result<Status, String>>),
     /// A key was pressed.
     Key(KeyEvent),
     /// The screen has another size.
@@ -73,7 +73,7 @@ fn show(
         let mut next = inbox.recv().ok();
         while let Some(happened) = next {
             match happened {
-                Happened::Answer(answer) => board.heard(answer),
+                Happened::Answer(answer) => board.heard(*answer),
                 Happened::Key(key) => {
                     let shown = frame::shown(terminal.size()?.height);
                     if !obey(board, key, shown) {
@@ -121,7 +121,7 @@ fn obey(board: &mut Board, key: KeyEvent, shown: usize) -> bool {
 /// Asks the daemon again and again until nobody listens.
 fn ask(daemon: Daemon, every: Duration, send: Sender<Happened>) {
     thread::spawn(move || {
-        while send.send(Happened::Answer(daemon.ask())).is_ok() {
+        while send.send(Happened::Answer(Box::new(daemon.ask()))).is_ok() {
             thread::sleep(every);
         }
     });
