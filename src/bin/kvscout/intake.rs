@@ -74,10 +74,19 @@ pub(crate) struct Switchboard {
     pub(crate) feeds: Mutex<BTreeMap<WorkerId, Feed>>,
     /// Sources whose link is down, since when; until their workers are called silent.
     pub(crate) down: Mutex<BTreeMap<SourceId, Instant>>,
-    /// Since when workers have published nothing: since their last batch, or since they were registered.
-    pub(crate) quiet_since: Mutex<HashMap<WorkerId, Instant>>,
+    /// What came last of each worker.
+    pub(crate) heard: Mutex<HashMap<WorkerId, Heard>>,
     /// Messages counted by what their topic is worth.
     pub(crate) topics: TopicCounters,
+}
+
+/// The newest batch that came live, applied or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    /// When the last one came, or its worker was registered.
+    pub(crate) at: Instant,
+    /// The highest number of this publisher; none while it has sent nothing since it was registered.
+    pub(crate) sequence: Option<u64>,
 }
 
 /// What is wrong with topics.
@@ -179,6 +188,15 @@ impl Intake {
         });
     }
 
+    /// Notes that a batch came.
+    fn heard(&self, worker: WorkerId, sequence: u64, verdict: Verdict) {
+        let at = Instant::now();
+        let mut heard = self.follower.switchboard.heard.lock();
+        let last = heard.entry(worker).or_insert(Heard { at, sequence: None });
+        let before = last.sequence.filter(|_| verdict != Verdict::Restart);
+        *last = Heard { at, sequence: before.max(Some(sequence)) };
+    }
+
     fn log(
         &mut self,
         source: SourceId,
@@ -239,7 +257,7 @@ impl Sink for Intake {
         };
         match self.follower.scout.apply(worker, sequence, payload) {
             Ok(ingested) => {
-                self.follower.switchboard.quiet_since.lock().insert(worker, Instant::now());
+                self.heard(worker, sequence, ingested.verdict);
                 self.follower.ask(source, replay.as_deref(), ingested.ask);
                 self.log(source, (worker, replay.is_some()), sequence, &ingested);
             }

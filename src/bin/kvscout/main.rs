@@ -19,6 +19,8 @@ mod replay;
 mod serve;
 mod service;
 mod state;
+mod status;
+mod top;
 
 use std::io;
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Serve(serve::Args),
     Doctor(doctor::Args),
+    Top(top::Args),
     /// The block hashes that a vLLM engine gives its requests: JSON lines in, JSON lines out
     #[command(after_help = "\
 Example:
@@ -93,6 +96,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => filtered(demo::run(&args)),
         Command::Serve(args) => serve::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Hash => filtered(hash::run(input().lock(), output())),
         Command::Record(args) => record::run(&args),
         Command::Replay { seeds } => filtered(replay::run(input().lock(), output(), seeds)),

@@ -93,13 +93,13 @@ pub(crate) struct Metrics {
 
 /// What lookups came to, as far as the first worker of each answer, or the one that holds most, says.
 #[derive(Clone, Debug)]
-struct Lookups {
-    all: Counter,
+pub(crate) struct Lookups {
+    pub(crate) all: Counter,
     /// Those where somebody holds a block.
-    hits: Counter,
+    pub(crate) hits: Counter,
     /// Prompt tokens asked about, and those that the first worker is expected to have cached.
-    tokens: Counter,
-    expected_tokens: Counter,
+    pub(crate) tokens: Counter,
+    pub(crate) expected_tokens: Counter,
     /// Leading blocks of whoever holds most: their sum and how many are how long.
     matched: Counter,
     matched_blocks: Histogram,
@@ -166,6 +166,11 @@ impl Metrics {
         matched_blocks.observe(f64::from(most_blocks));
     }
 
+    /// What lookups came to so far.
+    pub(crate) fn lookups(&self) -> &Lookups {
+        &self.lookups
+    }
+
     /// Counts a text that was turned into tokens, or refused, `by` files or an engine.
     pub(crate) fn count_text(&self, by: &'static str, took: Duration) {
         self.tokenize_seconds.get_or_create(&Tokenized { by }).observe(took.as_secs_f64());
@@ -190,13 +195,15 @@ impl Metrics {
 pub(crate) struct Totals {
     workers: [u64; 4],
     warned: [u64; Warning::ALL.len()],
-    counters: SequencerCounters,
+    /// What happened on streams.
+    pub(crate) counters: SequencerCounters,
     audited: [u64; AuditState::ALL.len()],
     audit_missing: u64,
     audit_surplus: u64,
     held_back: u64,
     held_back_bytes: u64,
-    events: EventCounters,
+    /// What became of events.
+    pub(crate) events: EventCounters,
     messages: u64,
     bytes: u64,
     disconnects: u64,

@@ -13,6 +13,7 @@ mod question;
 mod readiness;
 mod receipts;
 mod returning;
+mod status;
 mod texts;
 
 use std::cell::RefCell;
@@ -51,7 +52,7 @@ use self::returning::Attached;
 use self::texts::Texts;
 use crate::config::{Config, Dialects, OnGap};
 use crate::follow::{Follower, Replayer};
-use crate::intake::{Feed, Intake, Route, Switchboard};
+use crate::intake::{Feed, Heard, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
 use crate::state::{Report, State};
 
@@ -151,6 +152,8 @@ pub(crate) struct WorkerView {
     pub(crate) labels: Labels,
     /// What it delivered of what was expected, as far as routers said.
     pub(crate) receipts: Option<Record>,
+    /// What came last of it.
+    pub(crate) heard: Option<Heard>,
     /// How long it has published nothing although it could: at most since it was registered here, or its
     /// link came up. None while that is down.
     pub(crate) quiet: Option<Duration>,
@@ -177,6 +180,23 @@ impl WorkerView {
             (None, Some(Feed::Source { endpoint, .. })) => Some(endpoint),
             _ => None,
         }
+    }
+
+    /// Whether its publisher is connected, where it has a source of its own.
+    pub(crate) fn link(&self) -> &'static str {
+        match (&self.source, &self.feed) {
+            (Some(source), _) if source.up => "up",
+            (Some(_), _) => "down",
+            (None, Some(_)) => "shared",
+            (None, None) => "none",
+        }
+    }
+
+    /// What an operator should look into.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = &'static str> {
+        let short = self.receipts.as_ref().filter(|record| record.is_off);
+        let warnings = self.status.warnings().map(|warning| warning.as_str());
+        warnings.chain(short.map(|_| "receipts_fall_short"))
     }
 
     /// Where its past batches are asked for.
@@ -217,6 +237,7 @@ pub(crate) struct Service {
     departed: Mutex<Totals>,
     metrics: Metrics,
     index_budget: usize,
+    began: Instant,
 }
 
 thread_local! {
@@ -302,6 +323,7 @@ impl Service {
             departed: Mutex::default(),
             metrics: Metrics::new(config.most_pods),
             index_budget: config.memory.budget,
+            began,
         };
         service.take_back(config, workers);
         Ok(service)
@@ -405,7 +427,8 @@ impl Service {
             let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
             self.switchboard.routes.write().insert(source, route);
             self.switchboard.down.lock().insert(source, Instant::now());
-            self.switchboard.quiet_since.lock().insert(worker, Instant::now());
+            let registered = Heard { at: Instant::now(), sequence: None };
+            self.switchboard.heard.lock().insert(worker, registered);
             let endpoint = endpoint.clone();
             feeds.insert(worker, Feed::Source { source, endpoint, mode, replay, origin });
             labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
@@ -474,7 +497,7 @@ impl Service {
         }
         let gone = self.scout.unregister(worker);
         self.switchboard.feeds.lock().remove(&worker);
-        self.switchboard.quiet_since.lock().remove(&worker);
+        self.switchboard.heard.lock().remove(&worker);
         self.labels.forget(worker);
         self.picks.forget(worker);
         self.receipts.forget(worker);
@@ -633,18 +656,18 @@ impl Service {
     /// Every worker, by tenant, pod and rank.
     pub(crate) fn workers(&self) -> Vec<WorkerView> {
         let feeds = self.switchboard.feeds.lock().clone();
-        let quiet_since = self.switchboard.quiet_since.lock().clone();
+        let heard = self.switchboard.heard.lock().clone();
         let views = self.scout.workers().into_iter().map(|mut status| {
             let feed = feeds.get(&status.worker).cloned();
             let source = self.source_of(feed.as_ref());
             status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
             let labels = self.labels.of(status.worker);
             let receipts = self.receipts.of(status.worker);
-            let since = quiet_since.get(&status.worker).copied();
-            let quiet = since.max(source.as_ref().and_then(|source| source.since));
+            let heard = heard.get(&status.worker).copied();
+            let quiet = heard.map(|heard| heard.at).max(source.as_ref().and_then(|source| source.since));
             let is_down = source.as_ref().is_some_and(|source| !source.up);
             let quiet = quiet.filter(|_| !is_down).map(|since| since.elapsed());
-            WorkerView { status, feed, source, labels, receipts, quiet }
+            WorkerView { status, feed, source, labels, receipts, heard, quiet }
         });
         views.collect()
     }

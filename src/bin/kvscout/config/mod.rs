@@ -31,7 +31,7 @@ use self::adapter::AdapterEntry;
 use self::discover::DiscoverEntry;
 use self::model::{ModelEntry, TokenizerSource};
 pub(crate) use self::on_gap::OnGap;
-pub(crate) use self::setting::Key;
+pub(crate) use self::setting::{Key, duration};
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
 use crate::Failure;

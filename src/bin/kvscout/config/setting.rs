@@ -294,6 +294,11 @@ impl Setting for Algorithm {
     }
 }
 
+/// A duration as it is written everywhere.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    Setting::read(&[text.to_owned()]).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
+}
+
 /// A value that need not be there; an empty text takes it away.
 impl<S: Setting> Setting for Option<S> {
     const EXPECTED: &'static str = S::EXPECTED;

@@ -8,6 +8,7 @@ mod mooncake;
 mod openapi;
 mod own;
 mod packed;
+mod page;
 mod profile;
 mod query;
 mod receive;

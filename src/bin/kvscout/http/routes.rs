@@ -17,7 +17,7 @@ use super::body::{Body, Fields};
 use super::query::parameters;
 use super::receive::{Form, read};
 use super::refusal::HttpError;
-use super::{Answer, App, admin, dynamo, mooncake, openapi, own};
+use super::{Answer, App, admin, dynamo, mooncake, openapi, own, page};
 use crate::service::Refusal;
 
 /// Bodies above this are parsed and answered on a blocking thread: 256 KiB, some 40,000 tokens,
@@ -43,6 +43,7 @@ enum Serves {
     PostPrompt(Place, Call),
     /// Something is looked at.
     Get(Call),
+    Page,
     Health,
     Metrics,
     Snapshot,
@@ -71,6 +72,7 @@ pub(super) const ROUTES: &[Route] = &[
     route("/v1/explain", PostPrompt(Aside, own::explain)),
     route("/v1/picked", PostPrompt(Here, own::picked)),
     route("/v1/receipt", Post(Here, own::receipt)),
+    route("/v1/status", Get(own::status)),
     route("/v1/admin/clear", Post(Aside, admin::clear)),
     route("/register", Post(Aside, register)),
     route("/unregister", Post(Aside, unregister)),
@@ -84,6 +86,7 @@ pub(super) const ROUTES: &[Route] = &[
     route("/register_peer", Post(Here, dynamo::register_peer)),
     route("/deregister_peer", Post(Here, dynamo::deregister_peer)),
     route("/peers", Get(dynamo::peers)),
+    route("/", Serves::Page),
     route("/health", Serves::Health),
     route("/ready", Get(own::ready)),
     route("/snapshot", Serves::Snapshot),
@@ -110,6 +113,7 @@ impl Route {
                 post(move |State(app), request| posted(app, request, place, call, true))
             }
             Get(call) => get(move |State(app), request| looked(app, request, call)),
+            Serves::Page => get(page::page),
             Serves::Health => get(health),
             Serves::Metrics => get(metrics),
             Serves::Snapshot => get(snapshot),

@@ -10,7 +10,7 @@ pub(super) use self::explain::explain;
 pub(super) use self::picked::{picked, receipt};
 pub(super) use self::prompt::has_text;
 pub(super) use self::score::{batch, score};
-pub(super) use self::workers::{ready, workers};
+pub(super) use self::workers::{ready, status, workers};
 
 use super::App;
 use super::body::Fields;

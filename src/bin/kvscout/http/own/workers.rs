@@ -1,4 +1,4 @@
-//! `/workers` and `/ready`: what an operator looks at.
+//! `/workers`, `/v1/status` and `/ready`: what an operator looks at.
 
 use std::time::Instant;
 
@@ -28,6 +28,11 @@ pub(in super::super) fn ready(app: &App, _: Fields<'_>) -> Result<Answer, HttpEr
 pub(in super::super) fn workers(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
     let workers: Vec<Value> = app.service.workers().iter().map(worker).collect();
     Ok(Answer::ok(&json!({ "workers": workers })))
+}
+
+/// The daemon at a glance.
+pub(in super::super) fn status(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
+    Ok(Answer::ok(&app.service.status()))
 }
 
 fn worker(view: &WorkerView) -> Value {
@@ -87,11 +92,7 @@ fn worker(view: &WorkerView) -> Value {
         "groups": status.groups.iter().map(group).collect::<Vec<_>>(),
         "contract": contract(status),
         "receipts": view.receipts.as_ref().map(receipts),
-        "warnings": status
-            .warnings()
-            .map(|warning| warning.as_str())
-            .chain(view.receipts.filter(|record| record.is_off).map(|_| "receipts_fall_short"))
-            .collect::<Vec<_>>(),
+        "warnings": view.warnings().collect::<Vec<_>>(),
     })
 }
 
@@ -128,11 +129,11 @@ fn replay_state(status: &WorkerStatus) -> Value {
 
 fn link(view: &WorkerView) -> Value {
     let Some(source) = &view.source else {
-        return json!({ "state": if view.feed.is_some() { "shared" } else { "none" } });
+        return json!({ "state": view.link() });
     };
     let since = source.since.map(|since| Instant::now().duration_since(since).as_secs_f64());
     json!({
-        "state": if source.up { "up" } else { "down" },
+        "state": view.link(),
         "up_for_seconds": since,
         "messages": source.messages,
         "bytes": source.bytes,
