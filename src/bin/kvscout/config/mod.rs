@@ -1,10 +1,11 @@
 //! The daemon's configuration: file, then environment, then flags, parsed once into types.
 //!
-//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`adapter::KEYS`], [`model::KEYS`]); reading the three
+//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`adapter::KEYS`], [`caller::KEYS`], [`model::KEYS`]); reading the three
 //! sources, `--print-config`, the nearest known key of a misspelt one and the test of
 //! `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
+pub(crate) mod caller;
 pub(crate) mod model;
 mod on_gap;
 mod setting;
@@ -25,11 +26,14 @@ use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
+use self::caller::CallerEntry;
 use self::model::{ModelEntry, TokenizerSource};
 pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
+use crate::auth::Class;
+use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::ReceiptOptions;
@@ -41,6 +45,10 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// The gRPC services.
     pub(crate) grpc: Grpc,
+    /// Who need not say who it is, and who may do everything.
+    pub(crate) auth: Auth,
+    /// TLS of both.
+    pub(crate) tls: TlsFiles,
     /// Form of the log lines.
     pub(crate) log_format: Format,
     /// What is logged.
@@ -57,6 +65,8 @@ pub(crate) struct Config {
     pub(crate) topic_bind: Option<Endpoint>,
     /// The tenant of its workers.
     pub(crate) topic_tenant: String,
+    /// What requests may have dialled.
+    pub(crate) dial: Vec<Rule>,
     /// What a block is worth in each tier.
     pub(crate) weights: Weights,
     /// What requests may cost.
@@ -95,8 +105,30 @@ pub(crate) struct Config {
     pub(crate) sources: Vec<SourceEntry>,
     /// LoRA adapters that requests may name.
     pub(crate) adapters: Vec<AdapterEntry>,
+    /// Those who may do something, where not everyone may.
+    pub(crate) callers: Vec<CallerEntry>,
     /// Models that can be asked about by text.
     pub(crate) models: Vec<ModelEntry>,
+}
+
+/// The files that TLS needs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TlsFiles {
+    /// The certificate, with those between it and its authority.
+    pub(crate) certificate: Option<String>,
+    /// Its key.
+    pub(crate) key: Option<String>,
+    /// The authorities whose certificates clients may show.
+    pub(crate) client_ca: Option<String>,
+}
+
+/// Who may do what, beside the callers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Auth {
+    /// The file with the token of who may do everything.
+    pub(crate) token_file: Option<String>,
+    /// What nobody needs a credential for.
+    pub(crate) open: Vec<Class>,
 }
 
 /// What other projects' clients need, and costs something.
@@ -128,6 +160,8 @@ pub(crate) struct State {
     pub(crate) interval: Duration,
     /// Another replica to begin with, where the directory has no snapshot.
     pub(crate) from: Option<String>,
+    /// The file with the token that it wants.
+    pub(crate) from_token_file: Option<String>,
     /// Whether others may begin with a snapshot of this one.
     pub(crate) share: bool,
 }
@@ -148,6 +182,16 @@ pub(crate) struct Limits {
     pub(crate) max_body: NonZeroUsize,
     /// How long a body may take to arrive.
     pub(crate) read_timeout: Duration,
+    /// Questions that are computed at a time.
+    pub(crate) concurrency: Option<NonZeroUsize>,
+    /// Questions that may wait for that.
+    pub(crate) queue: usize,
+    /// Bytes of all bodies at a time.
+    pub(crate) body_memory: usize,
+    /// Connections to each listener.
+    pub(crate) connections: NonZeroUsize,
+    /// How long one may rest.
+    pub(crate) idle: Duration,
     /// How long requests in flight may go on after the signal to stop.
     pub(crate) drain: Duration,
     /// Workers that topics may register.
@@ -160,6 +204,8 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 13333)),
             // Twice what SGLang's router has in flight. A zero would not compile.
             grpc: Grpc { listen: None, max_streams: const { NonZeroU32::new(64).unwrap() } },
+            auth: Auth::default(),
+            tls: TlsFiles::default(),
             log_format: Format::Text,
             log_level: Level::Info,
             seeds: Vec::new(),
@@ -174,19 +220,33 @@ impl Default for Config {
             trust_topics: false,
             topic_bind: None,
             topic_tenant: Registration::DEFAULT_TENANT.to_owned(),
+            dial: vec![Rule::Private],
             weights: Weights::default(),
             limits: Limits {
                 // A million tokens of seven digits and a comma; Dynamo's limit, too. A zero would not
                 // compile.
                 max_body: const { NonZeroUsize::new(8 << 20).unwrap() },
                 read_timeout: Duration::from_secs(10),
+                concurrency: None,
+                queue: 256,
+                body_memory: 256 << 20,
+                // A zero would not compile.
+                connections: const { NonZeroUsize::new(1024).unwrap() },
+                // Longer than routers' own pools keep a connection.
+                idle: Duration::from_secs(120),
                 drain: Duration::from_secs(10),
                 topic_workers: 4096,
             },
             events: event::Limits::default(),
             memory: MemoryOptions::default(),
             chain_memory: scout::Options::default().chain_memory,
-            state: State { dir: None, interval: Duration::from_secs(60), from: None, share: false },
+            state: State {
+                dir: None,
+                interval: Duration::from_secs(60),
+                from: None,
+                from_token_file: None,
+                share: false,
+            },
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
@@ -207,6 +267,7 @@ impl Default for Config {
             silent_after_down: Duration::from_secs(10),
             sources: Vec::new(),
             adapters: Vec::new(),
+            callers: Vec::new(),
             models: Vec::new(),
         }
     }
@@ -217,6 +278,11 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "listen" => listen;
     "grpc.listen" => grpc.listen;
     "grpc.max_streams" => grpc.max_streams;
+    "auth.token_file" => auth.token_file;
+    "auth.open" => auth.open;
+    "tls.certificate" => tls.certificate;
+    "tls.key" => tls.key;
+    "tls.client_ca" => tls.client_ca;
     "log.format" => log_format;
     "log.level" => log_level;
     "seeds" => seeds;
@@ -227,12 +293,18 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "trust_topics" => trust_topics;
     "topic_bind" => topic_bind;
     "topic_tenant" => topic_tenant;
+    "dial.allow" => dial;
     "weights.gpu" => weights.gpu;
     "weights.cpu" => weights.cpu;
     "weights.disk" => weights.disk;
     "weights.remote" => weights.remote;
     "limits.max_body_bytes" => limits.max_body;
     "limits.read_timeout" => limits.read_timeout;
+    "limits.concurrency" => limits.concurrency;
+    "limits.queue" => limits.queue;
+    "limits.body_memory_bytes" => limits.body_memory;
+    "limits.connections" => limits.connections;
+    "limits.idle" => limits.idle;
     "limits.drain" => limits.drain;
     "limits.topic_workers" => limits.topic_workers;
     "limits.max_frame_bytes" => events.max_frame;
@@ -267,6 +339,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "state.dir" => state.dir;
     "state.interval" => state.interval;
     "state.from" => state.from;
+    "state.from_token_file" => state.from_token_file;
     "state.share" => state.share;
     "ready.workers" => ready.workers;
     "ready.deadline" => ready.deadline;
@@ -377,14 +450,21 @@ impl Config {
                         self.adapters.push(adapter::from_table(table, n)?);
                     }
                 }
-                (table @ ("source" | "adapter"), _) => {
+                ("caller", Value::Array(tables)) => {
+                    for (n, table) in tables.into_iter().enumerate() {
+                        self.callers.push(caller::from_table(table, n)?);
+                    }
+                }
+                (table @ ("source" | "adapter" | "caller"), _) => {
                     return Err(ConfigError(format!(
                         "{table} is a list of tables; write [[{table}]]"
                     )));
                 }
                 (path, value) => {
-                    let known =
-                        KEYS.iter().map(|key| key.path).chain(["source", "adapter", "models"]);
+                    let known = KEYS
+                        .iter()
+                        .map(|key| key.path)
+                        .chain(["source", "adapter", "caller", "models"]);
                     let key = KEYS
                         .iter()
                         .find(|key| key.path == path)
@@ -407,6 +487,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.check_state()?;
         self.check_models()?;
+        self.check_callers()?;
         if self.metrics_interval.is_zero() {
             return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
         }
@@ -431,6 +512,37 @@ impl Config {
             ))),
             _ => Ok(()),
         }
+    }
+
+    fn check_callers(&self) -> Result<(), ConfigError> {
+        for (n, caller) in self.callers.iter().enumerate() {
+            let name = &caller.name;
+            if self.callers[..n].iter().any(|other| other.name == *name) {
+                return Err(ConfigError(format!("caller {name:?} comes twice")));
+            }
+        }
+        let TlsFiles { certificate, key, client_ca } = &self.tls;
+        if certificate.is_some() != key.is_some() {
+            return Err(ConfigError::new("tls.certificate and tls.key go together: set both"));
+        }
+        if client_ca.is_some() && certificate.is_none() {
+            return Err(ConfigError::new("tls.client_ca needs tls.certificate and tls.key"));
+        }
+        if client_ca.is_none()
+            && let Some(caller) = self.callers.iter().find(|c| c.certificate.is_some())
+        {
+            return Err(ConfigError(format!(
+                "caller {:?} is known by a certificate, which needs tls.client_ca",
+                caller.name
+            )));
+        }
+        if !self.auth.open.is_empty() && self.auth.token_file.is_none() && self.callers.is_empty() {
+            return Err(ConfigError::new(
+                "auth.open is set and nobody is known, so that everything is open: set auth.token_file, or add a \
+                 [[caller]]",
+            ));
+        }
+        Ok(())
     }
 
     fn check_models(&self) -> Result<(), ConfigError> {
@@ -458,7 +570,7 @@ impl Config {
     }
 
     fn check_state(&self) -> Result<(), ConfigError> {
-        let State { dir, interval, from, share } = &self.state;
+        let State { dir, interval, from, from_token_file, share } = &self.state;
         if interval.is_zero() {
             return Err(ConfigError::new("state.interval 0s: expected a duration above 0"));
         }
@@ -466,6 +578,9 @@ impl Config {
             && !from.starts_with("http://")
         {
             return Err(ConfigError(format!("state.from {from:?}: expected http://host:port")));
+        }
+        if from_token_file.is_some() && from.is_none() {
+            return Err(ConfigError::new("state.from_token_file is set without state.from"));
         }
         for (key, is_set) in [("state.from", from.is_some()), ("state.share", *share)] {
             if is_set && dir.is_none() {
@@ -482,8 +597,13 @@ impl Config {
         let mut root = table_of(KEYS, self);
         let sources = self.sources.iter().map(|source| table_of(source::KEYS, source).into());
         let adapters = self.adapters.iter().map(|entry| table_of(adapter::KEYS, entry).into());
-        for (name, tables) in [("source", sources.collect()), ("adapter", adapters.collect())] {
-            let tables: Vec<Value> = tables;
+        let callers = self.callers.iter().map(|entry| table_of(caller::KEYS, entry).into());
+        let lists: [(&str, Vec<Value>); 3] = [
+            ("source", sources.collect()),
+            ("adapter", adapters.collect()),
+            ("caller", callers.collect()),
+        ];
+        for (name, tables) in lists {
             if !tables.is_empty() {
                 root.insert(name.to_owned(), Value::Array(tables));
             }

@@ -210,6 +210,7 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
         let key = match section {
             "`[[source]]`" => format!("source/{key}"),
             "`[[adapter]]`" => format!("adapter/{key}"),
+            "`[[caller]]`" => format!("caller/{key}"),
             "`[models.NAME]`" => format!("models/{key}"),
             _ => key.to_owned(),
         };
@@ -233,6 +234,14 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
             _ => written((key.get)(&adapter)),
         };
         (format!("adapter/{}", key.path), default)
+    }));
+    let caller = CallerEntry::new("n");
+    expected.extend(caller::KEYS.iter().map(|key| {
+        let default = match key.path {
+            "name" | "allows" => "required".to_owned(),
+            _ => written((key.get)(&caller)),
+        };
+        (format!("caller/{}", key.path), default)
     }));
     let models = toml::toml! { m = { tokenizer = "t" } };
     let model = &model::from_tables(models.into()).unwrap()[0];

@@ -104,7 +104,13 @@ impl Service {
                 Some(Attached::Source { configured: true, .. }) | None => false,
                 Some(attached) => match self.dial_again(&state, attached) {
                     Ok(()) => true,
-                    Err(error) => {
+                    Err(Refusal::Unavailable(error)) => {
+                        warn!(pod, rank, %error, "not dialled yet");
+                        self.unresolved.lock().push(state.clone());
+                        true
+                    }
+                    Err(refusal) => {
+                        let error = refusal.into_message();
                         warn!(pod, rank, %error, "could not be registered again");
                         false
                     }
@@ -114,6 +120,27 @@ impl Service {
                 info!(pod, rank, "not there any more: forgotten");
                 // It may be gone already.
                 let _ = self.scout.unregister(state.worker);
+            }
+        }
+    }
+
+    /// Dials those of the snapshot whose names had no address, unless they have been registered meanwhile.
+    pub(super) fn dial_unresolved(&self) {
+        let waiting = std::mem::take(&mut *self.unresolved.lock());
+        for state in waiting {
+            let attached = self.returning.lock().get(&state.worker).cloned();
+            let Some(attached) = attached else { continue };
+            let (pod, rank) = (&state.pod, state.rank);
+            match self.dial_again(&state, attached) {
+                Ok(()) => {}
+                Err(Refusal::Unavailable(_)) => self.unresolved.lock().push(state),
+                Err(refusal) => {
+                    let error = refusal.into_message();
+                    warn!(pod, rank, %error, "could not be registered again: forgotten");
+                    self.returning.lock().remove(&state.worker);
+                    // It may be gone already.
+                    let _ = self.scout.unregister(state.worker);
+                }
             }
         }
     }
@@ -132,18 +159,18 @@ impl Service {
         Ok(())
     }
 
-    fn dial_again(&self, state: &WorkerState, attached: Attached) -> Result<(), String> {
+    fn dial_again(&self, state: &WorkerState, attached: Attached) -> Result<(), Refusal> {
         let Attached::Source { endpoint, replay, labels, .. } = &attached else { return Ok(()) };
         let enrolment = Enrolment {
             registration: state.into(),
-            endpoint: over_tcp(endpoint)?,
+            endpoint: over_tcp(endpoint).map_err(Refusal::Invalid)?,
             mode: Mode::Connect,
-            replay: replay.as_deref().map(over_tcp).transpose()?,
+            replay: replay.as_deref().map(over_tcp).transpose().map_err(Refusal::Invalid)?,
             origin: Origin::Requested,
             labels: Some(labels.clone()),
         };
         self.returning.lock().insert(state.worker, attached);
-        self.register(enrolment).map_err(Refusal::into_message)
+        self.register(enrolment)
     }
 }
 
