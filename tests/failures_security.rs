@@ -8,7 +8,7 @@ mod zmq_support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use daemon_support::{Daemon, Response, kvscout};
 use failures_support::{batch, stored};
@@ -315,6 +315,81 @@ fn a_replica_begins_with_the_snapshot_of_one_that_asks_who_it_is() {
     assert!(begun.contains("restored"), "{begun}");
 }
 
+/// Runs a client of Python's grpcio: `channel`, and the stubs of every service; prints what it is asked to.
+fn grpc(script: &str) -> Option<String> {
+    let python = ["python3", "/usr/bin/python3"].into_iter().find(|python| {
+        let mut probe = Command::new(python);
+        probe.args(["-c", "import grpc, google.protobuf"]);
+        probe.stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    });
+    let required = std::env::var_os("KVSCOUT_TEST_CLIENTS").is_some();
+    assert!(python.is_some() || !required, "there is no Python with grpcio");
+    let stubs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/grpc_stubs");
+    let start = format!(
+        "import sys; sys.path.insert(0, {stubs:?})
+import grpc, health_pb2 as h, health_pb2_grpc as hs, indexer_pb2 as i, indexer_pb2_grpc as isv
+import kv_indexer_pb2 as s, kv_indexer_pb2_grpc as ss, kvscout_pb2 as k, kvscout_pb2_grpc as ks
+def says(call, request, token=None):
+    metadata = [('authorization', 'Bearer ' + token)] if token else None
+    try:
+        answer = call(request, timeout=60, metadata=metadata)
+        if not hasattr(answer, 'DESCRIPTOR'):
+            list(answer)
+        return 'OK'
+    except grpc.RpcError as error:
+        return error.code().name
+"
+    );
+    let run = Command::new(python?).args(["-B", "-c", &(start + script)]).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    Some(String::from_utf8(run.stdout).unwrap())
+}
+
+#[test]
+fn x6_every_method_of_grpc_refuses_whoever_has_no_leave() {
+    let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], &callers("grpc"), &[]);
+    let said = grpc(&format!(
+        "channel = grpc.insecure_channel({:?})
+scout, llmd, sglang = ks.ScoutStub(channel), isv.IndexerServiceStub(channel), ss.KVIndexerStub(channel)
+question = k.ScoreRequest(model='m', tenant='a', token_ids=k.TokenIds(ids=[1]))
+calls = [
+    (scout.Score, question),
+    (scout.ScoreMany, iter([])),
+    (llmd.GetPodScores, i.GetPodScoresRequest(prompt='x', model_name='m')),
+    (sglang.ApplyExternalKvBatch, s.ApplyExternalKvBatchRequest(worker_id='w')),
+    (sglang.MatchExternalKv, s.MatchExternalKvRequest(hashes=[1])),
+    (sglang.MatchExternalKvPrefix, s.MatchExternalKvPrefixRequest(hashes=[1])),
+    (sglang.GetExternalKvHitCounts, s.GetExternalKvHitCountsRequest(hashes=[1])),
+]
+for call, request in calls:
+    print(*[says(call, request, token) for token in (None, 'wrong', {READ:?}, {ADMIN:?})])
+print('bound', *[says(call, request, {TENANT:?}) for call, request in calls])
+question.tenant = 'b'
+print('other', says(scout.Score, question, {TENANT:?}))
+print('open', says(hs.HealthStub(channel).Check, h.HealthCheckRequest()))
+",
+        daemon.grpc()
+    ));
+    let Some(said) = said else { return };
+    let lines: Vec<&str> = said.lines().collect();
+    for line in &lines[..7] {
+        let codes: Vec<&str> = line.split(' ').collect();
+        assert_eq!(
+            codes[..3],
+            ["UNAUTHENTICATED", "UNAUTHENTICATED", "PERMISSION_DENIED"],
+            "{said}"
+        );
+        assert!(!["UNAUTHENTICATED", "PERMISSION_DENIED"].contains(&codes[3]), "{said}");
+    }
+    // Its own tenant has no workers; what knows no tenants is not for it.
+    let denied = "PERMISSION_DENIED ".repeat(5);
+    assert_eq!(lines[7], format!("bound NOT_FOUND OK {}", denied.trim()), "{said}");
+    assert_eq!(lines[8..], ["other PERMISSION_DENIED", "open OK"], "{said}");
+    let log = daemon.terminate();
+    assert!(![ADMIN, READ, TENANT].iter().any(|token| log.contains(token)), "{log}");
+}
+
 /// Files of an authority, of a server at 127.0.0.1 and of a client.
 fn certificates(name: &str) -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tls-{name}"));
@@ -346,7 +421,7 @@ fn over_tls_a_client_is_known_by_its_certificate_and_by_no_other() {
             file("server.key"),
             file("ca.crt")
         );
-    let daemon = Daemon::start(&[], &config, &[]);
+    let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], &config, &[]);
     let curl = |path: &str, arguments: &[&str]| {
         let mut curl = Command::new("curl");
         curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", &file("ca.crt")]);
@@ -362,6 +437,23 @@ fn over_tls_a_client_is_known_by_its_certificate_and_by_no_other() {
     assert_eq!(curl("/workers", &known), ok("200"));
     assert_eq!(curl("/snapshot", &known), ok("403"));
     assert_eq!(curl("/workers", &["-H", &format!("authorization: Bearer {READ}")]), ok("200"));
+    // The same over gRPC.
+    let said = grpc(&format!(
+        "read = lambda name: open({:?} + '/' + name, 'rb').read()
+def channel(*pair):
+    return grpc.secure_channel({:?}, grpc.ssl_channel_credentials(read('ca.crt'), *pair))
+nobody, known = channel(), channel(read('client.key'), read('client.crt'))
+question = k.ScoreRequest(model='m', token_ids=k.TokenIds(ids=[1]))
+print(says(hs.HealthStub(nobody).Check, h.HealthCheckRequest()))
+print(says(ks.ScoutStub(nobody).Score, question), says(ks.ScoutStub(known).Score, question))
+print(says(ks.ScoutStub(nobody).Score, question, {SCORE:?}))
+",
+        directory.display().to_string(),
+        daemon.grpc()
+    ));
+    if let Some(said) = said {
+        assert_eq!(said, "OK\nUNAUTHENTICATED PERMISSION_DENIED\nNOT_FOUND\n");
+    }
     // A certificate of another authority ends the handshake.
     let other = certificates("other");
     let (certificate, key) = (other.join("client.crt"), other.join("client.key"));

@@ -122,7 +122,7 @@ fn publish_all(daemon: &Daemon, socket: &zmq::Socket) {
     cut.truncate(cut.len() - 3);
     let payloads = [
         batch(&[salted, plain]),
-        batch(&[wrong, removed(&[31])]),
+        batch(&[wrong, removed(&[31], "GPU")]),
         batch(&[odd]),
         cut,
         PAYLOAD.as_bytes().to_vec(),
@@ -192,7 +192,7 @@ fn marked_tokens_salts_payloads_and_credentials_are_seen_nowhere_again() {
     );
     let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], &config, &[]);
     publish_all(&daemon, &socket);
-    let scored = json!({ "model": "m", "token_ids": [TOKEN; 9], "cache_salt": SALT });
+    let scored = json!({ "model": "m", "token_ids": vec![TOKEN; 9], "cache_salt": SALT });
     let (_, answer) = ask(&daemon, "POST", "/v1/score", &scored.to_string());
     assert!(answer.contains("\"matched_blocks\":2"), "the marked blocks are held: {answer}");
     for (path, question) in questions() {

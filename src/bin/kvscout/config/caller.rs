@@ -21,6 +21,26 @@ pub(crate) struct CallerEntry {
     pub(crate) tenant: Option<String>,
 }
 
+/// The files that TLS needs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TlsFiles {
+    /// The certificate, with those between it and its authority.
+    pub(crate) certificate: Option<String>,
+    /// Its key.
+    pub(crate) key: Option<String>,
+    /// The authorities whose certificates clients may show.
+    pub(crate) client_ca: Option<String>,
+}
+
+/// Who may do what, beside the callers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Auth {
+    /// The file with the token of who may do everything.
+    pub(crate) token_file: Option<String>,
+    /// What nobody needs a credential for.
+    pub(crate) open: Vec<Class>,
+}
+
 /// Every key of a `[[caller]]`.
 pub(crate) const KEYS: &[Key<CallerEntry>] = keys! { CallerEntry {
     "name" => name;
@@ -64,6 +84,38 @@ impl CallerEntry {
         }
         Ok(self)
     }
+}
+
+/// Whether these go together.
+pub(super) fn check(
+    callers: &[CallerEntry],
+    auth: &Auth,
+    tls: &TlsFiles,
+) -> Result<(), ConfigError> {
+    for (n, caller) in callers.iter().enumerate() {
+        let name = &caller.name;
+        if callers[..n].iter().any(|other| other.name == *name) {
+            return Err(ConfigError(format!("caller {name:?} comes twice")));
+        }
+        if caller.certificate.is_some() && tls.client_ca.is_none() {
+            return Err(ConfigError(format!(
+                "caller {name:?} is known by a certificate, which needs tls.client_ca"
+            )));
+        }
+    }
+    if tls.certificate.is_some() != tls.key.is_some() {
+        return Err(ConfigError::new("tls.certificate and tls.key go together: set both"));
+    }
+    if tls.client_ca.is_some() && tls.certificate.is_none() {
+        return Err(ConfigError::new("tls.client_ca needs tls.certificate and tls.key"));
+    }
+    if !auth.open.is_empty() && auth.token_file.is_none() && callers.is_empty() {
+        return Err(ConfigError::new(
+            "auth.open is set and nobody is known, so that everything is open: set auth.token_file, or add a \
+             [[caller]]",
+        ));
+    }
+    Ok(())
 }
 
 /// Reads a `[[caller]]` table, the `n`th of the file.

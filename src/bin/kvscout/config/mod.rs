@@ -27,12 +27,12 @@ use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
 use self::caller::CallerEntry;
+pub(crate) use self::caller::{Auth, TlsFiles};
 use self::model::{ModelEntry, TokenizerSource};
 pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
-use crate::auth::Class;
 use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
@@ -109,26 +109,6 @@ pub(crate) struct Config {
     pub(crate) callers: Vec<CallerEntry>,
     /// Models that can be asked about by text.
     pub(crate) models: Vec<ModelEntry>,
-}
-
-/// The files that TLS needs.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TlsFiles {
-    /// The certificate, with those between it and its authority.
-    pub(crate) certificate: Option<String>,
-    /// Its key.
-    pub(crate) key: Option<String>,
-    /// The authorities whose certificates clients may show.
-    pub(crate) client_ca: Option<String>,
-}
-
-/// Who may do what, beside the callers.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Auth {
-    /// The file with the token of who may do everything.
-    pub(crate) token_file: Option<String>,
-    /// What nobody needs a credential for.
-    pub(crate) open: Vec<Class>,
 }
 
 /// What other projects' clients need, and costs something.
@@ -487,7 +467,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.check_state()?;
         self.check_models()?;
-        self.check_callers()?;
+        caller::check(&self.callers, &self.auth, &self.tls)?;
         if self.metrics_interval.is_zero() {
             return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
         }
@@ -512,37 +492,6 @@ impl Config {
             ))),
             _ => Ok(()),
         }
-    }
-
-    fn check_callers(&self) -> Result<(), ConfigError> {
-        for (n, caller) in self.callers.iter().enumerate() {
-            let name = &caller.name;
-            if self.callers[..n].iter().any(|other| other.name == *name) {
-                return Err(ConfigError(format!("caller {name:?} comes twice")));
-            }
-        }
-        let TlsFiles { certificate, key, client_ca } = &self.tls;
-        if certificate.is_some() != key.is_some() {
-            return Err(ConfigError::new("tls.certificate and tls.key go together: set both"));
-        }
-        if client_ca.is_some() && certificate.is_none() {
-            return Err(ConfigError::new("tls.client_ca needs tls.certificate and tls.key"));
-        }
-        if client_ca.is_none()
-            && let Some(caller) = self.callers.iter().find(|c| c.certificate.is_some())
-        {
-            return Err(ConfigError(format!(
-                "caller {:?} is known by a certificate, which needs tls.client_ca",
-                caller.name
-            )));
-        }
-        if !self.auth.open.is_empty() && self.auth.token_file.is_none() && self.callers.is_empty() {
-            return Err(ConfigError::new(
-                "auth.open is set and nobody is known, so that everything is open: set auth.token_file, or add a \
-                 [[caller]]",
-            ));
-        }
-        Ok(())
     }
 
     fn check_models(&self) -> Result<(), ConfigError> {

@@ -192,6 +192,34 @@ fn what_is_wrong_with_a_model_is_said_with_its_name() {
     assert_eq!(url, "source \"a\", http \"a:8000\": expected http://host:port");
 }
 
+#[test]
+fn callers_that_contradict_themselves_are_named() {
+    let caller = |keys: &str| format!("[[caller]]\nname = \"a\"\n{keys}\n");
+    let token = "token_file = \"/t\"\nallows = [\"score\"]";
+    for (text, said) in [
+        (caller("allows = [\"score\"]"), "give one of token_file and certificate"),
+        (caller(&format!("{token}\ncertificate = \"x\"")), "give one of token_file"),
+        (caller("token_file = \"/t\""), "may do nothing: set allows"),
+        (
+            caller("token_file = \"/t\"\nallows = [\"scores\"]"),
+            "score, pick, read, change and admin",
+        ),
+        (
+            caller("token_file = \"/t\"\nallows = [\"read\"]\ntenant = \"t\""),
+            "allows \"read\", which reaches all",
+        ),
+        (caller(token).repeat(2), "comes twice"),
+        (caller("certificate = \"x\"\nallows = [\"score\"]"), "needs tls.client_ca"),
+        ("[tls]\nkey = \"k\"".to_owned(), "go together"),
+        ("[tls]\nclient_ca = \"k\"".to_owned(), "needs tls.certificate"),
+        ("[auth]\nopen = [\"score\"]".to_owned(), "everything is open"),
+        ("[dial]\nallow = [\"ten\", \"10.0.0/8\"]".to_owned(), "private, loopback, networks"),
+    ] {
+        let error = error_of(&text);
+        assert!(error.contains(said), "{error}");
+    }
+}
+
 /// Each key has a line `| `key` | default | ... |`, and no line names a key that is not there.
 #[test]
 fn the_documentation_lists_every_key_with_its_default_and_no_other() {

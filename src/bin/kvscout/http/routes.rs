@@ -391,3 +391,21 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     app.service.metrics().requests.get_or_create(&Answered { route, status }).inc();
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is looked at names no tenant that could be held against its caller.
+    #[test]
+    fn only_what_is_posted_may_be_for_one_tenant_and_only_what_says_little_is_open() {
+        for route in ROUTES {
+            if let Guard::Tenant(_) = route.guard {
+                assert_eq!(route.method(), "post", "{}", route.path);
+            }
+        }
+        let open = ROUTES.iter().filter(|route| route.guard == Guard::Open);
+        let open: Vec<&str> = open.map(|route| route.path).collect();
+        assert_eq!(open, ["/health", "/ready", "/openapi.json"]);
+    }
+}
