@@ -85,7 +85,7 @@ fn beyond_the_connections_one_is_told_why_and_may_still_ask_whether_the_daemon_w
 
 #[test]
 fn bodies_that_are_under_way_share_their_memory() {
-    let daemon = daemon("body_memory_bytes = 1048576");
+    let daemon = daemon("body_memory_bytes = 1048576\nread_timeout = \"120s\"");
     let body = format!("{{\"model\": \"m\", \"token_ids\": [{}1]}}", "1234567,".repeat(110_000));
     let mut slow = TcpStream::connect(daemon.address()).unwrap();
     slow.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -118,7 +118,7 @@ fn publish_all(daemon: &Daemon, socket: &zmq::Socket) {
     let wrong = with(stored(&[31], None, &[TOKEN; 4]), &[("block_size", json!(SALT))]);
     let odd = with(stored(&[41], None, &[TOKEN; 4]), &[("medium", json!(PAYLOAD))]);
     let mut cut =
-        batch(&[with(stored(&[51], None, &[TOKEN; 4]), &[("lora_name", json!(PAYLOAD))])]);
+        batch(&[with(stored(&[51], None, &[TOKEN; 4]), &[("session_id", json!(PAYLOAD))])]);
     cut.truncate(cut.len() - 3);
     let payloads = [
         batch(&[salted, plain]),
