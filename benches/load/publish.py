@@ -34,7 +34,7 @@ def stored(prompt, length, held):
         "lora_id": None,
         "medium": "GPU",
         "lora_name": None,
-        "extra_keys": None,
+        "extra_keys": [None] * (held // BLOCK),
         "group_idx": 0,
         "kv_cache_spec_kind": "full_attention",
     }
@@ -72,7 +72,15 @@ def main():
             socket.send_multipart([b"", seq.to_bytes(8, "big"), payload])
     while any(w["as_of"] != len(batches) - 1 for w in workers()):
         time.sleep(0.1)
+    question = json.dumps({"model": "m", "token_ids": tokens(0, LENGTHS[0])}).encode()
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(url + "/v1/score", question, headers)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        best = json.load(answer)["workers"][0]
+    assert best["worker"] == str(WORKERS - 1) and best["matched_blocks"] == LENGTHS[0] // BLOCK, best
     wrong = [w for w in workers() if w["trust"] != "exact" or w["events"]["rejected"]]
+    if wrong:
+        print([(w["trust"], w["reason"], w["gaps"], w["events"]) for w in wrong], file=sys.stderr)
     print("wrong" if wrong else "filled", flush=True)
     sys.stdin.readline()
 
