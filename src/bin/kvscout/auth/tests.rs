@@ -31,7 +31,8 @@ fn three(name: &str) -> Access {
         "[auth]\ntoken_file = {root:?}\n\
          [[caller]]\nname = \"router\"\ntoken_file = {scorer:?}\nallows = [\"score\"]\n\
          [[caller]]\nname = \"a\"\ntoken_file = {tenant:?}\nallows = [\"score\", \"change\"]\ntenant = \"a\"\n\
-         [[caller]]\nname = \"mesh\"\ncertificate = \"spiffe://k/sa/router\"\nallows = [\"pick\"]\n"
+         [[caller]]\nname = \"mesh\"\ncertificate = \"spiffe://k/sa/router\"\nallows = [\"pick\"]\n\
+         [tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n"
     ))
     .unwrap()
 }
