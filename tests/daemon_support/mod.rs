@@ -27,7 +27,10 @@ impl Daemon {
     /// variables of the environment.
     pub(crate) fn start(flags: &[&str], file: &str, environment: &[(&str, &str)]) -> Daemon {
         let mut command = kvscout();
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(flags);
+        command.arg("serve").args(flags);
+        if !flags.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         command.envs(environment.iter().copied());
         if !file.is_empty() {
             command.arg("--config").arg(config_file(file));
@@ -46,9 +49,15 @@ impl Daemon {
         if flags.contains(&"--grpc") {
             stdout.read_line(&mut second).unwrap();
         }
-        let address = first.trim().strip_prefix("listening on http://");
+        let said = first.trim().strip_prefix("listening on ");
+        let address = said.and_then(|said| {
+            said.strip_prefix("http")?.trim_start_matches('s').strip_prefix("://")
+        });
         let address = address.unwrap_or_else(|| panic!("{first:?}, {}", stderr.lock().unwrap()));
-        let grpc = second.trim().strip_prefix("listening on grpc://").map(str::to_owned);
+        let grpc = second
+            .trim()
+            .strip_prefix("listening on grpc")
+            .and_then(|said| said.trim_start_matches('s').strip_prefix("://").map(str::to_owned));
         Daemon { address: address.to_owned(), grpc, child, stderr, reader: Some(reader) }
     }
 
@@ -97,7 +106,7 @@ impl Daemon {
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Response { status, body: body.to_owned() }
+        Response { status, head: head.to_owned(), body: body.to_owned() }
     }
 
     /// A worker as `/workers` shows it; null when there is none.
@@ -170,10 +179,17 @@ impl Drop for Daemon {
 
 pub(crate) struct Response {
     pub(crate) status: u16,
+    pub(crate) head: String,
     pub(crate) body: String,
 }
 
 impl Response {
+    /// A header's value.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
+    }
+
     /// The JSON body of an answer with this status.
     #[track_caller]
     pub(crate) fn json(&self, status: u16) -> Value {

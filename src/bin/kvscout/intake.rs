@@ -52,6 +52,8 @@ pub(crate) enum Feed {
         source: SourceId,
         /// Its endpoint.
         endpoint: Endpoint,
+        /// The same as it is dialled: without a name, where a request named it.
+        dialled: Endpoint,
         /// Who dials.
         mode: Mode,
         /// Where past batches are asked for.

@@ -1,7 +1,10 @@
 //! `kvscout`: the KV-cache block index as a command.
 
+mod admission;
+mod auth;
 mod config;
 mod demo;
+mod dial;
 mod discover;
 mod doctor;
 mod fields;
@@ -11,6 +14,7 @@ mod hash;
 mod http;
 mod intake;
 mod lines;
+mod listen;
 mod logs;
 mod metrics;
 mod pulse;

@@ -1,6 +1,6 @@
 //! `kvscout serve`: from the command line to a daemon that ends when it is told to.
 
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,20 +8,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvscout::ErrorKind;
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::admission::Admission;
+use crate::auth::Access;
 use crate::config::{Config, Flags};
-use crate::grpc;
 use crate::http::{App, router};
+use crate::listen::{Listener, Protocol, Tls};
 use crate::service::Service;
-use crate::{Failure, discover, logs, pulse};
+use crate::{Failure, discover, grpc, http, logs, pulse};
 
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How often names are looked up that stand for nobody who answers.
+const FOLLOW: Duration = Duration::from_secs(5);
+
+/// How often files with secrets are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Receives KV events from engines and answers which worker holds how much of a prompt
 // In one paragraph, so that the help has a line for each option.
@@ -115,6 +122,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     logs::start(config.log_format, config.log_level);
     warn_of(&config);
+    let access = Access::new(&config).map_err(Failure::Usage)?;
+    let tls = Tls::open(&config.tls).map_err(Failure::Usage)?;
+    let doors = Doors { access: Arc::new(access), tls: tls.map(Arc::new) };
     let service = Service::start(&config).map_err(|error| match error.kind() {
         ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
         _ => Failure::Failed(error.to_string()),
@@ -125,37 +135,64 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         .thread_name("kvscout-http")
         .build()
         .map_err(|error| failed("the runtime", error))?;
-    let outcome = daemon(&runtime, config, service);
+    let outcome = daemon(&runtime, config, service, doors);
     // A question on a blocking thread ends by itself within milliseconds; nothing waits for it.
     runtime.shutdown_background();
     outcome.map_err(|error| failed("serve", error))
 }
 
-fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()> {
+/// Who may come in, and how.
+#[derive(Clone, Debug)]
+struct Doors {
+    access: Arc<Access>,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Doors {
+    async fn listen(
+        &self,
+        address: SocketAddr,
+        protocol: Protocol,
+        config: &Config,
+    ) -> io::Result<Listener> {
+        let most = config.limits.connections.get();
+        Listener::bind(address, protocol, self.tls.clone(), most).await
+    }
+}
+
+fn daemon(runtime: &Runtime, config: Config, service: Service, doors: Doors) -> io::Result<()> {
     runtime.block_on(async {
-        let listener = bind(config.listen).await?;
-        let address = listener.local_addr()?;
+        let listener = doors.listen(config.listen, Protocol::Http, &config).await?;
+        let address = listener.address()?;
         let grpc = match config.grpc.listen {
-            Some(listen) => Some(bind(listen).await?),
+            Some(listen) => Some(doors.listen(listen, Protocol::Grpc, &config).await?),
             None => None,
         };
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         // For whoever started us with port 0; nobody needs to read it.
-        let mut lines = format!("listening on http://{address}\n");
+        let mut lines = format!("listening on {}://{address}\n", listener.scheme());
         info!(%address, "listening");
         if let Some(grpc) = &grpc {
-            let address = grpc.local_addr()?;
-            lines += &format!("listening on grpc://{address}\n");
+            let address = grpc.address()?;
+            lines += &format!("listening on {}://{address}\n", grpc.scheme());
             info!(%address, "listening for gRPC");
         }
         let _ = io::stdout().write_all(lines.as_bytes());
         let service = Arc::new(service);
-        let app = Arc::new(App::new(Arc::clone(&service), &config));
+        let admission = Arc::new(Admission::new(&config.limits));
+        let app = Arc::new(App::new(
+            Arc::clone(&service),
+            Arc::clone(&doors.access),
+            Arc::clone(&admission),
+            &config,
+        ));
         let drain = config.limits.drain;
         pulse::start(&service, &config)?;
         discover::start(&service, &config);
         let keeping = tokio::spawn(keep(Arc::clone(&service), config.state.interval));
+        let following = tokio::spawn(follow_names(Arc::clone(&service)));
+        let looking = tokio::spawn(look(doors.clone()));
         let (end, ending) = watch::channel(false);
         tokio::spawn(async move {
             tokio::select! {
@@ -166,32 +203,32 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
             // Fails when nobody serves any more.
             let _ = end.send(true);
         });
-        let http = axum::serve(listener, router(app)).with_graceful_shutdown(ended(ending.clone()));
+        let idle = config.limits.idle;
+        let http = http::serve(listener, router(app), idle, ending.clone());
         let calls = {
             let (service, config, ending) = (Arc::clone(&service), config.clone(), ending.clone());
             async move {
                 match grpc {
-                    Some(listener) => grpc::serve(listener, service, &config, ending).await,
+                    Some(listener) => {
+                        grpc::serve(listener, service, doors.access, admission, &config, ending)
+                            .await
+                    }
                     None => Ok(()),
                 }
             }
         };
         let adding = tokio::spawn(add_sources(Arc::clone(&service), config));
-        let both = async { tokio::try_join!(http.into_future(), calls).map(|_| ()) };
+        let both = async { tokio::try_join!(http, calls).map(|_| ()) };
         serve(both, drain, ending).await?;
         adding.abort();
         keeping.abort();
+        looking.abort();
+        following.abort();
         // Behind the one that may be under way.
         let last = tokio::task::spawn_blocking(move || service.save());
         last.await.map_err(io::Error::other)?;
         info!("ended");
         Ok(())
-    })
-}
-
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
     })
 }
 
@@ -230,6 +267,29 @@ async fn keep(service: Arc<Service>, interval: Duration) {
     }
 }
 
+/// Looks where the names of workers that requests registered lead now.
+async fn follow_names(service: Arc<Service>) {
+    loop {
+        tokio::time::sleep(FOLLOW).await;
+        let service = Arc::clone(&service);
+        let _ = tokio::task::spawn_blocking(move || service.follow_names()).await;
+    }
+}
+
+/// Reads files with secrets again when they change.
+async fn look(doors: Doors) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Doors { access, tls } = doors.clone();
+        // A file system may let one wait.
+        let _ = tokio::task::spawn_blocking(move || {
+            access.refresh();
+            tls.iter().for_each(|tls| tls.refresh());
+        })
+        .await;
+    }
+}
+
 /// Adds the configured sources, again and again until all are there.
 async fn add_sources(service: Arc<Service>, config: Config) {
     let config = Arc::new(config);
@@ -255,7 +315,8 @@ async fn add_sources(service: Arc<Service>, config: Config) {
 /// What an operator should know before it matters.
 fn warn_of(config: &Config) {
     let addresses = [Some(config.listen), config.grpc.listen];
-    for address in addresses.into_iter().flatten().filter(|at| !at.ip().is_loopback()) {
+    let closed = config.auth.token_file.is_some() || !config.callers.is_empty();
+    for address in addresses.into_iter().flatten().filter(|at| !at.ip().is_loopback() && !closed) {
         warn!(%address, "everyone who reaches this address can ask, register and unregister");
     }
     if config.trust_topics {

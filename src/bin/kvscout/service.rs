@@ -3,6 +3,7 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+mod dialled;
 mod discovered;
 mod dump;
 pub(crate) mod external;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kvscout::block::{BlockSize, WorkerId};
+use kvscout::ingest::snapshot::WorkerState;
 use kvscout::ingest::zmq::{
     Endpoint, Mode, Receiver, Replays, RoundOptions, Source, SourceId, SourceStatus,
 };
@@ -51,6 +53,7 @@ pub(crate) use self::receipts::{BOUNDS, ReceiptOptions, Record, histogram};
 use self::returning::Attached;
 use self::texts::Texts;
 use crate::config::{Config, Dialects, OnGap};
+use crate::dial::Dial;
 use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Heard, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
@@ -78,6 +81,8 @@ pub(crate) enum Refusal {
     Rank(String),
     /// A value is out of range or contradicts another.
     Invalid(String),
+    /// The configuration does not allow it.
+    NotAllowed(String),
     /// A resource is not there at the moment.
     Unavailable(String),
 }
@@ -93,6 +98,7 @@ impl Refusal {
             | Refusal::Rank(message)
             | Refusal::Candidate { wrong: message, .. }
             | Refusal::Invalid(message)
+            | Refusal::NotAllowed(message)
             | Refusal::Unavailable(message) => message,
         }
     }
@@ -176,6 +182,8 @@ impl WorkerView {
     /// Where its batches come from: the port in use, where any was asked for.
     pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
         match (&self.source, &self.feed) {
+            // By its name, if it has one.
+            (_, Some(Feed::Source { endpoint, mode: Mode::Connect, .. })) => Some(endpoint),
             (Some(source), _) => Some(&source.endpoint),
             (None, Some(Feed::Source { endpoint, .. })) => Some(endpoint),
             _ => None,
@@ -217,6 +225,7 @@ pub(crate) struct Service {
     replays: Replays,
     replay: ReplayOptions,
     on_gap: OnGap,
+    dial: Dial,
     switchboard: Arc<Switchboard>,
     next_source: AtomicU32,
     /// One registration or removal at a time; never taken by the receiver's thread.
@@ -225,6 +234,8 @@ pub(crate) struct Service {
     pending: Mutex<BTreeMap<String, String>>,
     /// Workers of a snapshot whose configured sources are not added yet.
     returning: Mutex<BTreeMap<WorkerId, Attached>>,
+    /// Those of a snapshot whose names have no address yet.
+    unresolved: Mutex<Vec<WorkerState>>,
     readiness: Readiness,
     state: Option<State>,
     labels: Labelled,
@@ -306,11 +317,13 @@ impl Service {
             replays,
             replay: config.replay,
             on_gap: config.on_gap,
+            dial: Dial::new(&config.dial, config.listen),
             switchboard,
             next_source: AtomicU32::new(0),
             enrolling: Mutex::default(),
             pending: Mutex::new(pending),
             returning: Mutex::default(),
+            unresolved: Mutex::default(),
             readiness: Readiness::new(config.ready),
             state,
             labels: Labelled::default(),
@@ -385,6 +398,8 @@ impl Service {
                 "{endpoint} cannot be dialled; name host and port"
             )));
         }
+        // Before anyone has to wait for it: a name server may take its time.
+        let dialled = self.dialled(&enrolment)?;
         let _one_at_a_time = self.enrolling.lock();
         self.make_way(&enrolment)?;
         let Enrolment { registration, endpoint, mode, replay, origin, labels } = enrolment;
@@ -423,18 +438,18 @@ impl Service {
                 let seed = RandomState::new().build_hasher().finish();
                 self.scout.follow(worker, self.replay, seed)?;
             }
-            let past = replay.clone().map(Arc::new);
+            let past = dialled.replay.map(Arc::new);
             let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
             self.switchboard.routes.write().insert(source, route);
             self.switchboard.down.lock().insert(source, Instant::now());
             let registered = Heard { at: Instant::now(), sequence: None };
             self.switchboard.heard.lock().insert(worker, registered);
-            let endpoint = endpoint.clone();
-            feeds.insert(worker, Feed::Source { source, endpoint, mode, replay, origin });
+            let (endpoint, dialled) = (endpoint.clone(), dialled.endpoint.clone());
+            feeds.insert(worker, Feed::Source { source, endpoint, dialled, mode, replay, origin });
             labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
             worker
         };
-        if let Err(error) = self.receiver.add(source, Source::new(endpoint.clone(), mode)) {
+        if let Err(error) = self.receiver.add(source, Source::new(dialled.endpoint, mode)) {
             self.forget(worker)?;
             return Err(error.into());
         }

@@ -11,6 +11,7 @@ use kvscout::scout::{Options, Scout};
 use parking_lot::Mutex;
 use tracing::{info, warn};
 
+use crate::auth::first_token;
 use crate::config::Config;
 
 /// How long another replica may take to accept a connection, and to hand over its snapshot: a
@@ -28,6 +29,7 @@ pub(crate) struct State {
     directory: StateDirectory,
     key: DigestKey,
     from: Vec<String>,
+    from_token_file: Option<String>,
     most_fetched: u64,
     /// One snapshot is written at a time.
     saving: Mutex<()>,
@@ -74,6 +76,7 @@ impl State {
             directory,
             key,
             from: config.state.replicas().cloned().collect(),
+            from_token_file: config.state.from_token_file.clone(),
             most_fetched: (config.memory.budget as u64).saturating_add(BESIDE_INDEX),
             saving: Mutex::default(),
             report: Mutex::default(),
@@ -143,7 +146,11 @@ impl State {
             .build();
         let url = format!("{}/snapshot", from.trim_end_matches('/'));
         let agent = ureq::Agent::from(config);
-        let mut answer = agent.get(&url).call().map_err(|error| error.to_string())?;
+        let mut request = agent.get(&url);
+        if let Some(path) = &self.from_token_file {
+            request = request.header("authorization", format!("Bearer {}", first_token(path)?));
+        }
+        let mut answer = request.call().map_err(|error| error.to_string())?;
         let status = answer.status();
         if !status.is_success() {
             let mut said = String::new();

@@ -1,10 +1,12 @@
 //! The daemon's configuration: file, then environment, then flags, parsed once into types.
 //!
-//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`discover::KEYS`], [`adapter::KEYS`], [`model::KEYS`]); reading the three
+//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`discover::KEYS`], [`adapter::KEYS`], [`caller::KEYS`],
+//! [`model::KEYS`]); reading the three
 //! sources, `--print-config`, the nearest known key of a misspelt one and the test of
 //! `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
+pub(crate) mod caller;
 pub(crate) mod discover;
 mod entry;
 pub(crate) mod model;
@@ -28,6 +30,8 @@ use kvscout::scout::{self, Registration};
 use toml::{Table, Value};
 
 use self::adapter::AdapterEntry;
+use self::caller::CallerEntry;
+pub(crate) use self::caller::{Auth, TlsFiles};
 use self::discover::DiscoverEntry;
 use self::model::{ModelEntry, TokenizerSource};
 pub(crate) use self::on_gap::OnGap;
@@ -35,6 +39,7 @@ pub(crate) use self::setting::{Key, duration};
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
 use crate::Failure;
+use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::ReceiptOptions;
@@ -46,6 +51,10 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// The gRPC services.
     pub(crate) grpc: Grpc,
+    /// Who need not say who it is, and who may do everything.
+    pub(crate) auth: Auth,
+    /// TLS of both.
+    pub(crate) tls: TlsFiles,
     /// Form of the log lines.
     pub(crate) log_format: Format,
     /// What is logged.
@@ -62,6 +71,8 @@ pub(crate) struct Config {
     pub(crate) topic_bind: Option<Endpoint>,
     /// The tenant of its workers.
     pub(crate) topic_tenant: String,
+    /// What requests may have dialled.
+    pub(crate) dial: Vec<Rule>,
     /// What a block is worth in each tier.
     pub(crate) weights: Weights,
     /// What requests may cost.
@@ -105,6 +116,8 @@ pub(crate) struct Config {
     pub(crate) discover: Vec<DiscoverEntry>,
     /// LoRA adapters that requests may name.
     pub(crate) adapters: Vec<AdapterEntry>,
+    /// Those who may do something, where not everyone may.
+    pub(crate) callers: Vec<CallerEntry>,
     /// Models that can be asked about by text.
     pub(crate) models: Vec<ModelEntry>,
 }
@@ -138,6 +151,8 @@ pub(crate) struct State {
     pub(crate) interval: Duration,
     /// Other replicas to begin with, where the directory has no snapshot: the first that has one.
     pub(crate) from: Vec<String>,
+    /// The file with the token that they want.
+    pub(crate) from_token_file: Option<String>,
     /// Whether others may begin with a snapshot of this one.
     pub(crate) share: bool,
 }
@@ -165,6 +180,16 @@ pub(crate) struct Limits {
     pub(crate) max_body: NonZeroUsize,
     /// How long a body may take to arrive.
     pub(crate) read_timeout: Duration,
+    /// Questions that are computed at a time.
+    pub(crate) concurrency: Option<NonZeroUsize>,
+    /// Questions that may wait for that.
+    pub(crate) queue: usize,
+    /// Bytes of all bodies at a time.
+    pub(crate) body_memory: usize,
+    /// Connections to each listener.
+    pub(crate) connections: NonZeroUsize,
+    /// How long one may rest.
+    pub(crate) idle: Duration,
     /// How long requests in flight may go on after the signal to stop.
     pub(crate) drain: Duration,
     /// Workers that topics may register.
@@ -177,6 +202,8 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 13333)),
             // Twice what SGLang's router has in flight. A zero would not compile.
             grpc: Grpc { listen: None, max_streams: const { NonZeroU32::new(64).unwrap() } },
+            auth: Auth::default(),
+            tls: TlsFiles::default(),
             log_format: Format::Text,
             log_level: Level::Info,
             seeds: Vec::new(),
@@ -191,12 +218,20 @@ impl Default for Config {
             trust_topics: false,
             topic_bind: None,
             topic_tenant: Registration::DEFAULT_TENANT.to_owned(),
+            dial: vec![Rule::Private],
             weights: Weights::default(),
             limits: Limits {
                 // A million tokens of seven digits and a comma; Dynamo's limit, too. A zero would not
                 // compile.
                 max_body: const { NonZeroUsize::new(8 << 20).unwrap() },
                 read_timeout: Duration::from_secs(10),
+                concurrency: None,
+                queue: 256,
+                body_memory: 256 << 20,
+                // A zero would not compile.
+                connections: const { NonZeroUsize::new(1024).unwrap() },
+                // Longer than routers' own pools keep a connection.
+                idle: Duration::from_secs(120),
                 drain: Duration::from_secs(10),
                 topic_workers: 4096,
             },
@@ -208,6 +243,7 @@ impl Default for Config {
                 dir: None,
                 interval: Duration::from_secs(60),
                 from: Vec::new(),
+                from_token_file: None,
                 share: false,
             },
             // Some engines may never come back, and must not keep a router from being served.
@@ -233,6 +269,7 @@ impl Default for Config {
             sources: Vec::new(),
             discover: Vec::new(),
             adapters: Vec::new(),
+            callers: Vec::new(),
             models: Vec::new(),
         }
     }
@@ -243,6 +280,11 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "listen" => listen;
     "grpc.listen" => grpc.listen;
     "grpc.max_streams" => grpc.max_streams;
+    "auth.token_file" => auth.token_file;
+    "auth.open" => auth.open;
+    "tls.certificate" => tls.certificate;
+    "tls.key" => tls.key;
+    "tls.client_ca" => tls.client_ca;
     "log.format" => log_format;
     "log.level" => log_level;
     "seeds" => seeds;
@@ -253,12 +295,18 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "trust_topics" => trust_topics;
     "topic_bind" => topic_bind;
     "topic_tenant" => topic_tenant;
+    "dial.allow" => dial;
     "weights.gpu" => weights.gpu;
     "weights.cpu" => weights.cpu;
     "weights.disk" => weights.disk;
     "weights.remote" => weights.remote;
     "limits.max_body_bytes" => limits.max_body;
     "limits.read_timeout" => limits.read_timeout;
+    "limits.concurrency" => limits.concurrency;
+    "limits.queue" => limits.queue;
+    "limits.body_memory_bytes" => limits.body_memory;
+    "limits.connections" => limits.connections;
+    "limits.idle" => limits.idle;
     "limits.drain" => limits.drain;
     "limits.topic_workers" => limits.topic_workers;
     "limits.max_frame_bytes" => events.max_frame;
@@ -295,6 +343,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "state.dir" => state.dir;
     "state.interval" => state.interval;
     "state.from" => state.from;
+    "state.from_token_file" => state.from_token_file;
     "state.share" => state.share;
     "ready.workers" => ready.workers;
     "ready.deadline" => ready.deadline;
@@ -337,11 +386,6 @@ impl ConfigError {
     fn new(message: impl Into<String>) -> ConfigError {
         ConfigError(message.into())
     }
-}
-
-/// A duration as the configuration writes it.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    Setting::read(&[text.to_owned()]).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
 }
 
 impl Config {
@@ -444,13 +488,18 @@ impl Config {
                         self.adapters.push(adapter::from_table(table, n)?);
                     }
                 }
-                (table @ ("source" | "discover" | "adapter"), _) => {
+                ("caller", Value::Array(tables)) => {
+                    for (n, table) in tables.into_iter().enumerate() {
+                        self.callers.push(caller::from_table(table, n)?);
+                    }
+                }
+                (table @ ("source" | "discover" | "adapter" | "caller"), _) => {
                     return Err(ConfigError(format!(
                         "{table} is a list of tables; write [[{table}]]"
                     )));
                 }
                 (path, value) => {
-                    let lists = ["source", "discover", "adapter", "models"];
+                    let lists = ["source", "discover", "adapter", "caller", "models"];
                     let known = KEYS.iter().map(|key| key.path).chain(lists);
                     let key = KEYS
                         .iter()
@@ -481,6 +530,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.check_state()?;
         self.check_models()?;
+        caller::check(&self.callers, &self.auth, &self.tls)?;
         if self.metrics_interval.is_zero() {
             return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
         }
@@ -535,16 +585,18 @@ impl Config {
     }
 
     fn check_state(&self) -> Result<(), ConfigError> {
-        let State { dir, interval, share, .. } = &self.state;
+        let State { dir, interval, from_token_file, share, .. } = &self.state;
         if interval.is_zero() {
             return Err(ConfigError::new("state.interval 0s: expected a duration above 0"));
         }
         if let Some(from) = self.state.replicas().find(|from| !from.starts_with("http://")) {
             return Err(ConfigError(format!("state.from {from:?}: expected http://host:port")));
         }
-        for (key, is_set) in
-            [("state.from", self.state.replicas().next().is_some()), ("state.share", *share)]
-        {
+        let has_replicas = self.state.replicas().next().is_some();
+        if from_token_file.is_some() && !has_replicas {
+            return Err(ConfigError::new("state.from_token_file is set without state.from"));
+        }
+        for (key, is_set) in [("state.from", has_replicas), ("state.share", *share)] {
             if is_set && dir.is_none() {
                 return Err(ConfigError(format!(
                     "{key} is set without state.dir, where the digest key is that both replicas need"
@@ -560,12 +612,14 @@ impl Config {
         let sources = self.sources.iter().map(|source| table_of(source::KEYS, source).into());
         let discover = self.discover.iter().map(|entry| table_of(discover::KEYS, entry).into());
         let adapters = self.adapters.iter().map(|entry| table_of(adapter::KEYS, entry).into());
-        for (name, tables) in [
+        let callers = self.callers.iter().map(|entry| table_of(caller::KEYS, entry).into());
+        let lists: [(&str, Vec<Value>); 4] = [
             ("source", sources.collect()),
             ("discover", discover.collect()),
             ("adapter", adapters.collect()),
-        ] {
-            let tables: Vec<Value> = tables;
+            ("caller", callers.collect()),
+        ];
+        for (name, tables) in lists {
             if !tables.is_empty() {
                 root.insert(name.to_owned(), Value::Array(tables));
             }

@@ -15,6 +15,8 @@ use toml::Value;
 use super::OnGap;
 use super::discover::{DnsAddress, Family};
 use super::model::TokenizerSource;
+use crate::auth::Class;
+use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::Labels;
@@ -186,6 +188,29 @@ impl Setting for Vec<String> {
     fn write(&self) -> Option<Value> {
         Some(Value::Array(self.iter().map(text).collect()))
     }
+}
+
+/// Lists of words of their own: commas divide, as for other lists; an empty text is none.
+macro_rules! lists {
+    ($($of:ty: $expected:literal;)*) => {
+        $(impl Setting for Vec<$of> {
+            const EXPECTED: &'static str = $expected;
+
+            fn read(texts: &[String]) -> Option<Vec<$of>> {
+                let parts = texts.iter().flat_map(|text| text.split(',')).map(str::trim);
+                parts.filter(|part| !part.is_empty()).map(|part| part.parse().ok()).collect()
+            }
+
+            fn write(&self) -> Option<Value> {
+                Some(Value::Array(self.iter().map(text).collect()))
+            }
+        })*
+    };
+}
+
+lists! {
+    Class: "a list of score, pick, read, change and admin";
+    Rule: "a list of private, loopback, networks such as 10.0.0.0/8 and names such as *.svc.cluster.local:5557-5560";
 }
 
 /// Commas divide, as for other lists.

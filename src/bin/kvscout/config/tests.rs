@@ -206,6 +206,34 @@ fn what_is_wrong_with_a_model_is_said_with_its_name() {
     assert_eq!(url, "source \"a\", http \"a:8000\": expected http://host:port");
 }
 
+#[test]
+fn callers_that_contradict_themselves_are_named() {
+    let caller = |keys: &str| format!("[[caller]]\nname = \"a\"\n{keys}\n");
+    let token = "token_file = \"/t\"\nallows = [\"score\"]";
+    for (text, said) in [
+        (caller("allows = [\"score\"]"), "give one of token_file and certificate"),
+        (caller(&format!("{token}\ncertificate = \"x\"")), "give one of token_file"),
+        (caller("token_file = \"/t\""), "may do nothing: set allows"),
+        (
+            caller("token_file = \"/t\"\nallows = [\"scores\"]"),
+            "score, pick, read, change and admin",
+        ),
+        (
+            caller("token_file = \"/t\"\nallows = [\"read\"]\ntenant = \"t\""),
+            "allows \"read\", which reaches all",
+        ),
+        (caller(token).repeat(2), "comes twice"),
+        (caller("certificate = \"x\"\nallows = [\"score\"]"), "needs tls.client_ca"),
+        ("[tls]\nkey = \"k\"".to_owned(), "go together"),
+        ("[tls]\nclient_ca = \"k\"".to_owned(), "needs tls.certificate"),
+        ("[auth]\nopen = [\"score\"]".to_owned(), "everything is open"),
+        ("[dial]\nallow = [\"ten\", \"10.0.0/8\"]".to_owned(), "private, loopback, networks"),
+    ] {
+        let error = error_of(&text);
+        assert!(error.contains(said), "{error}");
+    }
+}
+
 /// Each key has a line `| `key` | default | ... |`, and no line names a key that is not there.
 #[test]
 fn the_documentation_lists_every_key_with_its_default_and_no_other() {
@@ -225,6 +253,7 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
             "`[[source]]`" => format!("source/{key}"),
             "`[[discover]]`" => format!("discover/{key}"),
             "`[[adapter]]`" => format!("adapter/{key}"),
+            "`[[caller]]`" => format!("caller/{key}"),
             "`[models.NAME]`" => format!("models/{key}"),
             _ => key.to_owned(),
         };
@@ -256,6 +285,14 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
             _ => written((key.get)(&adapter)),
         };
         (format!("adapter/{}", key.path), default)
+    }));
+    let caller = CallerEntry::new("n");
+    expected.extend(caller::KEYS.iter().map(|key| {
+        let default = match key.path {
+            "name" | "allows" => "required".to_owned(),
+            _ => written((key.get)(&caller)),
+        };
+        (format!("caller/{}", key.path), default)
     }));
     let models = toml::toml! { m = { tokenizer = "t" } };
     let model = &model::from_tables(models.into()).unwrap()[0];

@@ -10,6 +10,7 @@ use tonic::{Code, Request, Response, Status};
 use super::App;
 use super::generated::indexer_v1::indexer_service_server::IndexerService;
 use super::generated::indexer_v1::{GetPodScoresRequest, GetPodScoresResponse, PodScore};
+use super::guard::{check, leave};
 use super::refusal::Failure;
 use crate::service::{Candidate, Question, Row, Service};
 
@@ -24,9 +25,13 @@ impl IndexerService for Texts {
         request: Request<GetPodScoresRequest>,
     ) -> Result<Response<GetPodScoresResponse>, Status> {
         let start = Instant::now();
+        let outcome = leave(&request).and_then(|leave| check(&leave, Registration::DEFAULT_TENANT));
         let request = request.into_inner();
         // Whatever its length: a tokenizer, or an engine that is asked, may take its time.
-        let outcome = self.0.run(usize::MAX, move |service| pod_scores(service, request)).await;
+        let outcome = match outcome {
+            Ok(()) => self.0.run(usize::MAX, move |service| pod_scores(service, request)).await,
+            Err(failure) => Err(failure),
+        };
         self.0.answer("indexer.v1.IndexerService/GetPodScores", start, outcome)
     }
 }

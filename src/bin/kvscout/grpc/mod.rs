@@ -2,6 +2,7 @@
 //! [`service`](crate::service). The code in `generated/` is made from `proto/` by `scripts/grpc-code/run`.
 
 mod generated;
+mod guard;
 mod health;
 mod llmd;
 mod refusal;
@@ -12,10 +13,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
+use axum::middleware;
 use tokio::sync::{Semaphore, watch};
+use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Response, Status};
 use tracing::debug;
 
@@ -24,7 +25,10 @@ use self::generated::indexer_v1::indexer_service_server::IndexerServiceServer;
 use self::generated::kv_indexer_v1::kv_indexer_server::KvIndexerServer;
 use self::generated::kvscout_v1::scout_server::ScoutServer;
 use self::refusal::Failure;
+use crate::admission::Admission;
+use crate::auth::Access;
 use crate::config::Config;
+use crate::listen::Listener;
 use crate::service::Service;
 
 /// A connection is asked for a sign of life after so long, and cut after as long again.
@@ -41,6 +45,8 @@ const LONG_AT_A_TIME: usize = 32;
 #[derive(Debug)]
 struct App {
     service: Arc<Service>,
+    access: Arc<Access>,
+    admission: Arc<Admission>,
     /// True once the daemon ends; streams end with it.
     ending: watch::Receiver<bool>,
     long: Arc<Semaphore>,
@@ -54,6 +60,7 @@ impl App {
         run: impl FnOnce(&Service) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         if size < LONG {
+            let _turn = self.admission.turn().await?;
             return run(&self.service);
         }
         let Ok(permit) = Arc::clone(&self.long).try_acquire_owned() else {
@@ -86,35 +93,38 @@ impl App {
 
 /// Serves every service until `ending` says so, then lets calls in flight end.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     service: Arc<Service>,
+    access: Arc<Access>,
+    admission: Arc<Admission>,
     config: &Config,
     mut ending: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let long = Arc::new(Semaphore::new(LONG_AT_A_TIME));
-    let app = Arc::new(App { service, ending: ending.clone(), long });
+    let app = Arc::new(App { service, access, admission, ending: ending.clone(), long });
     let most = config.limits.max_body.get();
     let scout = ScoutServer::new(scout::Questions(Arc::clone(&app)));
     let sglang = KvIndexerServer::new(sglang::Bridges(Arc::clone(&app)));
     let llmd = IndexerServiceServer::new(llmd::Texts(Arc::clone(&app)));
-    let health = HealthServer::new(health::Probes(app));
+    let health = HealthServer::new(health::Probes(Arc::clone(&app)));
+    let routes = Routes::new(scout.max_decoding_message_size(most))
+        .add_service(sglang.max_decoding_message_size(most))
+        .add_service(llmd.max_decoding_message_size(most))
+        .add_service(health.max_decoding_message_size(most))
+        .prepare()
+        .into_axum_router()
+        .layer(middleware::from_fn_with_state(app, guard::admit));
     Server::builder()
         // Of a call until its answer begins: a body that does not come ends here.
         .timeout(config.limits.read_timeout)
         .max_concurrent_streams(config.grpc.max_streams.get())
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(scout.max_decoding_message_size(most))
-        .add_service(sglang.max_decoding_message_size(most))
-        .add_service(llmd.max_decoding_message_size(most))
-        .add_service(health.max_decoding_message_size(most))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            async move {
-                // Fails when the daemon is gone, which is an end, too.
-                let _ = ending.wait_for(|ends| *ends).await;
-            },
-        )
+        .add_routes(routes.into())
+        .serve_with_incoming_shutdown(listener.accepted(), async move {
+            // Fails when the daemon is gone, which is an end, too.
+            let _ = ending.wait_for(|ends| *ends).await;
+        })
         .await
         .map_err(io::Error::other)
 }

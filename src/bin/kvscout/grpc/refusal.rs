@@ -4,6 +4,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use super::generated::kvscout_v1;
+use crate::admission::Overloaded;
 use crate::service::Refusal;
 
 /// Why a call has no answer. On the wire `kvscout-reason` and `kvscout-field` go with the status.
@@ -48,6 +49,13 @@ impl Failure {
     }
 }
 
+impl From<Overloaded> for Failure {
+    fn from(_: Overloaded) -> Failure {
+        let message = "more questions are waiting than are answered in time (limits.concurrency, limits.queue)";
+        Failure::new(Code::ResourceExhausted, "overloaded", message)
+    }
+}
+
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
         let (code, reason, message) = match refusal {
@@ -59,6 +67,7 @@ impl From<Refusal> for Failure {
             Refusal::UnknownWorker(message) => (Code::NotFound, "unknown_worker", message),
             Refusal::UnknownModel(message) => (Code::NotFound, "unknown_model", message),
             Refusal::UnknownPeer(message) => (Code::NotFound, "unknown_peer", message),
+            Refusal::NotAllowed(message) => (Code::PermissionDenied, "not_allowed", message),
             Refusal::Invalid(message) => (Code::InvalidArgument, "invalid", message),
             Refusal::Unavailable(message) => (Code::Unavailable, "unavailable", message),
         };

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use kvscout::block::{BlockSize, Name, Tier};
 use kvscout::score::named_tiers;
+use kvscout::scout::Registration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -13,7 +14,9 @@ use super::App;
 use super::generated::kvscout_v1::score_request::Prompt;
 use super::generated::kvscout_v1::scout_server::Scout;
 use super::generated::kvscout_v1::{ScoreRequest, ScoreResponse, Tiers, WorkerScore};
+use super::guard::{check, leave};
 use super::refusal::Failure;
+use crate::auth::Leave;
 use crate::service::{Adapter, Candidate, Medium, Question, Row, Service, Wanted};
 
 /// Answers of a stream that may wait for whoever asked.
@@ -30,7 +33,10 @@ impl Scout for Questions {
         request: Request<ScoreRequest>,
     ) -> Result<Response<ScoreResponse>, Status> {
         let start = Instant::now();
-        let outcome = score(&self.0, request.into_inner()).await;
+        let outcome = match leave(&request) {
+            Ok(leave) => score(&self.0, leave, request.into_inner()).await,
+            Err(failure) => Err(failure),
+        };
         self.0.answer("kvscout.v1.Scout/Score", start, outcome)
     }
 
@@ -41,7 +47,8 @@ impl Scout for Questions {
         request: Request<Streaming<ScoreRequest>>,
     ) -> Result<Response<Self::ScoreManyStream>, Status> {
         let (answers, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(answer_all(Arc::clone(&self.0), request.into_inner(), answers));
+        let leave = leave(&request)?;
+        tokio::spawn(answer_all(Arc::clone(&self.0), leave, request.into_inner(), answers));
         self.0.answer(
             "kvscout.v1.Scout/ScoreMany",
             Instant::now(),
@@ -53,6 +60,7 @@ impl Scout for Questions {
 /// Answers one question after the other until there are no more, nobody listens, or the daemon ends.
 async fn answer_all(
     app: Arc<App>,
+    leave: Leave,
     mut questions: Streaming<ScoreRequest>,
     answers: mpsc::Sender<Result<ScoreResponse, Status>>,
 ) {
@@ -68,10 +76,12 @@ async fn answer_all(
             Ok(Some(question)) => {
                 let id = question.id;
                 // One that is wrong fails itself only.
-                Ok(score(&app, question).await.unwrap_or_else(|failure| ScoreResponse {
-                    id,
-                    error: Some(failure.into_error()),
-                    ..ScoreResponse::default()
+                Ok(score(&app, leave.clone(), question).await.unwrap_or_else(|failure| {
+                    ScoreResponse {
+                        id,
+                        error: Some(failure.into_error()),
+                        ..ScoreResponse::default()
+                    }
                 }))
             }
             Err(status) => Err(status),
@@ -83,12 +93,17 @@ async fn answer_all(
     }
 }
 
-async fn score(app: &App, request: ScoreRequest) -> Result<ScoreResponse, Failure> {
+async fn score(app: &App, leave: Leave, request: ScoreRequest) -> Result<ScoreResponse, Failure> {
     let size = match &request.prompt {
         Some(Prompt::TokenIds(tokens)) => tokens.ids.len(),
         Some(Prompt::BlockHashes(blocks)) => blocks.hashes.len(),
         None => 0,
     };
+    let tenant = match &*request.tenant {
+        "" => Registration::DEFAULT_TENANT,
+        tenant => tenant,
+    };
+    check(&leave, tenant)?;
     app.run(size, move |service| answer(service, request)).await
 }
 

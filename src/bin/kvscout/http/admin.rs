@@ -1,6 +1,5 @@
 //! `/v1/admin/clear`: what an operator knows to be gone and no engine has said.
 
-use kvscout::scout::Registration;
 use serde_json::json;
 
 use super::body::Fields;
@@ -10,8 +9,7 @@ use super::{Answer, App};
 /// Clears a worker, a model or an adapter: exactly one of them.
 pub(super) fn clear(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
     fields.only(&["worker", "rank", "model", "adapter", "tenant"])?;
-    let tenant = fields.text("tenant")?;
-    let tenant = tenant.as_deref().unwrap_or(Registration::DEFAULT_TENANT);
+    let tenant = &fields.tenant("tenant")?;
     let (pod, rank) = (fields.text("worker")?, fields.u32("rank")?);
     let (model, adapter) = (fields.text("model")?, fields.text("adapter")?);
     if rank.is_some() && pod.is_none() {

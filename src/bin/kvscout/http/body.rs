@@ -6,9 +6,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvscout::block::{BlockSize, Name, TokenId};
 use kvscout::ingest::zmq::Endpoint;
+use kvscout::scout::Registration;
 use serde::Deserialize;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
@@ -16,6 +18,7 @@ use serde_json::value::RawValue;
 use super::packed;
 use super::query::parameters;
 use super::refusal::HttpError;
+use crate::auth::Leave;
 
 const U32: &str = "an integer from 0 to 4294967295";
 const U64: &str = "an integer from 0 to 18446744073709551615";
@@ -35,6 +38,8 @@ pub(super) struct Body {
     /// What came as bytes, and what of it belongs to which field.
     bytes: Vec<u8>,
     binaries: Vec<(String, Range<usize>)>,
+    /// The only tenant that it may name.
+    tenant: Option<Arc<str>>,
 }
 
 impl Body {
@@ -47,7 +52,7 @@ impl Body {
     pub(super) fn msgpack(bytes: Vec<u8>) -> Result<Body, HttpError> {
         let packed::Unpacked { json, binaries } =
             packed::unpack(&bytes).map_err(|wrong| HttpError::no_msgpack(&wrong))?;
-        Ok(Body { json, bytes, binaries })
+        Ok(Body { json, bytes, binaries, tenant: None })
     }
 
     /// Token ids, and the other fields in the part of the address after the question mark.
@@ -63,12 +68,18 @@ impl Body {
         }
         let json = serde_json::to_vec(&fields).unwrap_or_default();
         let binaries = vec![("token_ids".to_owned(), 0..bytes.len())];
-        Ok(Body { json, bytes, binaries })
+        Ok(Body { json, bytes, binaries, tenant: None })
+    }
+
+    /// The same of a caller with this leave.
+    pub(super) fn of(self, leave: &Leave) -> Body {
+        Body { tenant: leave.tenant.clone(), ..self }
     }
 
     /// Its fields.
     pub(super) fn fields(&self) -> Result<Fields<'_>, HttpError> {
         let mut fields = Fields::parse(&self.json)?;
+        fields.tenant = self.tenant.as_deref();
         let binary =
             |(name, place): &(String, Range<usize>)| (name.clone(), &self.bytes[place.clone()]);
         fields.binaries = self.binaries.iter().map(binary).collect();
@@ -83,6 +94,8 @@ pub(super) struct Fields<'a> {
     within: String,
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
     binaries: BTreeMap<String, &'a [u8]>,
+    /// The only tenant that they may name.
+    tenant: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
@@ -93,15 +106,16 @@ impl<'a> Fields<'a> {
             Category::Data => HttpError::no_object(kind(body.trim_ascii_start())),
             _ => HttpError::no_json(&error),
         })?;
-        let binaries = BTreeMap::new();
-        Ok(Fields { within: String::new(), fields, binaries }.without_nulls())
+        let (within, binaries) = (String::new(), BTreeMap::new());
+        Ok(Fields { within, fields, binaries, tenant: None }.without_nulls())
     }
 
-    fn inner(value: &'a RawValue, within: String) -> Result<Fields<'a>, HttpError> {
+    /// An object within these.
+    fn inner(&self, value: &'a RawValue, within: String) -> Result<Fields<'a>, HttpError> {
         match serde_json::from_str(value.get()) {
             Ok(fields) => {
-                let within = format!("{within}.");
-                Ok(Fields { within, fields, binaries: BTreeMap::new() }.without_nulls())
+                let (within, binaries) = (format!("{within}."), BTreeMap::new());
+                Ok(Fields { within, fields, binaries, tenant: self.tenant }.without_nulls())
             }
             Err(_) => Err(wrong(within, "an object", value)),
         }
@@ -155,6 +169,17 @@ impl<'a> Fields<'a> {
     pub(super) fn text(&self, name: &str) -> Result<Option<String>, HttpError> {
         let text: Option<String> = self.get(name, "a text")?;
         Ok(text.filter(|text| !text.is_empty()))
+    }
+
+    /// The tenant of this name; the default one if there is none. A caller that is bound to a tenant may name no other,
+    /// and learns nothing of any.
+    pub(super) fn tenant(&self, name: &str) -> Result<String, HttpError> {
+        let tenant = self.text(name)?;
+        let tenant = tenant.unwrap_or_else(|| Registration::DEFAULT_TENANT.to_owned());
+        match self.tenant {
+            Some(only) if only != tenant => Err(HttpError::other_tenant(self.path(name))),
+            _ => Ok(tenant),
+        }
     }
 
     /// A text that must be there.
@@ -313,7 +338,7 @@ impl<'a> Fields<'a> {
             let at = format!("{path}[{n}]");
             match serde_json::from_str::<String>(value.get()) {
                 Ok(text) => Ok(Err(text)),
-                Err(_) => Fields::inner(value, at).map(Ok),
+                Err(_) => self.inner(value, at).map(Ok),
             }
         };
         values.into_iter().enumerate().map(element).collect::<Result<_, _>>().map(Some)
@@ -333,7 +358,7 @@ impl<'a> Fields<'a> {
             }
             return Ok(Some(pairs));
         }
-        let inner = Fields::inner(value, self.path(name))?;
+        let inner = self.inner(value, self.path(name))?;
         for (name, value) in &inner.fields {
             match serde_json::from_str::<Vec<String>>(value.get()) {
                 Ok(values) => {
@@ -358,7 +383,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get::<&'a RawValue>(name, "an object of texts")? else {
             return Ok(None);
         };
-        let inner = Fields::inner(value, self.path(name))?;
+        let inner = self.inner(value, self.path(name))?;
         let names = inner.fields.keys().map(|name| name.to_string());
         let text = |name: String| {
             let text = inner.get::<String>(&name, "a text")?;
@@ -370,7 +395,7 @@ impl<'a> Fields<'a> {
     /// An object, if it is there.
     pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'a>>, HttpError> {
         let value = self.get::<&'a RawValue>(name, "an object")?;
-        value.map(|value| Fields::inner(value, self.path(name))).transpose()
+        value.map(|value| self.inner(value, self.path(name))).transpose()
     }
 
     /// An object or a text, if it is there.
@@ -383,7 +408,7 @@ impl<'a> Fields<'a> {
         };
         match serde_json::from_str::<String>(value.get()) {
             Ok(text) => Ok(Some(Err(text))),
-            Err(_) => Fields::inner(value, self.path(name)).map(|fields| Some(Ok(fields))),
+            Err(_) => self.inner(value, self.path(name)).map(|fields| Some(Ok(fields))),
         }
     }
 }

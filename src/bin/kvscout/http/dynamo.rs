@@ -258,8 +258,7 @@ fn tiers(instance: &Instance) -> Value {
 
 /// The partition; `tenant_id` is accepted and means nothing, as in Dynamo.
 fn group(fields: &Fields<'_>) -> Result<String, HttpError> {
-    let group = fields.text("routing_group")?;
-    Ok(group.unwrap_or_else(|| Registration::DEFAULT_TENANT.to_owned()))
+    fields.tenant("routing_group")
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod query;
 mod receive;
 mod refusal;
 mod routes;
+mod serving;
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,6 +27,9 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub(crate) use self::routes::router;
+pub(crate) use self::serving::serve;
+use crate::admission::Admission;
+use crate::auth::Access;
 use crate::config::Config;
 use crate::metrics::Exposition;
 use crate::service::Service;
@@ -64,6 +68,8 @@ impl fmt::Display for MooncakeAnswer {
 #[derive(Debug)]
 pub(crate) struct App {
     service: Arc<Service>,
+    access: Arc<Access>,
+    admission: Arc<Admission>,
     exposition: Exposition,
     mooncake: MooncakeAnswer,
     dynamo_hashes: bool,
@@ -76,10 +82,17 @@ pub(crate) struct App {
 
 impl App {
     /// The API of a service.
-    pub(crate) fn new(service: Arc<Service>, config: &Config) -> App {
+    pub(crate) fn new(
+        service: Arc<Service>,
+        access: Arc<Access>,
+        admission: Arc<Admission>,
+        config: &Config,
+    ) -> App {
         App {
             exposition: Exposition::new(Arc::clone(&service)),
             service,
+            access,
+            admission,
             mooncake: config.mooncake_answer,
             dynamo_hashes: config.dialects.dynamo_hashes,
             max_body: config.limits.max_body.get(),

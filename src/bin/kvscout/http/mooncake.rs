@@ -258,8 +258,7 @@ fn branch(instance: &Instance) -> Value {
 }
 
 fn tenant(fields: &Fields<'_>) -> Result<String, HttpError> {
-    let tenant = fields.text("tenant_id")?;
-    Ok(tenant.unwrap_or_else(|| Registration::DEFAULT_TENANT.to_owned()))
+    fields.tenant("tenant_id")
 }
 
 /// What the ranks of one pod hold, in tokens: cumulative by tier, the last one over all of them.

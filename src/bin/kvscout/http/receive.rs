@@ -7,10 +7,13 @@ use std::time::Duration;
 use axum::body::{Body as Stream, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::body::Body;
 use super::refusal::HttpError;
+use crate::admission::{Overloaded, Room};
+use crate::auth::Leave;
 
 /// How much of a refused body is drained, in limits of a body: what a client with a somewhat too
 /// long prompt sends.
@@ -77,6 +80,9 @@ pub(super) struct Received {
     form: Form,
     bytes: Vec<u8>,
     query: String,
+    leave: Leave,
+    /// Kept until the answer is there.
+    room: Room,
 }
 
 impl Received {
@@ -86,12 +92,13 @@ impl Received {
     }
 
     /// Its fields, whatever its form.
-    pub(super) fn body(self) -> Result<Body, HttpError> {
-        match self.form {
-            Form::Json => Ok(Body::json(self.bytes)),
-            Form::Msgpack => Body::msgpack(self.bytes),
-            Form::Tokens => Body::tokens(self.bytes, &self.query),
-        }
+    pub(super) fn body(self) -> Result<(Body, Room), HttpError> {
+        let body = match self.form {
+            Form::Json => Body::json(self.bytes),
+            Form::Msgpack => Body::msgpack(self.bytes)?,
+            Form::Tokens => Body::tokens(self.bytes, &self.query)?,
+        };
+        Ok((body.of(&self.leave), self.room))
     }
 }
 
@@ -101,7 +108,11 @@ impl Received {
 /// What is refused for its body is drained first: a client that is still sending reads no answer, and
 /// gets none when we close on it.
 pub(super) async fn read(app: &App, request: Request, tokens: bool) -> Result<Received, HttpError> {
-    let (head, mut body) = request.into_parts();
+    let (mut head, mut body) = request.into_parts();
+    // Whoever has none was asked for none, which no route may forget.
+    let Some(leave) = head.extensions.remove::<Leave>() else {
+        return Err(HttpError::internal("the caller is not known"));
+    };
     let announced = body.size_hint().exact();
     let form = Form::of_body(&head.headers, tokens);
     let refusal = match &form {
@@ -119,31 +130,54 @@ pub(super) async fn read(app: &App, request: Request, tokens: bool) -> Result<Re
         return Err(error);
     }
     let form = form?;
-    match tokio::time::timeout(app.read_timeout, collect(&mut body, app.max_body)).await {
-        Ok(Some(bytes)) => {
+    let mut room = app.admission.room();
+    let collected = collect(&mut body, app.max_body, &mut room);
+    match tokio::time::timeout(app.read_timeout, collected).await {
+        Ok(Ok(Some(bytes))) => {
             let query = head.uri.query().unwrap_or_default().to_owned();
-            Ok(Received { form, bytes, query })
+            Ok(Received { form, bytes, query, leave, room })
         }
-        Ok(None) => {
+        Ok(Ok(None)) => {
             drain(&mut body, app.max_body).await;
             Err(HttpError::too_large(app.max_body))
+        }
+        Ok(Err(overloaded)) => {
+            let limit = app.max_body;
+            tokio::spawn(async move { drain(&mut body, limit).await });
+            Err(overloaded.into())
         }
         Err(_) => Err(HttpError::timeout(app.read_timeout)),
     }
 }
 
+/// The answer to a request whose body nobody reads: at once, while what its client is still sending is drained.
+pub(super) fn refuse(app: &App, request: Request, error: HttpError) -> Response {
+    let (head, mut body) = request.into_parts();
+    // Who asks first has sent nothing yet, and need not.
+    if !body.is_end_stream() && !head.headers.contains_key(header::EXPECT) {
+        let limit = app.max_body;
+        tokio::spawn(async move { drain(&mut body, limit).await });
+    }
+    error.into_response()
+}
+
 /// The whole body; none where it goes beyond the limit. What else breaks a body off leaves nobody
 /// to read the answer.
-async fn collect(body: &mut Stream, limit: usize) -> Option<Vec<u8>> {
+async fn collect(
+    body: &mut Stream,
+    limit: usize,
+    room: &mut Room,
+) -> Result<Option<Vec<u8>>, Overloaded> {
     let mut bytes = Vec::new();
     while let Some(data) = next_data(body).await {
-        let data = data.ok()?;
+        let Ok(data) = data else { return Ok(None) };
         if data.len() > limit - bytes.len() {
-            return None;
+            return Ok(None);
         }
+        room.grow_to(bytes.len() + data.len())?;
         bytes.extend_from_slice(&data);
     }
-    Some(bytes)
+    Ok(Some(bytes))
 }
 
 /// Reads on and forgets, within bounds: no client should keep us at it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -10,6 +10,8 @@ use super::Answer;
 use super::body::Fields;
 use super::packed::Malformed;
 use super::routes::ROUTES;
+use crate::admission::Overloaded;
+use crate::auth::Denied;
 use crate::service::Refusal;
 
 /// An error as HTTP answers it: Mooncake's `{"error", "reason", "field"?, "index"?}`, of which
@@ -18,6 +20,8 @@ use crate::service::Refusal;
 pub(super) struct HttpError {
     #[serde(skip)]
     status: StatusCode,
+    #[serde(skip)]
+    header: Option<(HeaderName, &'static str)>,
     error: String,
     reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +32,7 @@ pub(super) struct HttpError {
 
 impl HttpError {
     fn new(status: StatusCode, reason: &'static str, error: impl Into<String>) -> HttpError {
-        HttpError { status, error: error.into(), reason, field: None, index: None }
+        HttpError { status, header: None, error: error.into(), reason, field: None, index: None }
     }
 
     /// 400: what is wrong with a field.
@@ -107,6 +111,34 @@ impl HttpError {
         HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", error)
     }
 
+    /// 401 for whoever has to say who it is, 403 for whoever has.
+    pub(super) fn denied(denied: Denied) -> HttpError {
+        if !denied.wants_credential() {
+            return HttpError::new(StatusCode::FORBIDDEN, "forbidden", denied.to_string());
+        }
+        let challenge = match denied {
+            Denied::Unknown => "Bearer realm=\"kvscout\", error=\"invalid_token\"",
+            _ => "Bearer realm=\"kvscout\"",
+        };
+        let error = HttpError::new(StatusCode::UNAUTHORIZED, "unauthenticated", denied.to_string());
+        HttpError { header: Some((header::WWW_AUTHENTICATE, challenge)), ..error }
+    }
+
+    /// 503 at once: whoever waits longer than an answer is worth goes without it.
+    pub(super) fn overloaded() -> HttpError {
+        let error = "more questions are waiting than are answered in time; go on without an answer, or ask again \
+                     (limits.concurrency, limits.queue, limits.body_memory_bytes, limits.connections)";
+        let error = HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", error);
+        HttpError { header: Some((header::RETRY_AFTER, "1")), ..error }
+    }
+
+    /// 403: the same whatever there is of that tenant.
+    pub(super) fn other_tenant(field: String) -> HttpError {
+        let error = format!("field '{field}': this caller is bound to another tenant");
+        let error = HttpError::new(StatusCode::FORBIDDEN, "other_tenant", error);
+        HttpError { field: Some(field), ..error }
+    }
+
     pub(super) fn not_shared() -> HttpError {
         let error = "snapshots are not given away: set state.share = true here if whoever reaches this \
                      port may have one";
@@ -122,6 +154,12 @@ impl HttpError {
     }
 }
 
+impl From<Overloaded> for HttpError {
+    fn from(_: Overloaded) -> HttpError {
+        HttpError::overloaded()
+    }
+}
+
 impl From<Refusal> for HttpError {
     fn from(refusal: Refusal) -> HttpError {
         if let Refusal::Candidate { n, wrong } = refusal {
@@ -134,6 +172,7 @@ impl From<Refusal> for HttpError {
             Refusal::UnknownPeer(error) => (StatusCode::NOT_FOUND, "unknown_peer", error),
             Refusal::Rank(error) => return HttpError::field("rank", error),
             Refusal::Candidate { wrong, .. } => (StatusCode::BAD_REQUEST, "invalid_field", wrong),
+            Refusal::NotAllowed(error) => (StatusCode::FORBIDDEN, "not_allowed", error),
             Refusal::Invalid(error) => (StatusCode::BAD_REQUEST, "invalid", error),
             Refusal::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
         };
@@ -143,6 +182,10 @@ impl From<Refusal> for HttpError {
 
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
-        Answer::with(self.status, &self).into_response()
+        let mut response = Answer::with(self.status, &self).into_response();
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body as Stream, Bytes};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -15,9 +15,12 @@ use tracing::debug;
 
 use super::body::{Body, Fields};
 use super::query::parameters;
-use super::receive::{Form, read};
+use super::receive::{Form, read, refuse};
 use super::refusal::HttpError;
 use super::{Answer, App, admin, dynamo, mooncake, openapi, own, page};
+use crate::admission::Turn;
+use crate::auth::{Class, Guard, Shown};
+use crate::listen::Peer;
 use crate::service::Refusal;
 
 /// Bodies above this are parsed and answered on a blocking thread: 256 KiB, some 40,000 tokens,
@@ -29,6 +32,7 @@ const LONG_BODY: usize = 256 << 10;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Route {
     pub(super) path: &'static str,
+    pub(super) guard: Guard,
     serves: Serves,
 }
 
@@ -61,37 +65,48 @@ enum Place {
 use Place::{Aside, Here};
 use Serves::{Get, Post, PostPrompt};
 
-const fn route(path: &'static str, serves: Serves) -> Route {
-    Route { path, serves }
+const fn route(path: &'static str, guard: Guard, serves: Serves) -> Route {
+    Route { path, guard, serves }
 }
 
-/// All routes.
+const SCORE: Guard = Guard::Tenant(Class::Score);
+const PICK: Guard = Guard::Tenant(Class::Pick);
+const READ: Guard = Guard::Everything(Class::Read);
+const CHANGE: Guard = Guard::Tenant(Class::Change);
+const ADMIN: Guard = Guard::Everything(Class::Admin);
+
+/// All routes, and what each asks of its caller.
 pub(super) const ROUTES: &[Route] = &[
-    route("/v1/score", PostPrompt(Here, own::score)),
-    route("/v1/score/batch", Post(Aside, own::batch)),
-    route("/v1/explain", PostPrompt(Aside, own::explain)),
-    route("/v1/picked", PostPrompt(Here, own::picked)),
-    route("/v1/receipt", Post(Here, own::receipt)),
-    route("/v1/status", Get(own::status)),
-    route("/v1/admin/clear", Post(Aside, admin::clear)),
-    route("/register", Post(Aside, register)),
-    route("/unregister", Post(Aside, unregister)),
-    route("/query", Post(Here, query)),
-    route("/query_by_hash", Post(Here, query_by_hash)),
-    route("/query_tiered_by_hash", Post(Here, dynamo::query_tiered_by_hash)),
-    route("/workers", Get(workers)),
-    route("/global_view", Get(mooncake::global_view)),
-    route("/services", Get(mooncake::services)),
-    route("/dump", Get(dynamo::dump)),
-    route("/register_peer", Post(Here, dynamo::register_peer)),
-    route("/deregister_peer", Post(Here, dynamo::deregister_peer)),
-    route("/peers", Get(dynamo::peers)),
-    route("/", Serves::Page),
-    route("/health", Serves::Health),
-    route("/ready", Get(own::ready)),
-    route("/snapshot", Serves::Snapshot),
-    route("/metrics", Serves::Metrics),
-    route("/openapi.json", Get(openapi::openapi)),
+    route("/v1/score", SCORE, PostPrompt(Here, own::score)),
+    route("/v1/score/batch", SCORE, Post(Aside, own::batch)),
+    route("/v1/explain", READ, PostPrompt(Aside, own::explain)),
+    route("/v1/picked", PICK, PostPrompt(Here, own::picked)),
+    route("/v1/receipt", PICK, Post(Here, own::receipt)),
+    route("/v1/status", READ, Get(own::status)),
+    route("/v1/admin/clear", ADMIN, Post(Aside, admin::clear)),
+    route("/register", CHANGE, Post(Aside, register)),
+    route("/unregister", CHANGE, Post(Aside, unregister)),
+    route("/query", SCORE, Post(Here, query)),
+    route("/query_by_hash", SCORE, Post(Here, query_by_hash)),
+    route("/query_tiered_by_hash", SCORE, Post(Here, dynamo::query_tiered_by_hash)),
+    route("/workers", READ, Get(workers)),
+    route("/global_view", READ, Get(mooncake::global_view)),
+    route("/services", READ, Get(mooncake::services)),
+    route("/dump", READ, Get(dynamo::dump)),
+    route("/register_peer", Guard::Everything(Class::Change), Post(Here, dynamo::register_peer)),
+    route(
+        "/deregister_peer",
+        Guard::Everything(Class::Change),
+        Post(Here, dynamo::deregister_peer),
+    ),
+    route("/peers", READ, Get(dynamo::peers)),
+    // It has nothing in it before the status is read.
+    route("/", Guard::Open, Serves::Page),
+    route("/health", Guard::Open, Serves::Health),
+    route("/ready", Guard::Open, Get(own::ready)),
+    route("/snapshot", ADMIN, Serves::Snapshot),
+    route("/metrics", READ, Serves::Metrics),
+    route("/openapi.json", Guard::Open, Get(openapi::openapi)),
 ];
 
 impl Route {
@@ -112,7 +127,7 @@ impl Route {
             PostPrompt(place, call) => {
                 post(move |State(app), request| posted(app, request, place, call, true))
             }
-            Get(call) => get(move |State(app), request| looked(app, request, call)),
+            Get(call) => get(move |State(app), request| looked(app, request, self.guard, call)),
             Serves::Page => get(page::page),
             Serves::Health => get(health),
             Serves::Metrics => get(metrics),
@@ -123,14 +138,41 @@ impl Route {
 
 /// Serves every route.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let routes = ROUTES.iter();
-    let router =
-        routes.fold(Router::new(), |router, route| router.route(route.path, route.handler()));
+    let router = ROUTES.iter().fold(Router::new(), |router, route| {
+        let guard = middleware::from_fn_with_state((Arc::clone(&app), route.guard), admit);
+        router.route(route.path, route.handler().route_layer(guard))
+    });
     router
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), count))
         .with_state(app)
+}
+
+/// Lets a request through if its caller may do what the route is for.
+async fn admit(
+    State((app, guard)): State<(Arc<App>, Guard)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let peer = request.extensions().get::<Peer>();
+    let shown = Shown { authorization, certificate: peer.and_then(Peer::certificate) };
+    if guard != Guard::Open && peer.is_some_and(Peer::is_crowded) {
+        let mut response = refuse(&app, request, HttpError::overloaded());
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
+    match app.access.admit(guard, shown) {
+        Ok(leave) => {
+            request.extensions_mut().insert(leave);
+            next.run(request).await
+        }
+        Err(denied) => {
+            debug!(path = request.uri().path(), ?denied, "refused");
+            refuse(&app, request, HttpError::denied(denied))
+        }
+    }
 }
 
 async fn posted(
@@ -141,19 +183,42 @@ async fn posted(
     prompt: bool,
 ) -> Response {
     let form = Form::of_answer(request.headers());
+    if app.admission.is_full() {
+        return refuse(&app, request, HttpError::overloaded());
+    }
     let received = match read(&app, request, prompt).await {
         Ok(received) => received,
         Err(error) => return error.into_response(),
     };
-    let run = move |app: &App, body: &Body| call(app, body.fields()?);
+    let turn = match app.admission.turn().await {
+        Ok(turn) => turn,
+        Err(overloaded) => return HttpError::from(overloaded).into_response(),
+    };
+    let run = move |app: &App, body: &Body, turn: Turn| {
+        let fields = body.fields()?;
+        // Those who tokenize, or ask an engine to, have turns of their own, and may wait for long.
+        let _turn = Some(turn).filter(|_| !prompt || !own::has_text(&fields));
+        call(app, fields)
+    };
     let outcome = if place == Aside || received.len() > LONG_BODY {
-        aside(move || run(&app, &received.body()?)).await
+        aside(move || {
+            let (body, _room) = received.body()?;
+            run(&app, &body, turn)
+        })
+        .await
     } else {
         match received.body() {
-            Ok(body) if prompt && body.fields().is_ok_and(|fields| own::has_text(&fields)) => {
-                aside(move || run(&app, &body)).await
+            Ok((body, room))
+                if prompt && body.fields().is_ok_and(|fields| own::has_text(&fields)) =>
+            {
+                aside(move || {
+                    let _room = room;
+                    run(&app, &body, turn)
+                })
+                .await
             }
-            body => body.and_then(|body| run(&app, &body)),
+            Ok((body, _room)) => run(&app, &body, turn),
+            Err(error) => Err(error),
         }
     };
     respond(outcome, form)
@@ -167,10 +232,19 @@ async fn aside(
 }
 
 /// What is looked at may be locked for a moment, behind the batch being applied.
-async fn looked(app: Arc<App>, request: Request, call: Call) -> Response {
+async fn looked(app: Arc<App>, request: Request, guard: Guard, call: Call) -> Response {
     let form = Form::of_answer(request.headers());
+    // Whether the daemon works is told however much it has to do.
+    let turn = match guard {
+        Guard::Open => None,
+        _ => match app.admission.turn().await {
+            Ok(turn) => Some(turn),
+            Err(overloaded) => return HttpError::from(overloaded).into_response(),
+        },
+    };
     let query = request.uri().query().unwrap_or_default().to_owned();
     let run = move || {
+        let _turn = turn;
         let fields = parameters(&query, &[])?;
         let body = Body::json(serde_json::to_vec(&fields).unwrap_or_default());
         call(&app, body.fields()?)
@@ -322,4 +396,22 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     debug!(route, status, micros = took.as_micros() as u64, "answered");
     app.service.metrics().count_answer(route, status, took);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is looked at names no tenant that could be held against its caller.
+    #[test]
+    fn only_what_is_posted_may_be_for_one_tenant_and_only_what_says_little_is_open() {
+        for route in ROUTES {
+            if let Guard::Tenant(_) = route.guard {
+                assert_eq!(route.method(), "post", "{}", route.path);
+            }
+        }
+        let open = ROUTES.iter().filter(|route| route.guard == Guard::Open);
+        let open: Vec<&str> = open.map(|route| route.path).collect();
+        assert_eq!(open, ["/health", "/ready", "/openapi.json"]);
+    }
 }

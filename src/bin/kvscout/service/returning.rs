@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::{Enrolment, Labels, Origin, Refusal, Service, discovered};
 use crate::config::Config;
-use crate::intake::Feed;
+use crate::intake::{Feed, Heard};
 use crate::state;
 
 /// How a worker was fed, as the snapshot keeps it.
@@ -103,14 +103,21 @@ impl Service {
                     let kept = config.trust_topics && config.topic_tenant == state.tenant;
                     if kept {
                         self.switchboard.feeds.lock().insert(state.worker, Feed::Topic);
-                        self.switchboard.quiet_since.lock().insert(state.worker, Instant::now());
+                        let known = Heard { at: Instant::now(), sequence: None };
+                        self.switchboard.heard.lock().insert(state.worker, known);
                     }
                     kept
                 }
                 Some(Attached::Source { configured: true, .. }) | None => false,
                 Some(attached) => match self.dial_again(config, &state, attached) {
                     Ok(dialled) => dialled,
-                    Err(error) => {
+                    Err(Refusal::Unavailable(error)) => {
+                        warn!(pod, rank, %error, "not dialled yet");
+                        self.unresolved.lock().push(state.clone());
+                        true
+                    }
+                    Err(refusal) => {
+                        let error = refusal.into_message();
                         warn!(pod, rank, %error, "could not be registered again");
                         false
                     }
@@ -120,6 +127,27 @@ impl Service {
                 info!(pod, rank, "not there any more: forgotten");
                 // It may be gone already.
                 let _ = self.scout.unregister(state.worker);
+            }
+        }
+    }
+
+    /// Dials those of the snapshot whose names had no address, unless they have been registered meanwhile.
+    pub(super) fn dial_unresolved(&self) {
+        let waiting = std::mem::take(&mut *self.unresolved.lock());
+        for state in waiting {
+            let attached = self.returning.lock().get(&state.worker).cloned();
+            let Some(attached) = attached else { continue };
+            let (pod, rank) = (&state.pod, state.rank);
+            match self.dial_requested(&state, attached) {
+                Ok(()) => {}
+                Err(Refusal::Unavailable(_)) => self.unresolved.lock().push(state),
+                Err(refusal) => {
+                    let error = refusal.into_message();
+                    warn!(pod, rank, %error, "could not be registered again: forgotten");
+                    self.returning.lock().remove(&state.worker);
+                    // It may be gone already.
+                    let _ = self.scout.unregister(state.worker);
+                }
             }
         }
     }
@@ -144,35 +172,38 @@ impl Service {
         config: &Config,
         state: &WorkerState,
         attached: Attached,
-    ) -> Result<bool, String> {
-        let Attached::Source { endpoint, replay, labels, discovered, .. } = &attached else {
-            return Ok(false);
-        };
-        let gone = || "it is not in the index".to_owned();
-        let enrolment = match discovered {
-            true => {
+    ) -> Result<bool, Refusal> {
+        let enrolment = match &attached {
+            Attached::Topic => return Ok(false),
+            Attached::Source { endpoint, discovered: true, .. } => {
                 let led = discovered::leading_to(config, &state.tenant, &state.pod, endpoint);
                 let Some((n, source)) = led.filter(|(_, source)| state.rank < source.ranks.get())
                 else {
                     return Ok(false);
                 };
                 self.lends_its_tokenizer(&source, true);
-                let origin = Origin::Discovered(n);
-                discovered::enrolment(&source, state.rank, origin)
-                    .map_err(|error| error.to_string())?
+                discovered::enrolment(&source, state.rank, Origin::Discovered(n))?
             }
-            false => Enrolment {
-                registration: self.scout.worker(state.worker).ok_or_else(gone)?.registration,
-                endpoint: over_tcp(endpoint)?,
-                mode: Mode::Connect,
-                replay: replay.as_deref().map(over_tcp).transpose()?,
-                origin: Origin::Requested,
-                labels: Some(labels.clone()),
-            },
+            Attached::Source { .. } => return self.dial_requested(state, attached).map(|()| true),
         };
         self.returning.lock().insert(state.worker, attached);
-        self.register(enrolment).map_err(Refusal::into_message)?;
-        Ok(true)
+        self.register(enrolment).map(|()| true)
+    }
+
+    /// Dials a worker again that a request had registered.
+    fn dial_requested(&self, state: &WorkerState, attached: Attached) -> Result<(), Refusal> {
+        let Attached::Source { endpoint, replay, labels, .. } = &attached else { return Ok(()) };
+        let gone = || Refusal::Invalid("it is not in the index".to_owned());
+        let enrolment = Enrolment {
+            registration: self.scout.worker(state.worker).ok_or_else(gone)?.registration,
+            endpoint: over_tcp(endpoint).map_err(Refusal::Invalid)?,
+            mode: Mode::Connect,
+            replay: replay.as_deref().map(over_tcp).transpose().map_err(Refusal::Invalid)?,
+            origin: Origin::Requested,
+            labels: Some(labels.clone()),
+        };
+        self.returning.lock().insert(state.worker, attached);
+        self.register(enrolment)
     }
 }
 

@@ -30,7 +30,7 @@ fn question(app: &App, fields: &Fields<'_>, also: &[&str]) -> Result<Question, H
     let mut question = Question {
         token_ids: Vec::new(),
         model: fields.text("model")?,
-        tenant: fields.text("tenant")?,
+        tenant: Some(fields.tenant("tenant")?),
         cache_salt: fields.text("cache_salt")?,
         lora: adapter(fields)?,
         media: media(fields)?,

@@ -1,6 +1,5 @@
 //! `/v1/picked` and `/v1/receipt`: what became of an answer.
 
-use kvscout::scout::Registration;
 use serde_json::json;
 
 use super::super::body::Fields;
@@ -23,11 +22,10 @@ pub(in super::super) fn picked(app: &App, fields: Fields<'_>) -> Result<Answer, 
 /// Notes what an engine reported as cached.
 pub(in super::super) fn receipt(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
     fields.only(&["worker", "rank", "tenant", "expected_cached_tokens", "cached_tokens"])?;
-    let tenant = fields.text("tenant")?;
-    let tenant = tenant.as_deref().unwrap_or(Registration::DEFAULT_TENANT);
+    let tenant = fields.tenant("tenant")?;
     let expected = fields.required_u32("expected_cached_tokens")?;
     let delivered = fields.required_u32("cached_tokens")?;
-    let verdict = app.service.receipt(tenant, &worker(&fields)?, expected, delivered)?;
+    let verdict = app.service.receipt(&tenant, &worker(&fields)?, expected, delivered)?;
     Ok(Answer::ok(&json!({ "verdict": verdict.as_str() })))
 }
 

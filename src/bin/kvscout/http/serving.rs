@@ -1,0 +1,86 @@
+//! Connections over which HTTP is spoken.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tower_service::Service;
+use tracing::trace;
+
+use crate::listen::{Connection, Listener};
+
+/// How long a connection for which there was no place may rest.
+const CROWDED: Duration = Duration::from_secs(1);
+
+/// Serves until `ending` says so, then lets requests in flight end. A connection may rest for `idle`, and the head of a
+/// request may take as long.
+pub(crate) async fn serve(
+    listener: Listener,
+    router: Router,
+    idle: Duration,
+    ending: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut accepted = listener.connections();
+    let mut spoken = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = over(ending.clone()) => break,
+            connection = accepted.recv() => match connection {
+                Some(connection) => {
+                    spoken.spawn(speak(connection?, router.clone(), idle, ending.clone()));
+                }
+                None => break,
+            },
+            Some(_) = spoken.join_next() => {}
+        }
+    }
+    drop(accepted);
+    while spoken.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn speak(
+    connection: Connection,
+    router: Router,
+    idle: Duration,
+    ending: watch::Receiver<bool>,
+) {
+    let peer = connection.peer().clone();
+    let rest = if peer.is_crowded() { CROWDED } else { idle };
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        let answered = router.clone().call(request.map(Body::new));
+        async move {
+            let Ok(response) = answered.await;
+            Ok::<Response, Infallible>(response)
+        }
+    });
+    let mut builder = http1::Builder::new();
+    let builder = builder.timer(TokioTimer::new()).header_read_timeout(rest);
+    let mut spoken = pin!(builder.serve_connection(TokioIo::new(connection), answer));
+    let ended = tokio::select! {
+        ended = spoken.as_mut() => ended,
+        () = over(ending) => {
+            spoken.as_mut().graceful_shutdown();
+            spoken.await
+        }
+    };
+    // A client that goes away amid something is its own business.
+    let _ = ended.inspect_err(|error| trace!(%error, "a connection ended"));
+}
+
+async fn over(mut ending: watch::Receiver<bool>) {
+    // Fails when the daemon is gone, which is an end, too.
+    let _ = ending.wait_for(|ends| *ends).await;
+}

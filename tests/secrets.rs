@@ -1,0 +1,243 @@
+//! Tokens, salts, payloads and credentials leave the daemon nowhere: not in a log of any level, a metric, a dump, an
+//! explanation, an error or a snapshot.
+#![cfg(feature = "daemon")]
+
+mod daemon_support;
+mod failures_support;
+mod zmq_support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use daemon_support::Daemon;
+use failures_support::{batch, removed, stored, with};
+use serde_json::{Value, json};
+use zmq_support::{bound_publisher, eventually, publish};
+
+/// What must never be seen again.
+const SALT: &str = "marked-salt-of-a-tenant";
+const TEXT: &str = "marked text of a prompt";
+const BEARER: &str = "marked-credential-0123456789abcdef";
+const PAYLOAD: &str = "marked-bytes-of-a-payload";
+const TOKEN: u32 = 3_141_592_653;
+
+/// The marks as they might be written, in text or in binary.
+fn marks() -> Vec<Vec<u8>> {
+    let texts = [SALT, TEXT, BEARER, PAYLOAD];
+    let hex = |text: &str| text.bytes().map(|b| format!("{b:02x}")).collect::<String>();
+    let mut marks: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    marks.extend(texts.iter().map(|text| hex(text).into_bytes()));
+    // Debug output of bytes is a list of numbers.
+    marks.extend(texts.iter().map(|text| {
+        let list = format!("{:?}", text.as_bytes());
+        list.trim_matches(['[', ']']).as_bytes().to_vec()
+    }));
+    marks.push(TOKEN.to_string().into_bytes());
+    marks.push(format!("{TOKEN:x}").into_bytes());
+    marks
+}
+
+#[track_caller]
+fn says_nothing(of: &str, bytes: &[u8]) {
+    for mark in marks() {
+        let found = bytes.windows(mark.len()).position(|window| window == mark);
+        if let Some(at) = found {
+            let around = &bytes[at.saturating_sub(300)..(at + 300).min(bytes.len())];
+            let mark = String::from_utf8_lossy(&mark);
+            panic!("{of} has {mark:?}: {}", String::from_utf8_lossy(around));
+        }
+    }
+}
+
+fn secret() -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let path = path.join(format!("secrets-{}", std::process::id()));
+    fs::write(&path, BEARER).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+fn ask(daemon: &Daemon, method: &str, path: &str, body: &str) -> (u16, String) {
+    let headers = format!(
+        "authorization: Bearer {BEARER}\r\n{}",
+        if method == "POST" { "content-type: application/json\r\n" } else { "" }
+    );
+    let answer = daemon.send(method, path, &headers, body);
+    (answer.status, answer.body)
+}
+
+/// Questions of every dialect that are right, and that are wrong in every place where a secret may be.
+fn questions() -> Vec<(&'static str, Value)> {
+    let tokens = [TOKEN; 9];
+    let own = json!({ "model": "m", "token_ids": tokens, "cache_salt": SALT });
+    let put = |name: &str, value: Value| {
+        let mut question = own.clone();
+        question[name] = value;
+        question
+    };
+    let mut questions = vec![
+        ("/v1/score", own.clone()),
+        ("/v1/explain", own.clone()),
+        ("/v1/score/batch", json!({ "requests": [own.clone(), put("mm", json!([SALT]))] })),
+        ("/v1/picked", put("worker", json!("7"))),
+        ("/v1/picked", put("worker", json!("nobody"))),
+        ("/v1/score", put("token_ids", json!([TOKEN, SALT]))),
+        ("/v1/score", put("token_ids", json!(SALT))),
+        ("/v1/score", put("cache_salt", json!([SALT]))),
+        ("/v1/score", put("cache_salt", json!({ SALT: TOKEN }))),
+        ("/v1/score", put("mm", json!([{ "hash": SALT, "offset": TOKEN, "length": TOKEN }]))),
+        ("/v1/score", put("model", json!("unknown"))),
+        ("/v1/score", json!({ "model": "m", "prompt": TEXT })),
+        ("/v1/score", json!({ "model": "m", "messages": [{ "role": "user", "content": TEXT }] })),
+        ("/v1/score", json!({ "model": "m", "messages": TEXT })),
+    ];
+    for (model, hashes) in [("model", "seq_hashes"), ("model_name", "block_hashes")] {
+        for salt in [json!(SALT), json!([SALT])] {
+            let query = json!({ model: "m", "token_ids": tokens, "cache_salt": salt });
+            questions.push(("/query", query));
+        }
+        questions.push(("/query", json!({ model: "m", "token_ids": [TOKEN, TEXT] })));
+        let by_hash = json!({ model: "m", hashes: [SALT], "block_size": 4, "cache_salt": SALT });
+        questions.push(("/query_by_hash", by_hash));
+        let register = json!({
+            model: "m", "modelname": "m", "instance_id": 9, "block_size": 4, "dp_rank": 0,
+            "type": "vLLM", "endpoint": "tcp://127.0.0.1:9", "additionalsalt": SALT,
+        });
+        questions.push(("/register", register));
+    }
+    questions
+}
+
+/// Batches with marks in tokens, salts and bytes; some cannot be read.
+fn publish_all(daemon: &Daemon, socket: &zmq::Socket) {
+    let keys = json!([[SALT], []]);
+    let salted = with(stored(&[11, 12], None, &[TOKEN; 8]), &[("extra_keys", keys)]);
+    let plain = stored(&[21, 22], None, &[TOKEN; 8]);
+    let wrong = with(stored(&[31], None, &[TOKEN; 4]), &[("block_size", json!(SALT))]);
+    let odd = with(stored(&[41], None, &[TOKEN; 4]), &[("medium", json!(PAYLOAD))]);
+    let mut cut =
+        batch(&[with(stored(&[51], None, &[TOKEN; 4]), &[("session_id", json!(PAYLOAD))])]);
+    cut.truncate(cut.len() - 3);
+    let payloads = [
+        batch(&[salted, plain]),
+        batch(&[wrong, removed(&[31], "GPU")]),
+        batch(&[odd]),
+        cut,
+        PAYLOAD.as_bytes().to_vec(),
+        batch(&[]),
+    ];
+    let last = payloads.len() as u64 - 1;
+    eventually("the batches came", || {
+        for (seq, payload) in payloads.iter().enumerate() {
+            publish(socket, b"topic", seq as u64, payload);
+        }
+        let (_, workers) = ask(daemon, "GET", "/workers", "");
+        let workers: Value = serde_json::from_str(&workers).unwrap();
+        workers["workers"][0]["as_of"] == last
+    });
+}
+
+/// Every gRPC method that takes tokens, salts or texts, where there is a Python that speaks it.
+fn call_all(daemon: &Daemon) {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpc_stubs");
+    let script = format!(
+        "import sys; sys.path.insert(0, {tests:?})
+import grpc, kvscout_pb2 as k, kvscout_pb2_grpc as ks, indexer_pb2 as i, indexer_pb2_grpc as isv
+channel = grpc.insecure_channel({:?})
+scout, llmd = ks.ScoutStub(channel), isv.IndexerServiceStub(channel)
+right = k.ScoreRequest(model='m', token_ids=k.TokenIds(ids=[{TOKEN}] * 9), cache_salt={SALT:?})
+wrong = k.ScoreRequest(model='m', block_hashes=k.BlockHashes(hashes=[1], block_size=4), cache_salt={SALT:?})
+text = i.GetPodScoresRequest(prompt={TEXT:?}, model_name='m')
+answers = 0
+for token in [{BEARER:?}, {BEARER:?} + '0', '']:
+    for call, request in [(scout.Score, right), (scout.Score, wrong), (llmd.GetPodScores, text)]:
+        try:
+            call(request, timeout=60, metadata=[('authorization', 'Bearer ' + token)])
+            answers += 1
+        except grpc.RpcError as error:
+            print(error.code(), error.details())
+assert answers == 1, answers
+",
+        daemon.grpc()
+    );
+    let python = ["python3", "/usr/bin/python3"].into_iter().find(|python| {
+        let mut probe = Command::new(python);
+        probe.args(["-c", "import grpc, google.protobuf"]);
+        probe.stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    });
+    let required = std::env::var_os("KVSCOUT_TEST_CLIENTS").is_some();
+    assert!(python.is_some() || !required, "there is no Python with grpcio");
+    let Some(python) = python else { return };
+    let run = Command::new(python).args(["-B", "-c", &script]).output().unwrap();
+    let said = [run.stdout, run.stderr].concat();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&said));
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(said.contains("UNAUTHENTICATED"), "{said}");
+    says_nothing("a status", said.as_bytes());
+}
+
+#[test]
+fn marked_tokens_salts_payloads_and_credentials_are_seen_nowhere_again() {
+    let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
+    let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let state = state.join(format!("secrets-state-{}", std::process::id()));
+    let config = format!(
+        "[log]\nlevel = \"trace\"\n[auth]\ntoken_file = {:?}\n[state]\ndir = {state:?}\nshare = true\n\
+         [dialects]\ndynamo_hashes = true\n\
+         [[source]]\nname = \"7\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"\n",
+        secret()
+    );
+    let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], &config, &[]);
+    publish_all(&daemon, &socket);
+    let scored = json!({ "model": "m", "token_ids": vec![TOKEN; 9], "cache_salt": SALT });
+    let (_, answer) = ask(&daemon, "POST", "/v1/score", &scored.to_string());
+    assert!(answer.contains("\"matched_blocks\":2"), "the marked blocks are held: {answer}");
+    for (path, question) in questions() {
+        let (status, answer) = ask(&daemon, "POST", path, &question.to_string());
+        assert!(status < 500, "{path}: {answer}");
+        says_nothing(path, answer.as_bytes());
+    }
+    let broken = format!("{{\"model\": \"m\", \"cache_salt\": \"{SALT}\", \"token_ids\": [{TOKEN}");
+    for (kind, body) in [("", broken), ("application/msgpack", format!("\u{1}{SALT}"))] {
+        let headers = format!(
+            "authorization: Bearer {BEARER}\r\ncontent-type: {}\r\n",
+            if kind.is_empty() { "application/json" } else { kind }
+        );
+        let answer = daemon.send("POST", "/v1/score", &headers, &body);
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        says_nothing("a refusal", answer.body.as_bytes());
+    }
+    for headers in [
+        format!("authorization: Basic {BEARER}\r\n"),
+        format!("authorization: Bearer {BEARER}0\r\n"),
+    ] {
+        let answer = daemon.send("GET", "/workers", &headers, "");
+        assert_eq!(answer.status, 401);
+        says_nothing("a challenge", format!("{}{}", answer.head, answer.body).as_bytes());
+    }
+    call_all(&daemon);
+    for path in ["/metrics", "/dump", "/workers", "/global_view", "/services", "/peers", "/ready"] {
+        let (status, answer) = ask(&daemon, "GET", path, "");
+        assert_eq!(status, 200, "{path}: {answer}");
+        says_nothing(path, answer.as_bytes());
+    }
+    let log = daemon.terminate();
+    assert!(log.contains("TRACE") && log.contains("DEBUG"), "the log is at its most talkative");
+    says_nothing("the log", log.as_bytes());
+    let mut files = 0;
+    for entry in fs::read_dir(&state).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        says_nothing(&path.display().to_string(), &bytes);
+        // Tokens in binary, either way round.
+        for four in [TOKEN.to_le_bytes(), TOKEN.to_be_bytes()] {
+            let repeated = four.repeat(2);
+            assert!(!bytes.windows(8).any(|window| window == repeated), "{}", path.display());
+        }
+        files += usize::from(bytes.len() > 100);
+    }
+    assert!(files >= 1, "there is a snapshot");
+}
