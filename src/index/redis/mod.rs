@@ -10,6 +10,8 @@
 mod assign;
 mod bind;
 mod chain;
+#[cfg(feature = "conformance")]
+pub mod damage;
 mod key;
 mod lay;
 mod link;
