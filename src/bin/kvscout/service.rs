@@ -190,23 +190,6 @@ impl WorkerView {
         }
     }
 
-    /// Whether its publisher is connected, where it has a source of its own.
-    pub(crate) fn link(&self) -> &'static str {
-        match (&self.source, &self.feed) {
-            (Some(source), _) if source.up => "up",
-            (Some(_), _) => "down",
-            (None, Some(_)) => "shared",
-            (None, None) => "none",
-        }
-    }
-
-    /// What an operator should look into.
-    pub(crate) fn warnings(&self) -> impl Iterator<Item = &'static str> {
-        let short = self.receipts.as_ref().filter(|record| record.is_off);
-        let warnings = self.status.warnings().map(|warning| warning.as_str());
-        warnings.chain(short.map(|_| "receipts_fall_short"))
-    }
-
     /// Where its past batches are asked for.
     pub(crate) fn replay(&self) -> Option<&Endpoint> {
         match &self.feed {
