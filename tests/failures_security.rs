@@ -178,7 +178,9 @@ fn x6_a_registration_dials_nothing_that_no_rule_allows() {
     let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
     let port = endpoint.rsplit(':').next().unwrap();
     let named = format!("tcp://localhost:{port}");
-    let rules = format!("[dial]\nallow = [\"127.0.0.0/8:{port}\"]\n");
+    let state = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let state = state.join(format!("state-{}-named", std::process::id()));
+    let rules = format!("[dial]\nallow = [\"127.0.0.0/8:{port}\"]\n[state]\ndir = {state:?}\n");
     let daemon = Daemon::start(&["--listen", "0.0.0.0:0"], &rules, &[]);
     assert_eq!(dialled(&daemon, json!({ "endpoint": "tcp://localhost:1" })).status, 403);
     let answer = dialled(&daemon, json!({ "endpoint": named }));
@@ -189,6 +191,15 @@ fn x6_a_registration_dials_nothing_that_no_rule_allows() {
         daemon.worker("7", 0)["as_of"] == 0
     });
     assert_eq!(daemon.worker("7", 0)["endpoint"], *named);
+
+    // After a restart it is looked up, and checked, again.
+    daemon.terminate();
+    let daemon = Daemon::start(&["--listen", "0.0.0.0:0"], &rules, &[]);
+    eventually("it is dialled again", || daemon.worker("7", 0)["link"]["state"] == "up");
+    daemon.terminate();
+    let other = rules.replace("127.0.0.0/8", "10.0.0.0/8");
+    let daemon = Daemon::start(&["--listen", "0.0.0.0:0"], &other, &[]);
+    eventually("it is forgotten", || daemon.get("/workers").json(200)["workers"] == json!([]));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 
 use kvscout::ingest::zmq::Endpoint;
+use tokio::sync::Semaphore;
 
 /// Networks that nobody else routes to: RFC 1918, RFC 6598 (where some clouds have their pods) and RFC 4193.
 const PRIVATE: [(IpAddr, u8); 5] = [
@@ -130,6 +131,14 @@ impl fmt::Display for Rule {
     }
 }
 
+/// Whether an endpoint has a name in it that has to be looked up.
+pub(crate) fn is_by_name(endpoint: &Endpoint) -> bool {
+    host_and_port(endpoint).is_some_and(|(host, _)| host.parse::<IpAddr>().is_err())
+}
+
+/// Names that are looked up at a time.
+const LOOKUPS: usize = 8;
+
 /// Why something is not dialled.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Undialled {
@@ -143,10 +152,12 @@ pub(crate) enum Undialled {
 type Resolve = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
 
 /// The rules, and who resolves names.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Dial {
     rules: Vec<Rule>,
     resolve: Resolve,
+    /// Each look-up may hold a thread for as long as the name server says nothing.
+    lookups: Semaphore,
 }
 
 impl Dial {
@@ -156,7 +167,8 @@ impl Dial {
         if listen.ip().is_loopback() && !rules.contains(&Rule::Loopback) {
             rules.push(Rule::Loopback);
         }
-        Dial { rules, resolve: |host, port| Ok((host, port).to_socket_addrs()?.collect()) }
+        let lookups = Semaphore::new(LOOKUPS);
+        Dial { rules, resolve: |host, port| Ok((host, port).to_socket_addrs()?.collect()), lookups }
     }
 
     /// What to dial for an endpoint that a request named: an address that a rule allows, in place of a name, which may stand
@@ -167,7 +179,7 @@ impl Dial {
         };
         let found = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => (self.resolve)(&host, port).map_err(|error| {
+            Err(_) => self.look_up(&host, port).map_err(|error| {
                 Undialled::Unresolved(format!("{endpoint}: {host} cannot be resolved: {error}"))
             })?,
         };
@@ -195,10 +207,16 @@ impl Dial {
         if host.parse::<IpAddr>().is_ok() {
             return None;
         }
-        let found = (self.resolve)(&host, port).ok()?;
+        let found = self.look_up(&host, port).ok()?;
         let stays = found.iter().any(|address| format!("tcp://{address}") == dialled.to_string());
         let next = found.iter().find(|address| !stays && self.allows(&host, **address));
         next.and_then(|address| format!("tcp://{address}").parse().ok())
+    }
+
+    fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let busy = || io::Error::other(format!("{LOOKUPS} names are being looked up already"));
+        let _one = self.lookups.try_acquire().map_err(|_| busy())?;
+        (self.resolve)(host, port)
     }
 
     fn allows(&self, host: &str, address: SocketAddr) -> bool {

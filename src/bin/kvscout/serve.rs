@@ -270,9 +270,9 @@ async fn keep(service: Arc<Service>, interval: Duration) {
 /// Looks where the names of workers that requests registered lead now.
 async fn follow_names(service: Arc<Service>) {
     loop {
+        let named = Arc::clone(&service);
+        let _ = tokio::task::spawn_blocking(move || named.follow_names()).await;
         tokio::time::sleep(FOLLOW).await;
-        let service = Arc::clone(&service);
-        let _ = tokio::task::spawn_blocking(move || service.follow_names()).await;
     }
 }
 

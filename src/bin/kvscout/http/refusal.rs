@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -20,8 +20,9 @@ use crate::service::Refusal;
 pub(super) struct HttpError {
     #[serde(skip)]
     status: StatusCode,
+    /// The header that goes with the status: the challenge of 401, when to come back of 503.
     #[serde(skip)]
-    header: Option<(HeaderName, &'static str)>,
+    header: Option<&'static str>,
     error: String,
     reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,7 +122,7 @@ impl HttpError {
             _ => "Bearer realm=\"kvscout\"",
         };
         let error = HttpError::new(StatusCode::UNAUTHORIZED, "unauthenticated", denied.to_string());
-        HttpError { header: Some((header::WWW_AUTHENTICATE, challenge)), ..error }
+        HttpError { header: Some(challenge), ..error }
     }
 
     /// 503 at once: whoever waits longer than an answer is worth goes without it.
@@ -129,7 +130,7 @@ impl HttpError {
         let error = "more questions are waiting than are answered in time; go on without an answer, or ask again \
                      (limits.concurrency, limits.queue, limits.body_memory_bytes, limits.connections)";
         let error = HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", error);
-        HttpError { header: Some((header::RETRY_AFTER, "1")), ..error }
+        HttpError { header: Some("1"), ..error }
     }
 
     /// 403: the same whatever there is of that tenant.
@@ -183,7 +184,11 @@ impl From<Refusal> for HttpError {
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let mut response = Answer::with(self.status, &self).into_response();
-        if let Some((name, value)) = self.header {
+        if let Some(value) = self.header {
+            let name = match self.status {
+                StatusCode::UNAUTHORIZED => header::WWW_AUTHENTICATE,
+                _ => header::RETRY_AFTER,
+            };
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         response

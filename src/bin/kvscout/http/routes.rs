@@ -121,11 +121,11 @@ impl Route {
 
     fn handler(self) -> MethodRouter<Arc<App>> {
         match self.serves {
-            Post(place, call) => {
-                post(move |State(app), request| posted(app, request, place, call, false))
-            }
+            Post(place, call) => post(move |State(app), request| {
+                posted(app, request, self.guard, place, call, false)
+            }),
             PostPrompt(place, call) => {
-                post(move |State(app), request| posted(app, request, place, call, true))
+                post(move |State(app), request| posted(app, request, self.guard, place, call, true))
             }
             Get(call) => get(move |State(app), request| looked(app, request, self.guard, call)),
             Serves::Page => get(page::page),
@@ -178,26 +178,33 @@ async fn admit(
 async fn posted(
     app: Arc<App>,
     request: Request,
+    guard: Guard,
     place: Place,
     call: Call,
     prompt: bool,
 ) -> Response {
     let form = Form::of_answer(request.headers());
-    if app.admission.is_full() {
+    // A registration may wait for a name server, which no question should.
+    let takes_turn = guard != CHANGE;
+    if takes_turn && app.admission.is_full() {
         return refuse(&app, request, HttpError::overloaded());
     }
     let received = match read(&app, request, prompt).await {
         Ok(received) => received,
         Err(error) => return error.into_response(),
     };
-    let turn = match app.admission.turn().await {
+    let turn = match takes_turn {
+        false => Ok(None),
+        true => app.admission.turn().await.map(Some),
+    };
+    let turn = match turn {
         Ok(turn) => turn,
         Err(overloaded) => return HttpError::from(overloaded).into_response(),
     };
-    let run = move |app: &App, body: &Body, turn: Turn| {
+    let run = move |app: &App, body: &Body, turn: Option<Turn>| {
         let fields = body.fields()?;
         // Those who tokenize, or ask an engine to, have turns of their own, and may wait for long.
-        let _turn = Some(turn).filter(|_| !prompt || !own::has_text(&fields));
+        let _turn = turn.filter(|_| !prompt || !own::has_text(&fields));
         call(app, fields)
     };
     let outcome = if place == Aside || received.len() > LONG_BODY {

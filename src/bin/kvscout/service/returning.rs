@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::{Enrolment, Labels, Origin, Refusal, Service, discovered};
 use crate::config::Config;
+use crate::dial::is_by_name;
 use crate::intake::{Feed, Heard};
 use crate::state;
 
@@ -45,6 +46,13 @@ impl Attached {
             },
             Feed::Topic => Attached::Topic,
         }
+    }
+
+    /// Whether a name has to be looked up before it can be dialled.
+    fn is_by_name(&self) -> bool {
+        let Attached::Source { endpoint, replay, .. } = self else { return false };
+        let endpoints = [Some(endpoint), replay.as_ref()].into_iter().flatten();
+        endpoints.filter_map(|endpoint| endpoint.parse().ok()).any(|endpoint| is_by_name(&endpoint))
     }
 
     /// Whether an enrolment would feed the worker from the same place.
@@ -109,13 +117,14 @@ impl Service {
                     kept
                 }
                 Some(Attached::Source { configured: true, .. }) | None => false,
+                Some(attached) if attached.is_by_name() => {
+                    // Not here: a name server that says nothing would keep the daemon from starting.
+                    self.returning.lock().insert(state.worker, attached);
+                    self.unresolved.lock().push(state);
+                    continue;
+                }
                 Some(attached) => match self.dial_again(config, &state, attached) {
                     Ok(dialled) => dialled,
-                    Err(Refusal::Unavailable(error)) => {
-                        warn!(pod, rank, %error, "not dialled yet");
-                        self.unresolved.lock().push(state.clone());
-                        true
-                    }
                     Err(refusal) => {
                         let error = refusal.into_message();
                         warn!(pod, rank, %error, "could not be registered again");
@@ -125,6 +134,7 @@ impl Service {
             };
             if !kept {
                 info!(pod, rank, "not there any more: forgotten");
+                self.returning.lock().remove(&state.worker);
                 // It may be gone already.
                 let _ = self.scout.unregister(state.worker);
             }
