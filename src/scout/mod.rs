@@ -12,10 +12,13 @@ mod explain;
 mod follow;
 mod habit;
 mod local;
+mod mirror;
 mod prompt;
 mod query;
 mod ranking;
 mod roster;
+#[cfg(feature = "redis")]
+pub mod shared;
 mod standing;
 mod state;
 mod stream;
@@ -30,6 +33,7 @@ use parking_lot::{Mutex, RwLock};
 pub use self::explain::{Divergence, Explained, ExplainedGroup, KnownBy, Missing, Stretch};
 pub use self::follow::{Ask, Progress};
 pub use self::habit::{Copies, OnClear};
+pub use self::mirror::{Changes, Mirror, Moved};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
 pub use self::stream::audit::{AuditStatus, Audited};
@@ -47,6 +51,8 @@ use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Holding, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::sequencer::{SequencerCounters, Stage};
+#[cfg(feature = "redis")]
+use crate::ingest::snapshot::{AdapterState, EditionState};
 use crate::ingest::verify::{Candidates, Checks, Status};
 use crate::ingest::{Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
@@ -56,7 +62,7 @@ use crate::score::{GroupFacts, Weights};
 /// # Defaults
 ///
 /// No extra seeds; the defaults of [`Weights`], [`Limits`] and [`MemoryOptions`]; a random key; 32 MiB
-/// of chains, about three million blocks; none of Dynamo's hashes.
+/// of chains, about three million blocks; none of Dynamo's hashes; no mirror.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Texts of `PYTHONHASHSEED` to try beside unset, `0` and `42`.
@@ -75,6 +81,8 @@ pub struct Options {
     /// How many of Dynamo's hashes of single blocks are kept for [`Blocks::Local`]; some 50 bytes each.
     /// With 0 none are, and storing costs nothing for them.
     pub local_hashes: usize,
+    /// Who is told what each batch changed, to keep the same elsewhere.
+    pub mirror: Option<Arc<dyn Mirror>>,
 }
 
 impl Default for Options {
@@ -87,6 +95,7 @@ impl Default for Options {
             digest_key: None,
             chain_memory: 32 << 20,
             local_hashes: 0,
+            mirror: None,
         }
     }
 }
@@ -326,6 +335,7 @@ impl Scout {
                 editions: Editions::default(),
                 local: LocalHashes::new(options.local_hashes),
                 shadows: Arc::default(),
+                mirror: options.mirror,
             },
             weights: options.weights,
             directory: RwLock::default(),
@@ -380,7 +390,7 @@ impl Scout {
         }
         stream.retire();
         self.shared.index.remove(worker);
-        removed.publish(&stream, &self.shared.generation);
+        removed.publish(&mut stream, &self.shared);
         if let Some(space) = emptied {
             self.shared.vocabularies.write().forget(space);
         }
@@ -429,7 +439,7 @@ impl Scout {
         let mut stream = found.stream.lock();
         let waited = stream.is_waiting();
         let outcome = change(&mut stream);
-        found.publish(&stream, &self.shared.generation);
+        found.publish(&mut stream, &self.shared);
         self.count_waiting(waited, stream.is_waiting());
         outcome
     }
@@ -470,6 +480,12 @@ impl Scout {
     /// None that is known of: what was just written is readable.
     pub fn holdings(&self, each: impl FnMut(Holding<'_>)) -> Result<(), Error> {
         self.shared.index.export().holdings(each)
+    }
+
+    /// Every adapter, and those that became something else under their old name.
+    #[cfg(feature = "redis")]
+    fn adapters(&self) -> (Vec<AdapterState>, Vec<EditionState>) {
+        (self.directory.read().all_adapters(), self.shared.editions.state())
     }
 
     /// Sizes of the index.

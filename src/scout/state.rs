@@ -108,7 +108,7 @@ impl Scout {
             };
             let resume = |seat| Stream::resume(seat, state, contract);
             let worker = directory.put_back(id, state.space, state.into(), resume);
-            worker.publish(&worker.stream.lock(), &self.shared.generation);
+            worker.publish(&mut worker.stream.lock(), &self.shared);
         }
         self.shared.editions = Editions::resume(editions);
         self.shared.vocabularies = RwLock::new(known);

@@ -22,6 +22,7 @@ use super::edition::Editions;
 use super::follow::Progress;
 use super::habit::{Copies, OnClear};
 use super::local::LocalHashes;
+use super::mirror::{Mirror, Moved, Record};
 use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
@@ -70,6 +71,8 @@ pub(super) struct Shared {
     pub(super) local: LocalHashes,
     /// How many workers are being audited.
     pub(super) shadows: Arc<AtomicUsize>,
+    /// Who keeps the same elsewhere.
+    pub(super) mirror: Option<Arc<dyn Mirror>>,
 }
 
 /// What a stream needs to know of the worker that it belongs to.
@@ -125,6 +128,8 @@ pub(super) struct Stream {
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
     applied_to: Option<Watermark>,
+    /// What the mirror is told next.
+    record: Record,
     retired: bool,
     scratch: Scratch,
 }
@@ -195,6 +200,7 @@ impl Stream {
             waiting: Vec::new(),
             waiting_bytes: 0,
             applied_to: None,
+            record: Record::default(),
             retired: false,
             scratch: Scratch::default(),
         }
@@ -220,6 +226,7 @@ impl Stream {
             seen_on_gpu: on_gpu.map(|group| group.facts.group).collect(),
             cleared_by_hand: state.cleared_by_hand,
             applied_to: state.watermark,
+            record: Record::since(state.watermark),
             ..Stream::new(seat)
         }
     }
@@ -248,6 +255,7 @@ impl Stream {
 
     fn move_to(&mut self, shared: &Shared, vocabulary: VocabularyId) -> Result<(), Error> {
         let home = Home { space: self.seat.space, vocabulary };
+        self.record.breaks();
         shared.index.assign(self.seat.worker, home)?;
         self.vocabulary = vocabulary;
         Ok(())
@@ -375,7 +383,7 @@ impl Stream {
     /// Applies what was planned since the last time, in order. Together, because the index then asks
     /// memory for what a change needs while it makes those before.
     fn flush(&mut self, shared: &Shared, total: &mut Applied) -> Result<(), Error> {
-        let Stream { seat, scratch: Scratch { blocks, names, planned, .. }, .. } = self;
+        let Stream { seat, record, scratch: Scratch { blocks, names, planned, .. }, .. } = self;
         if planned.is_empty() {
             return Ok(());
         }
@@ -391,7 +399,7 @@ impl Stream {
             }
         };
         let changes: Vec<Change<'_>> = planned.drain(..).map(change).collect();
-        let applied = shared.index.apply(seat.worker, &changes);
+        let applied = record.apply(shared, seat.worker, &changes);
         drop(changes);
         blocks.clear();
         names.clear();
@@ -405,10 +413,8 @@ impl Stream {
         for change in planned {
             let applied = match change {
                 Planned::Remove { group, tier, names: range } => {
-                    let names = &names[range];
-                    shared
-                        .index
-                        .apply(self.seat.worker, &[Change::Remove { group, tier, names }])?
+                    let change = Change::Remove { group, tier, names: &names[range] };
+                    self.record.apply(shared, self.seat.worker, &[change])?
                 }
                 Planned::Store { shape, group, tier, parent, blocks: range, .. } => {
                     let blocks = &blocks[range];
@@ -421,7 +427,7 @@ impl Stream {
     }
 
     /// Stores what is not there yet.
-    fn store_once(&self, shared: &Shared, mut store: Store<'_>) -> Result<Applied, Error> {
+    fn store_once(&mut self, shared: &Shared, mut store: Store<'_>) -> Result<Applied, Error> {
         let worker = self.seat.worker;
         let held = self.leading(shared, &store);
         if let Some(last) = held.checked_sub(1) {
@@ -433,8 +439,8 @@ impl Stream {
         let names: Vec<Name> = store.blocks.iter().rev().map(|block| block.name).collect();
         let Store { group, tier, .. } = store;
         let remove = Change::Remove { group, tier, names: &names };
-        while shared.index.apply(worker, &[remove])?.removed > 0 {}
-        shared.index.apply(worker, &[Change::Store(store)])
+        while self.record.apply(shared, worker, &[remove])?.removed > 0 {}
+        self.record.apply(shared, worker, &[Change::Store(store)])
     }
 
     /// How many blocks of a store that starts a prompt are there, one after the other: a report of
@@ -611,7 +617,7 @@ impl Stream {
             self.verifier.cleared();
             self.whole_again();
         }
-        shared.index.apply(self.seat.worker, &[Change::Clear { tier }]).map(drop)
+        self.record.apply(shared, self.seat.worker, &[Change::Clear { tier }]).map(drop)
     }
 
     /// Forgets everything, by an operator's word.
@@ -626,7 +632,7 @@ impl Stream {
         self.verifier.cleared();
         self.whole_again();
         self.cleared_by_hand = true;
-        shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
+        self.record.apply(shared, self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
     }
 
     fn reject(&mut self) {
@@ -648,12 +654,7 @@ impl Stream {
         if applied.refused > 0 {
             self.lane.degrade(Reason::Overflow);
         }
-        total.stored += applied.stored;
-        total.removed += applied.removed;
-        total.unknown_removals += applied.unknown_removals;
-        total.unknown_parents += applied.unknown_parents;
-        total.unplaced += applied.unplaced;
-        total.refused += applied.refused;
+        total.add(&applied);
     }
 
     /// Whether it is known why blocks may be missing that the engine holds: something was lost, given up or
@@ -666,6 +667,18 @@ impl Stream {
             || self.events.other_unit > 0
             || shared.editions.any_of(&self.seat.tenant)
             || shared.index.evicted(self.seat.worker)
+    }
+
+    /// Tells the mirror what has changed since it was told last.
+    pub(super) fn tell(&mut self, shared: &Shared) {
+        let Some(mirror) = &shared.mirror else { return };
+        let Some(told) = self.record.next(self.applied_to, self.retired) else { return };
+        mirror.moved(Moved {
+            worker: self.seat.worker,
+            home: Home { space: self.seat.space, vocabulary: self.vocabulary },
+            incarnation: self.incarnation,
+            ..told
+        });
     }
 
     /// How far queries can believe what the index shows of the worker; its groups have this number.

@@ -111,6 +111,7 @@ impl Shadow {
             // What a shadow learns, nobody asks it.
             local: LocalHashes::new(0),
             shadows: Arc::default(),
+            mirror: None,
         };
         let post = Post::new(Arc::<Slab>::default(), live.seat.worker);
         let mut stream = Stream::new(super::Seat { post, ..live.seat.clone() });
