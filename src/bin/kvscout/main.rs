@@ -17,6 +17,7 @@ mod replay;
 mod serve;
 mod service;
 mod state;
+mod store;
 
 use std::io;
 use std::process::ExitCode;

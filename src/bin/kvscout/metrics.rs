@@ -24,6 +24,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::intake::TopicCounters;
 use crate::service::{BOUNDS, Service};
 use crate::state::Report;
+use crate::store;
 
 /// One HTTP route and the status of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -336,6 +337,9 @@ impl Collector for Snapshot {
         if let Some(report) = self.0.state_report() {
             snapshots(&mut to, &report)?;
         }
+        if let Some(report) = self.0.shared_report() {
+            store::encode(&mut to, &report)?;
+        }
         let kinds = ["mismatched", "unreadable", "claimed", "excess"].into_iter();
         let topics = kinds.zip(totals.topics);
         counters(&mut to, "topics", "Messages with a wrong topic by kind", "kind", topics)
@@ -373,11 +377,13 @@ fn snapshots(to: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
     Ok(())
 }
 
-fn gauge(value: u64) -> i64 {
+/// A number as gauges have it.
+pub(crate) fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn gauges(
+/// One gauge for each value of a label.
+pub(crate) fn gauges(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -391,7 +397,8 @@ fn gauges(
     Ok(())
 }
 
-fn counters(
+/// One counter for each value of a label.
+pub(crate) fn counters(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

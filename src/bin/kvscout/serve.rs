@@ -18,16 +18,16 @@ use crate::config::{Config, Flags};
 use crate::grpc;
 use crate::http::{App, router};
 use crate::service::Service;
-use crate::{Failure, logs, pulse};
+use crate::{Failure, logs, pulse, store};
 
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Receives KV events from engines and answers which worker holds how much of a prompt.
-///
-/// Flags win over the environment (KVSCOUT_LISTEN, ...), that over the file: docs/configuration.md.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+Flags win over the environment (KVSCOUT_LISTEN, ...), that over the file: docs/configuration.md.
+
 Example:
   kvscout serve --model Qwen/Qwen3-8B --source pod-1=tcp://10.0.0.7:5557
   curl -s localhost:13333/v1/score -H 'content-type: application/json' \\
@@ -60,6 +60,12 @@ pub(crate) struct Args {
     /// Directory for snapshots and the digest key: a restart goes on where the last run was
     #[arg(long, value_name = "DIR")]
     state: Option<String>,
+    /// A Redis or Valkey server that is shared with other kvscouts, such as redis://host:6379
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// memory, with the store behind it, or redis: answers from the store, without sources [default: memory]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<String>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
@@ -80,6 +86,8 @@ impl Args {
             ("grpc.listen", &self.grpc),
             ("topic_bind", &self.topic_bind),
             ("state.dir", &self.state),
+            ("store.address", &self.store),
+            ("store.mode", &self.mode),
             ("log.format", &self.log_format),
             ("log.level", &self.log_level),
         ];
@@ -121,16 +129,20 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     logs::start(config.log_format, config.log_level);
     warn_of(&config);
-    let service = Service::start(&config).map_err(|error| match error.kind() {
-        ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
-        _ => Failure::Failed(error.to_string()),
-    })?;
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .thread_name("kvscout-http")
         .build()
         .map_err(|error| failed("the runtime", error))?;
+    let service = {
+        // Connections to a store live in it.
+        let _entered = runtime.enter();
+        Service::start(&config).map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
+            _ => Failure::Failed(error.to_string()),
+        })?
+    };
     let outcome = daemon(&runtime, config, service);
     // A question on a blocking thread ends by itself within milliseconds; nothing waits for it.
     runtime.shutdown_background();
@@ -162,6 +174,10 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
         pulse::start(&service, &config)?;
         let keeping = tokio::spawn(keep(Arc::clone(&service), config.state.interval));
         let (end, ending) = watch::channel(false);
+        let behind = store::start(&service, ending.clone());
+        if let Some(instead) = service.instead() {
+            tokio::spawn(Arc::clone(instead).keep());
+        }
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -189,6 +205,8 @@ fn daemon(runtime: &Runtime, config: Config, service: Service) -> io::Result<()>
         // Behind the one that may be under way.
         let last = tokio::task::spawn_blocking(move || service.save());
         last.await.map_err(io::Error::other)?;
+        // It has noticed the end itself, and takes no longer than a lease.
+        behind.await.map_err(io::Error::other)?;
         info!("ended");
         Ok(())
     })
@@ -227,7 +245,7 @@ async fn serve(
 
 /// Writes a snapshot in every interval, if there is a place for them.
 async fn keep(service: Arc<Service>, interval: Duration) {
-    while service.state_report().is_some() {
+    while service.keeps_snapshots() {
         tokio::time::sleep(interval).await;
         let service = Arc::clone(&service);
         // What went wrong with it is counted there.

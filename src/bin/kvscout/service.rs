@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use kvscout::block::{BlockSize, WorkerId};
+use kvscout::ingest::snapshot::WorkerState;
 use kvscout::ingest::zmq::{
     Endpoint, Mode, Receiver, Replays, RoundOptions, Source, SourceId, SourceStatus,
 };
@@ -50,7 +51,8 @@ use crate::config::{Config, Dialects, OnGap};
 use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
-use crate::state::{Report, State};
+use crate::state::{self, Report, State};
+use crate::store::{Behind, Instead, Shared, SharedReport};
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -76,11 +78,13 @@ pub(crate) enum Refusal {
     Invalid(String),
     /// A resource is not there at the moment.
     Unavailable(String),
+    /// Only a kvscout that follows engines can do it.
+    Elsewhere(&'static str),
 }
 
 impl Refusal {
     /// What was wrong and what would be right.
-    fn into_message(self) -> String {
+    pub(crate) fn into_message(self) -> String {
         match self {
             Refusal::Conflict(message)
             | Refusal::UnknownWorker(message)
@@ -90,8 +94,17 @@ impl Refusal {
             | Refusal::Candidate { wrong: message, .. }
             | Refusal::Invalid(message)
             | Refusal::Unavailable(message) => message,
+            Refusal::Elsewhere(what) => elsewhere(what),
         }
     }
+}
+
+/// Why a reader of a store does not do something.
+pub(crate) fn elsewhere(what: &str) -> String {
+    format!(
+        "this kvscout answers from a store (store.mode \"redis\") and follows no engine, so it cannot {what}: ask one \
+         that keeps the store"
+    )
 }
 
 impl From<Error> for Refusal {
@@ -199,6 +212,7 @@ pub(crate) struct Service {
     returning: Mutex<BTreeMap<WorkerId, Attached>>,
     readiness: Readiness,
     state: Option<State>,
+    shared: Option<Shared>,
     labels: Labelled,
     peers: Mutex<BTreeSet<String>>,
     picks: Picks,
@@ -221,12 +235,13 @@ impl Service {
     /// An option of the configuration is out of range, a tokenizer cannot be read, the state directory cannot be used, or the
     /// system gives no thread, descriptor or randomness.
     pub(crate) fn start(config: &Config) -> Result<Service, Error> {
-        let options = Options {
+        let mut options = Options {
             seeds: config.seeds.clone(),
             weights: config.weights,
             limits: config.events,
             memory: config.memory,
             digest_key: None,
+            mirror: None,
             chain_memory: config.chain_memory,
             local_hashes: match config.dialects {
                 Dialects { dynamo_hashes: true, dynamo_blocks, .. } => dynamo_blocks.get(),
@@ -235,10 +250,18 @@ impl Service {
         };
         let texts = Texts::new(config)?;
         let state = State::open(config)?;
-        let (scout, workers) = match &state {
-            Some(state) => state.begin(options)?,
-            None => (Scout::new(options)?, Vec::new()),
+        let shared = match config.store.is_reader() {
+            true => Instead::open(config)?.map(|instead| Shared::Instead(Arc::new(instead))),
+            false => {
+                let directory = state.as_ref().map(State::directory);
+                Behind::open(config, directory)?.map(Shared::Behind)
+            }
         };
+        if let Some(Shared::Behind(behind)) = &shared {
+            options.digest_key = Some(behind.digest_key());
+            options.mirror = Some(behind.mirror());
+        }
+        let (scout, workers) = begin(config, options, state.as_ref(), shared.as_ref())?;
         let scout = Arc::new(scout);
         for entry in &config.adapters {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
@@ -278,6 +301,7 @@ impl Service {
             returning: Mutex::default(),
             readiness: Readiness::new(config.ready),
             state,
+            shared,
             labels: Labelled::default(),
             peers: Mutex::new(config.state.from.iter().cloned().collect()),
             picks: Picks::new(config.predict, config.predict_weight)?,
@@ -289,6 +313,50 @@ impl Service {
         };
         service.take_back(config, workers);
         Ok(service)
+    }
+
+    /// The store behind memory, if there is one.
+    pub(crate) fn behind(&self) -> Option<&Behind> {
+        match &self.shared {
+            Some(Shared::Behind(behind)) => Some(behind),
+            _ => None,
+        }
+    }
+
+    /// The store in memory's place, if it is.
+    pub(crate) fn instead(&self) -> Option<&Arc<Instead>> {
+        match &self.shared {
+            Some(Shared::Instead(instead)) => Some(instead),
+            _ => None,
+        }
+    }
+
+    /// What there is to count of a shared store.
+    pub(crate) fn shared_report(&self) -> Option<SharedReport> {
+        self.shared.as_ref().map(Shared::report)
+    }
+
+    /// Whether answers wait for a store, so that they are not given on a thread that must not wait.
+    pub(crate) fn waits(&self) -> bool {
+        self.instead().is_some()
+    }
+
+    /// Refuses what only whoever follows engines can do.
+    pub(crate) fn follows_engines(&self, to: &'static str) -> Result<(), Refusal> {
+        match self.instead() {
+            Some(_) => Err(Refusal::Elsewhere(to)),
+            None => Ok(()),
+        }
+    }
+
+    /// What hears the engines.
+    pub(crate) fn scout(&self) -> &Arc<Scout> {
+        &self.scout
+    }
+
+    /// What routers tell a worker apart by.
+    pub(crate) fn labels_of(&self, worker: WorkerId) -> Labels {
+        self.labels.of(worker)
     }
 
     /// Adds every configured source that is not there yet; whether all are.
@@ -350,6 +418,7 @@ impl Service {
 
     /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
     pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
+        self.follows_engines("register a worker")?;
         if enrolment.mode == Mode::Connect && !enrolment.endpoint.is_connectable() {
             let endpoint = &enrolment.endpoint;
             return Err(Refusal::Invalid(format!(
@@ -425,6 +494,7 @@ impl Service {
         rank: Option<u32>,
         model: Option<&str>,
     ) -> Result<Vec<u32>, Refusal> {
+        self.follows_engines("unregister a worker")?;
         let _one_at_a_time = self.enrolling.lock();
         let mut removed = Vec::new();
         for worker in self.scout.ranks(tenant, pod) {
@@ -478,6 +548,7 @@ impl Service {
         pod: &str,
         rank: Option<u32>,
     ) -> Result<usize, Refusal> {
+        self.follows_engines("clear a worker")?;
         let workers = self.workers_of(tenant, pod, rank);
         if workers.is_empty() {
             return Err(unknown_instance(tenant, pod, rank));
@@ -491,15 +562,18 @@ impl Service {
 
     /// Forgets what the workers of a model hold; how many workers these are.
     pub(crate) fn clear_model(&self, tenant: &str, model: &str) -> Result<usize, Refusal> {
+        self.follows_engines("clear a model")?;
         let cleared = self.scout.clear_model(tenant, model)?;
         info!(model, cleared, "cleared by request");
         Ok(cleared)
     }
 
     /// Forgets what anyone holds of an adapter.
-    pub(crate) fn clear_adapter(&self, tenant: &str, adapter: &str) {
+    pub(crate) fn clear_adapter(&self, tenant: &str, adapter: &str) -> Result<(), Refusal> {
+        self.follows_engines("clear an adapter")?;
         self.scout.clear_adapter(tenant, adapter);
         info!(adapter, "cleared by request");
+        Ok(())
     }
 
     /// Forgets what the worker of a sleeping engine held.
@@ -528,13 +602,28 @@ impl Service {
     ) -> Result<T, Refusal> {
         let start = Instant::now();
         let answer = SCRATCH.with_borrow_mut(|scratch| {
-            let ranked = self.scout.score(request, scratch)?;
+            let ranked = self.rank(request, scratch)?;
             self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
             let mut rows = self.heard(ranked);
             self.picks.predict(request, &mut rows);
             Ok::<T, Error>(read(&rows))
         });
         Ok(answer?)
+    }
+
+    /// Who holds how much, by memory or by the store that answers in its place.
+    fn rank<'s>(
+        &self,
+        request: &Request<'_>,
+        scratch: &'s mut Scratch,
+    ) -> Result<Ranking<'s>, Error> {
+        match self.instead() {
+            None => self.scout.score(request, scratch),
+            Some(instead) => {
+                let reader = instead.reader()?;
+                instead.wait(reader.score(request, scratch))
+            }
+        }
     }
 
     /// The answer with the trust of workers that were never heard of, and without what workers hold that
@@ -577,9 +666,23 @@ impl Service {
 
     /// The workers of a pod: the one of a rank, or all.
     pub(crate) fn workers_of(&self, tenant: &str, pod: &str, rank: Option<u32>) -> Vec<WorkerId> {
-        match rank {
-            Some(rank) => self.scout.find(tenant, pod, rank).into_iter().collect(),
-            None => self.scout.ranks(tenant, pod),
+        let reader = self.instead().map(|instead| instead.reader());
+        match (reader, rank) {
+            (None, Some(rank)) => self.scout.find(tenant, pod, rank).into_iter().collect(),
+            (None, None) => self.scout.ranks(tenant, pod),
+            (Some(Ok(reader)), Some(rank)) => reader.find(tenant, pod, rank).into_iter().collect(),
+            (Some(Ok(reader)), None) => reader.ranks(tenant, pod),
+            // Nobody is known before the store was read.
+            (Some(Err(_)), _) => Vec::new(),
+        }
+    }
+
+    /// Every worker that can be asked about, by tenant, pod and rank.
+    pub(super) fn statuses(&self) -> Vec<WorkerStatus> {
+        match self.instead().map(|instead| instead.reader()) {
+            None => self.scout.workers(),
+            Some(Ok(reader)) => reader.statuses(),
+            Some(Err(_)) => Vec::new(),
         }
     }
 
@@ -590,7 +693,7 @@ impl Service {
         model: &str,
     ) -> Result<BTreeSet<BlockSize>, Refusal> {
         let (mut sizes, mut serving) = (BTreeSet::new(), false);
-        for WorkerStatus { registration, groups, .. } in self.scout.workers() {
+        for WorkerStatus { registration, groups, .. } in self.statuses() {
             let serves = registration.model.as_deref().is_none_or(|serves| serves == model);
             if registration.tenant == tenant && serves {
                 serving = true;
@@ -609,15 +712,26 @@ impl Service {
     /// Every worker, by tenant, pod and rank.
     pub(crate) fn workers(&self) -> Vec<WorkerView> {
         let feeds = self.switchboard.feeds.lock().clone();
-        let views = self.scout.workers().into_iter().map(|mut status| {
+        let of_others = self.labels_of_others();
+        let views = self.statuses().into_iter().map(|mut status| {
             let feed = feeds.get(&status.worker).cloned();
             let source = self.source_of(feed.as_ref());
             status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
-            let labels = self.labels.of(status.worker);
+            let labels = match of_others.get(&status.worker) {
+                Some(labels) => labels.clone(),
+                None => self.labels.of(status.worker),
+            };
             let receipts = self.receipts.of(status.worker);
             WorkerView { status, feed, source, labels, receipts }
         });
         views.collect()
+    }
+
+    /// The labels of workers of a store that others keep.
+    pub(super) fn labels_of_others(&self) -> BTreeMap<WorkerId, Labels> {
+        let reader = self.instead().and_then(|instead| instead.reader().ok());
+        let workers = reader.map(|reader| reader.workers()).unwrap_or_default();
+        workers.into_iter().map(|known| (known.worker, known.facts.labels)).collect()
     }
 
     /// What bridges of SGLang reported.
@@ -628,6 +742,11 @@ impl Service {
     /// What became of snapshots, if there is a place for them.
     pub(crate) fn state_report(&self) -> Option<Report> {
         self.state.as_ref().map(State::report)
+    }
+
+    /// Whether snapshots have a place.
+    pub(crate) fn keeps_snapshots(&self) -> bool {
+        self.state.is_some() || self.behind().is_some()
     }
 
     /// What requests count.
@@ -654,6 +773,37 @@ impl Service {
         totals.index = self.scout.stats();
         totals
     }
+}
+
+/// The scout to begin with, and its workers: from the state directory or what it names, from the store, or a cold one.
+fn begin(
+    config: &Config,
+    options: Options,
+    state: Option<&State>,
+    shared: Option<&Shared>,
+) -> Result<(Scout, Vec<WorkerState>), Error> {
+    let key = match (&options.digest_key, state) {
+        (Some(key), _) => Some(key.clone()),
+        (None, Some(state)) => Some(state.directory().key()?),
+        (None, None) => None,
+    };
+    let options = Options { digest_key: key.clone(), ..options };
+    if let (Some(state), Some(key)) = (state, &key)
+        && let Some(begun) = state.begin(&options, key)?
+    {
+        return Ok((begun.scout, begun.workers));
+    }
+    if let Some(Shared::Behind(behind)) = shared {
+        let most = state::most_bytes(config);
+        let begun = behind.snapshots(most, |snapshot| state::restore(&options, snapshot));
+        if let Some(begun) = begun {
+            return Ok((begun.scout, begun.workers));
+        }
+    }
+    if state.is_some() || shared.is_some() {
+        info!("starting cold: workers are scored as they publish");
+    }
+    Ok((Scout::new(options)?, Vec::new()))
 }
 
 fn unknown_instance(tenant: &str, pod: &str, rank: Option<u32>) -> Refusal {

@@ -9,6 +9,7 @@ pub(crate) mod model;
 mod on_gap;
 mod setting;
 pub(crate) mod source;
+mod store;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,6 +31,7 @@ pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::Key;
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
+pub(crate) use self::store::Store;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::ReceiptOptions;
@@ -69,6 +71,8 @@ pub(crate) struct Config {
     pub(crate) chain_memory: usize,
     /// What is kept over a restart.
     pub(crate) state: State,
+    /// A store that is shared with others.
+    pub(crate) store: Store,
     /// When the daemon says that it is ready.
     pub(crate) ready: Ready,
     /// The transport.
@@ -187,6 +191,7 @@ impl Default for Config {
             memory: MemoryOptions::default(),
             chain_memory: scout::Options::default().chain_memory,
             state: State { dir: None, interval: Duration::from_secs(60), from: None, share: false },
+            store: Store::default(),
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
@@ -268,6 +273,27 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "state.interval" => state.interval;
     "state.from" => state.from;
     "state.share" => state.share;
+    "store.mode" => store.mode;
+    "store.address" => store.address;
+    "store.namespace" => store.namespace;
+    "store.secret_file" => store.secret_file;
+    "store.password_file" => store.password_file;
+    "store.password_env" => store.password_env;
+    "store.sentinel_password_file" => store.sentinel_password_file;
+    "store.tls_ca" => store.tls_ca;
+    "store.tls_cert" => store.tls_cert;
+    "store.tls_key" => store.tls_key;
+    "store.read_deadline" => store.read_deadline;
+    "store.answer_deadline" => store.answer_deadline;
+    "store.write_deadline" => store.write_deadline;
+    "store.connect_deadline" => store.connect_deadline;
+    "store.in_flight" => store.in_flight;
+    "store.ttl" => store.ttl;
+    "store.lease" => store.lease;
+    "store.owner_ttl" => store.owner_ttl;
+    "store.max_queue_bytes" => store.max_queue;
+    "store.wait" => store.wait;
+    "store.refresh" => store.refresh;
     "ready.workers" => ready.workers;
     "ready.deadline" => ready.deadline;
     "zmq.max_message_bytes" => zmq.max_message_bytes;
@@ -344,6 +370,8 @@ impl Config {
             let flag = match *path {
                 "grpc.listen" => "grpc".to_owned(),
                 "state.dir" => "state".to_owned(),
+                "store.address" => "store".to_owned(),
+                "store.mode" => "mode".to_owned(),
                 path => path.replace(['.', '_'], "-"),
             };
             set(key, &mut config, texts, &format!("--{flag}"))?;
@@ -406,6 +434,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.check_state()?;
+        self.store.check(self)?;
         self.check_models()?;
         if self.metrics_interval.is_zero() {
             return Err(ConfigError::new("metrics_interval \"0s\" never rests; at least 1ms"));
@@ -508,8 +537,17 @@ fn variable(path: &str) -> String {
 
 fn set<T>(key: &Key<T>, of: &mut T, texts: &[String], named: &str) -> Result<(), ConfigError> {
     (key.set)(of, texts).map_err(|expected| {
-        ConfigError(format!("{named} {:?}: expected {expected}", texts.join(",")))
+        ConfigError(format!("{named} {:?}: expected {expected}", shown(key.path, texts)))
     })
+}
+
+/// A wrong value, without a password that may be in it.
+fn shown(path: &str, texts: &[String]) -> String {
+    let text = texts.join(",");
+    match text.rfind('@').filter(|_| path == "store.address") {
+        Some(at) => format!("...{}", &text[at..]),
+        None => text,
+    }
 }
 
 fn table_of<T>(keys: &[Key<T>], of: &T) -> Table {

@@ -14,6 +14,7 @@ use toml::Value;
 
 use super::OnGap;
 use super::model::TokenizerSource;
+use super::store::{Address, StoreMode};
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
 use crate::service::Labels;
@@ -100,6 +101,9 @@ settings! {
     OnGap: "flag or exclude", |value| text(value);
     OnClear: "all or gpu", |value| text(value);
     Copies: "count or presence", |value| text(value);
+    StoreMode: "memory or redis", |value| text(value);
+    Address: "an address such as redis://host:6379, without a password (that is store.password_file or \
+              store.password_env)", |value| text(value);
     Version: "a vLLM version such as 0.33.0", |value| text(value);
 }
 

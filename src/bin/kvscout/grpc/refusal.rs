@@ -4,7 +4,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use super::generated::kvscout_v1;
-use crate::service::Refusal;
+use crate::service::{Refusal, elsewhere};
 
 /// Why a call has no answer. On the wire `kvscout-reason` and `kvscout-field` go with the status.
 #[derive(Clone, Debug)]
@@ -61,6 +61,7 @@ impl From<Refusal> for Failure {
             Refusal::UnknownPeer(message) => (Code::NotFound, "unknown_peer", message),
             Refusal::Invalid(message) => (Code::InvalidArgument, "invalid", message),
             Refusal::Unavailable(message) => (Code::Unavailable, "unavailable", message),
+            Refusal::Elsewhere(what) => (Code::Unimplemented, "not_implemented", elsewhere(what)),
         };
         Failure::new(code, reason, message)
     }

@@ -10,7 +10,7 @@ use super::Answer;
 use super::body::Fields;
 use super::packed::Malformed;
 use super::routes::ROUTES;
-use crate::service::Refusal;
+use crate::service::{Refusal, elsewhere};
 
 /// An error as HTTP answers it: Mooncake's `{"error", "reason", "field"?, "index"?}`, of which
 /// Dynamo's clients read `error`.
@@ -136,6 +136,9 @@ impl From<Refusal> for HttpError {
             Refusal::Candidate { wrong, .. } => (StatusCode::BAD_REQUEST, "invalid_field", wrong),
             Refusal::Invalid(error) => (StatusCode::BAD_REQUEST, "invalid", error),
             Refusal::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
+            Refusal::Elsewhere(what) => {
+                (StatusCode::NOT_IMPLEMENTED, "not_implemented", elsewhere(what))
+            }
         };
         HttpError::new(status, reason, error)
     }
