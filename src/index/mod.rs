@@ -40,6 +40,7 @@ pub(crate) mod image;
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod residency;
 
 use std::future::Future;
 use std::ops::Range;
@@ -48,6 +49,7 @@ pub use holdings::Holding;
 pub use image::Image;
 pub(crate) use memory::Held;
 pub use memory::{MemoryIndex, MemoryOptions};
+pub use residency::Residencies;
 
 use crate::block::{Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::Error;
@@ -145,6 +147,18 @@ pub struct Applied {
     /// evicted; and copies given up because a backend cannot say more exactly who holds what of a
     /// stretch of blocks, or for more holders.
     pub refused: u64,
+}
+
+impl Applied {
+    /// Adds what another call did.
+    pub fn add(&mut self, other: &Applied) {
+        self.stored += other.stored;
+        self.removed += other.removed;
+        self.unknown_removals += other.unknown_removals;
+        self.unknown_parents += other.unknown_parents;
+        self.unplaced += other.unplaced;
+        self.refused += other.refused;
+    }
 }
 
 /// Where a worker's blocks belong.

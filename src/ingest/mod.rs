@@ -77,10 +77,12 @@ pub enum Reason {
     Evicted,
     /// An audit found that what is held is not what the engine's past batches amount to.
     Audit,
+    /// The store that answers for it cannot be reached, or nobody keeps the worker's part of it any more.
+    Store,
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 8] = [
+    pub(crate) const ALL: [Reason; 9] = [
         Reason::MissedStart,
         Reason::Gap,
         Reason::OutOfOrder,
@@ -89,6 +91,7 @@ impl Reason {
         Reason::ExtrasHidden,
         Reason::Evicted,
         Reason::Audit,
+        Reason::Store,
     ];
 
     /// The reason with this label.
@@ -107,6 +110,7 @@ impl Reason {
             Reason::ExtrasHidden => "extras_hidden",
             Reason::Evicted => "evicted",
             Reason::Audit => "audit",
+            Reason::Store => "store",
         }
     }
 }

@@ -57,7 +57,7 @@ impl Scout {
         let mut stream = worker.stream.lock();
         let waited = stream.is_waiting();
         let cleared = stream.clear(&self.shared);
-        worker.publish(&stream, &self.shared.generation);
+        worker.publish(&mut stream, &self.shared);
         self.count_waiting(waited, stream.is_waiting());
         cleared
     }

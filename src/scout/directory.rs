@@ -6,8 +6,10 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use super::roster::{Generation, Roster};
+#[cfg(feature = "redis")]
+use super::standing::Standing;
 use super::standing::{Post, SLAB, Slab};
-use super::stream::{Seat, Stream};
+use super::stream::{Seat, Shared, Stream};
 use super::{Adapter, Registration, WorkerStatus};
 use crate::block::{SpaceId, WorkerId};
 use crate::index::MemoryIndex;
@@ -42,7 +44,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Shows queries where the stream stands, once it is between two batches.
-    pub(super) fn publish(&self, stream: &Stream, generation: &Generation) {
+    pub(super) fn publish(&self, stream: &mut Stream, shared: &Shared) {
         let (mut number, known) = {
             let groups = self.groups.read();
             (groups.number, groups.facts == stream.groups())
@@ -52,9 +54,22 @@ impl Worker {
             let facts = stream.groups().to_vec();
             *self.groups.write() = Arc::new(Groups { number, facts });
             // Before the standing: who reads that also sees that there is a new generation.
-            generation.turn();
+            shared.generation.turn();
         }
         self.post.close(stream.standing(number));
+        stream.tell(shared);
+    }
+
+    /// Shows queries what somebody else says of the worker.
+    #[cfg(feature = "redis")]
+    pub(super) fn say(&self, said: Standing, facts: &[GroupFacts], generation: &Generation) {
+        let mut number = self.groups.read().number;
+        if self.groups.read().facts != facts {
+            number = number.wrapping_add(1);
+            *self.groups.write() = Arc::new(Groups { number, facts: facts.to_vec() });
+            generation.turn();
+        }
+        self.post.close(Standing { groups: number, ..said });
     }
 
     /// Where the worker stands, its tenant's adapters being these.

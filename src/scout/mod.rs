@@ -12,10 +12,13 @@ mod explain;
 mod follow;
 mod habit;
 mod local;
+mod mirror;
 mod prompt;
 mod query;
 mod ranking;
 mod roster;
+#[cfg(feature = "redis")]
+pub mod shared;
 mod standing;
 mod state;
 mod stream;
@@ -30,6 +33,7 @@ use parking_lot::{Mutex, RwLock};
 pub use self::explain::{Divergence, Explained, ExplainedGroup, KnownBy, Missing, Stretch};
 pub use self::follow::{Ask, Progress};
 pub use self::habit::{Copies, OnClear};
+pub use self::mirror::{Changes, Mirror, Moved};
 pub use self::query::Scratch;
 pub use self::ranking::{Ranked, Ranking, Rows};
 pub use self::stream::audit::{AuditStatus, Audited};
@@ -48,6 +52,8 @@ use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Holding, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::sequencer::{SequencerCounters, Stage};
+#[cfg(feature = "redis")]
+use crate::ingest::snapshot::{AdapterState, EditionState};
 use crate::ingest::verify::{Candidates, Checks, Contract, Status};
 use crate::ingest::{Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
@@ -58,7 +64,7 @@ use crate::score::{GroupFacts, Weights};
 ///
 /// No extra seeds; the defaults of [`Weights`], [`Limits`] and [`MemoryOptions`]; a random key; 32 MiB
 /// of chains, about three million blocks; none of Dynamo's hashes; 256 MiB for what audits begin from, some
-/// 15 million (block, worker) pairs.
+/// 15 million (block, worker) pairs; no mirror.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Texts of `PYTHONHASHSEED` to try beside unset, `0` and `42`.
@@ -81,6 +87,8 @@ pub struct Options {
     /// audited worker held as of some batch, some 17 bytes a block. Where they are used up, or 0, such audits
     /// are unavailable.
     pub anchor_memory: usize,
+    /// Who is told what each batch changed, to keep the same elsewhere.
+    pub mirror: Option<Arc<dyn Mirror>>,
 }
 
 impl Default for Options {
@@ -94,6 +102,7 @@ impl Default for Options {
             chain_memory: 32 << 20,
             local_hashes: 0,
             anchor_memory: 256 << 20,
+            mirror: None,
         }
     }
 }
@@ -345,6 +354,7 @@ impl Scout {
                 local: LocalHashes::new(options.local_hashes),
                 shadows: Arc::default(),
                 anchors: Room::new(options.anchor_memory),
+                mirror: options.mirror,
             },
             weights: options.weights,
             directory: RwLock::default(),
@@ -399,7 +409,7 @@ impl Scout {
         }
         stream.retire(&self.shared);
         self.shared.index.remove(worker);
-        removed.publish(&stream, &self.shared.generation);
+        removed.publish(&mut stream, &self.shared);
         if let Some(space) = emptied {
             self.shared.vocabularies.write().forget(space);
         }
@@ -448,7 +458,7 @@ impl Scout {
         let mut stream = found.stream.lock();
         let waited = stream.is_waiting();
         let outcome = change(&mut stream);
-        found.publish(&stream, &self.shared.generation);
+        found.publish(&mut stream, &self.shared);
         self.count_waiting(waited, stream.is_waiting());
         outcome
     }
@@ -489,6 +499,12 @@ impl Scout {
     /// None that is known of: what was just written is readable.
     pub fn holdings(&self, each: impl FnMut(Holding<'_>)) -> Result<(), Error> {
         self.shared.index.export().holdings(each)
+    }
+
+    /// Every adapter, and those that became something else under their old name.
+    #[cfg(feature = "redis")]
+    fn adapters(&self) -> (Vec<AdapterState>, Vec<EditionState>) {
+        (self.directory.read().all_adapters(), self.shared.editions.state())
     }
 
     /// Sizes of the index.

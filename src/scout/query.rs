@@ -14,7 +14,7 @@ use super::{Blocks, Request, Scout};
 use crate::block::{Digest, Group, Lora, Prompt, Shape, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::index::{Class, Match, Matches, Query, Span};
-use crate::score::{self, GroupFacts, GroupRule};
+use crate::score::{self, GroupFacts, GroupRule, Weights};
 
 /// How often a worker that moved is asked again before its stream is held still.
 const TRIES: usize = 3;
@@ -28,20 +28,20 @@ const SPINS: usize = 64;
 /// one model again and again does best with a scratch for it. Any scratch serves any [`Scout`].
 #[derive(Debug, Default)]
 pub struct Scratch {
-    roster: Option<Arc<Roster>>,
-    answer: Answer,
-    work: Work,
+    pub(super) roster: Option<Arc<Roster>>,
+    pub(super) answer: Answer,
+    pub(super) work: Work,
 }
 
 /// What a query works in.
 #[derive(Debug, Default)]
-struct Work {
-    candidates: Vec<WorkerId>,
-    digests: Vec<Digest>,
-    matches: Matches,
+pub(super) struct Work {
+    pub(super) candidates: Vec<WorkerId>,
+    pub(super) digests: Vec<Digest>,
+    pub(super) matches: Matches,
     /// What was found of groups and their shapes, by worker and group.
-    found: Vec<Match>,
-    spans: Vec<Span>,
+    pub(super) found: Vec<Match>,
+    pub(super) spans: Vec<Span>,
     /// Workers of which the index gave up copies.
     losers: Vec<WorkerId>,
 }
@@ -71,6 +71,21 @@ impl Scout {
             self.settle(roster, &with_adapter(roster, request, prompt));
         }
         let roster = self.roster(roster, request)?;
+        let Begun { blocks, length, edition } = self.begin(roster, request, answer, work);
+        Lookup { scout: self, roster, blocks, edition, length, answer: &mut *answer, work }.run();
+        answer.rank();
+        Ok(Ranking::new(roster, answer))
+    }
+
+    /// Begins an answer: nobody who is asked about holds anything yet.
+    #[inline]
+    pub(super) fn begin<'a>(
+        &self,
+        roster: &'a Roster,
+        request: &Request<'a>,
+        answer: &mut Answer,
+        work: &mut Work,
+    ) -> Begun<'a> {
         let (blocks, length) = match request.blocks {
             Blocks::Prompt(prompt) => {
                 let tokens = prompt.token_ids.len();
@@ -102,9 +117,7 @@ impl Scout {
             }
             Blocks::Names { .. } | Blocks::Local { .. } => 0,
         };
-        Lookup { scout: self, roster, blocks, edition, length, answer: &mut *answer, work }.run();
-        answer.rank();
-        Ok(Ranking::new(roster, answer))
+        Begun { blocks, length, edition }
     }
 
     /// Refuses what cannot be looked up.
@@ -120,7 +133,7 @@ impl Scout {
 
     /// Who answers a request: the last one's roster if that still holds.
     #[inline]
-    fn roster<'r>(
+    pub(super) fn roster<'r>(
         &self,
         kept: &'r mut Option<Arc<Roster>>,
         request: &Request<'_>,
@@ -161,10 +174,64 @@ impl Scout {
             let mut stream = worker.stream.lock();
             if stream.is_waiting() {
                 stream.settle(&self.shared, prompt);
-                worker.publish(&stream, &self.shared.generation);
+                worker.publish(&mut stream, &self.shared);
                 self.count_waiting(true, stream.is_waiting());
             }
         }
+    }
+}
+
+/// What is asked, once an answer was begun.
+pub(super) struct Begun<'a> {
+    pub(super) blocks: Blocks<'a>,
+    pub(super) length: Length,
+    /// Of the prompt's adapter.
+    pub(super) edition: u32,
+}
+
+/// Gives scores to everyone in an index's answer, where all workers have one group alike.
+pub(super) fn credit_plain(
+    roster: &Roster,
+    plain: Plain,
+    matches: &Matches,
+    length: Length,
+    weights: &Weights,
+    answer: &mut Answer,
+) {
+    for class in matches.classes.iter().filter(|class| class.group == plain.group) {
+        let &Class { leading, fastest, .. } = class;
+        let score = score::score_full(length.tokens, plain.shape, leading, fastest, weights);
+        let score = answer.add(score);
+        let rows = matches.members(class).iter().filter_map(|&worker| roster.row(worker));
+        // Whoever has not said what the group is like is not known to answer from it.
+        let has_group = |&row: &usize| plain.is_announced || roster.rows()[row].has_group();
+        answer.give(rows.filter(has_group), score);
+    }
+}
+
+/// Gives every worker its score by its own groups.
+pub(super) fn credit_general(
+    roster: &Roster,
+    found: &mut [Match],
+    spans: &mut [Span],
+    length: Length,
+    weights: &Weights,
+    answer: &mut Answer,
+) {
+    found.sort_unstable_by_key(|m| (m.worker, m.group));
+    spans.sort_unstable();
+    for place in 0..answer.rows() {
+        let row = answer.asked_at(place);
+        let worker = roster.ids()[row];
+        let found = stretch(found, |m| m.worker, worker);
+        let spans = stretch(spans, |s| s.worker, worker);
+        if found.is_empty() && spans.is_empty() {
+            continue;
+        }
+        let groups = &roster.rows()[row].groups.facts;
+        let score = score::score(length.tokens, groups, found, spans, weights);
+        let score = answer.add(score);
+        answer.give([row], score);
     }
 }
 
@@ -222,24 +289,16 @@ impl Lookup<'_, '_> {
     }
 
     /// All workers have one group alike: whoever holds equally far is scored together.
-    fn plain(&mut self, Plain { space, group, shape, is_announced }: Plain) {
+    fn plain(&mut self, plain: Plain) {
         let Lookup { scout, roster, length, .. } = *self;
+        let Plain { space, shape, .. } = plain;
         let Work { candidates, digests, matches, .. } = &mut *self.work;
         let asked = Asked::new(&scout.shared, &self.blocks, self.edition, shape, digests);
         let Some(mut asked) = asked else { return };
         let candidates = self.answer.asked().map(|_| &candidates[..]);
         let query = Query { space, shape, candidates, spans: false };
         scout.shared.index.lookup(&query, &mut asked, matches);
-        for class in matches.classes.iter().filter(|class| class.group == group) {
-            let &Class { leading, fastest, .. } = class;
-            let weights = &scout.weights;
-            let score = score::score_full(length.tokens, shape, leading, fastest, weights);
-            let score = self.answer.add(score);
-            let rows = matches.members(class).iter().filter_map(|&worker| roster.row(worker));
-            // Whoever has not said what the group is like is not known to answer from it.
-            let has_group = |&row: &usize| is_announced || roster.rows()[row].has_group();
-            self.answer.give(rows.filter(has_group), score);
-        }
+        credit_plain(roster, plain, matches, length, &scout.weights, self.answer);
     }
 
     /// Workers differ in their groups: each is scored by its own.
@@ -261,21 +320,7 @@ impl Lookup<'_, '_> {
             }
         }
         let Work { found, spans, .. } = &mut *self.work;
-        found.sort_unstable_by_key(|m| (m.worker, m.group));
-        spans.sort_unstable();
-        for place in 0..self.answer.rows() {
-            let row = self.answer.asked_at(place);
-            let worker = roster.ids()[row];
-            let found = stretch(found, |m| m.worker, worker);
-            let spans = stretch(spans, |s| s.worker, worker);
-            if found.is_empty() && spans.is_empty() {
-                continue;
-            }
-            let groups = &roster.rows()[row].groups.facts;
-            let score = score::score(length.tokens, groups, found, spans, &scout.weights);
-            let score = self.answer.add(score);
-            self.answer.give([row], score);
-        }
+        credit_general(roster, found, spans, length, &scout.weights, self.answer);
     }
 
     /// Asks the index about one shape, and adds what `fits` to what was found.
@@ -373,7 +418,7 @@ impl Lookup<'_, '_> {
     }
 }
 
-fn has(groups: &[GroupFacts], group: Group, shape: Shape) -> bool {
+pub(super) fn has(groups: &[GroupFacts], group: Group, shape: Shape) -> bool {
     groups.iter().any(|facts| facts.group == group && facts.shape == shape)
 }
 

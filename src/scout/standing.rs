@@ -103,8 +103,16 @@ impl Reading {
             7 => Trust::Degraded(Reason::Overflow),
             8 => Trust::Degraded(Reason::ExtrasHidden),
             9 => Trust::Degraded(Reason::Evicted),
-            _ => Trust::Degraded(Reason::Audit),
+            10 => Trust::Degraded(Reason::Audit),
+            _ => Trust::Degraded(Reason::Store),
         }
+    }
+
+    /// The same, of a worker whose part of a store cannot be believed.
+    #[cfg(feature = "redis")]
+    pub(super) fn without_store(self) -> Reading {
+        let code = trust_bits(Trust::Degraded(Reason::Store));
+        Reading { word: self.word & !(0xff << TRUST) & !LOST | code, ..self }
     }
 
     fn says(self) -> Standing {
@@ -131,6 +139,7 @@ fn trust_bits(trust: Trust) -> u64 {
         Trust::Degraded(Reason::ExtrasHidden) => 8,
         Trust::Degraded(Reason::Evicted) => 9,
         Trust::Degraded(Reason::Audit) => 10,
+        Trust::Degraded(Reason::Store) => 11,
     };
     code << TRUST
 }

@@ -133,7 +133,7 @@ impl Scout {
             let registration = registration(state, told);
             let resume = |seat| Stream::resume(seat, state, contract);
             let worker = directory.put_back(id, state.space, registration, resume);
-            worker.publish(&worker.stream.lock(), &self.shared.generation);
+            worker.publish(&mut worker.stream.lock(), &self.shared);
         }
         self.shared.editions = Editions::resume(editions);
         self.shared.vocabularies = RwLock::new(known);

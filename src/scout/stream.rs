@@ -25,6 +25,8 @@ use super::edition::Editions;
 use super::follow::Progress;
 use super::habit::{Copies, OnClear};
 use super::local::LocalHashes;
+use super::mirror::{Mirror, Moved, Record};
+use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;
@@ -65,6 +67,8 @@ pub(super) struct Shared {
     pub(super) shadows: Arc<AtomicUsize>,
     /// For what audits begin from.
     pub(super) anchors: Arc<Room>,
+    /// Who keeps the same elsewhere.
+    pub(super) mirror: Option<Arc<dyn Mirror>>,
 }
 
 /// What a stream needs to know of the worker that it belongs to.
@@ -128,6 +132,8 @@ pub(super) struct Stream {
     waiting: Vec<Box<[u8]>>,
     waiting_bytes: usize,
     applied_to: Option<Watermark>,
+    /// What the mirror is told next.
+    record: Record,
     retired: bool,
     scratch: Scratch,
 }
@@ -154,6 +160,7 @@ impl Stream {
             waiting: Vec::new(),
             waiting_bytes: 0,
             applied_to: None,
+            record: Record::default(),
             retired: false,
             scratch: Scratch::default(),
         }
@@ -179,6 +186,7 @@ impl Stream {
             seen_on_gpu: on_gpu.map(|group| group.facts.group).collect(),
             cleared_by_hand: state.cleared_by_hand,
             applied_to: state.watermark,
+            record: Record::since(state.watermark),
             ..Stream::new(seat)
         }
     }
@@ -214,6 +222,7 @@ impl Stream {
 
     fn move_to(&mut self, shared: &Shared, vocabulary: VocabularyId) -> Result<(), Error> {
         let home = Home { space: self.seat.space, vocabulary };
+        self.record.breaks();
         shared.index.assign(self.seat.worker, home)?;
         self.vocabulary = vocabulary;
         Ok(())
@@ -315,7 +324,7 @@ impl Stream {
         self.verifier.cleared();
         self.whole_again();
         self.cleared_by_hand = true;
-        shared.index.apply(self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
+        self.record.apply(shared, self.seat.worker, &[Change::Clear { tier: None }]).map(drop)
     }
 
     /// Whether it is known why blocks may be missing that the engine holds: something was lost, given up or
@@ -328,6 +337,18 @@ impl Stream {
             || self.events.other_unit > 0
             || shared.editions.any_of(&self.seat.tenant)
             || shared.index.evicted(self.seat.worker)
+    }
+
+    /// Tells the mirror what has changed since it was told last.
+    pub(super) fn tell(&mut self, shared: &Shared) {
+        let Some(mirror) = &shared.mirror else { return };
+        let Some(told) = self.record.next(self.applied_to, self.retired) else { return };
+        mirror.moved(Moved {
+            worker: self.seat.worker,
+            home: Home { space: self.seat.space, vocabulary: self.vocabulary },
+            incarnation: self.incarnation,
+            ..told
+        });
     }
 
     /// How far queries can believe what the index shows of the worker; its groups have this number.

@@ -24,6 +24,7 @@ mod serve;
 mod service;
 mod state;
 mod status;
+mod store;
 mod top;
 
 use std::io;

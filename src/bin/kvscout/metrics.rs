@@ -31,6 +31,7 @@ use self::process::Process;
 use crate::intake::TopicCounters;
 use crate::service::{BOUNDS, Discovery, Service};
 use crate::state::Report;
+use crate::store;
 
 /// One HTTP route and the status of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -531,6 +532,9 @@ impl Collector for Snapshot {
         if let Some(report) = service.state_report() {
             snapshots(&mut to, &report)?;
         }
+        if let Some(report) = service.shared_report() {
+            store::encode(&mut to, &report)?;
+        }
         service.metrics().pods.encode(&mut to, &workers)?;
         build_info(&mut to)?;
         let kinds = ["mismatched", "unreadable", "claimed", "excess"].into_iter();
@@ -615,11 +619,13 @@ fn snapshots(to: &mut DescriptorEncoder<'_>, report: &Report) -> fmt::Result {
     Ok(())
 }
 
-fn gauge(value: u64) -> i64 {
+/// A number as gauges have it.
+pub(crate) fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn gauges(
+/// One gauge for each value of a label.
+pub(crate) fn gauges(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -633,7 +639,8 @@ fn gauges(
     Ok(())
 }
 
-fn counters(
+/// One counter for each value of a label.
+pub(crate) fn counters(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

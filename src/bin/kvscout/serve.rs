@@ -19,7 +19,7 @@ use crate::config::{Config, Flags};
 use crate::http::{App, router};
 use crate::listen::{Listener, Protocol, Tls};
 use crate::service::Service;
-use crate::{Failure, discover, grpc, http, logs, pulse};
+use crate::{Failure, discover, grpc, http, logs, pulse, store};
 
 /// How often sources that could not be added are tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -71,6 +71,12 @@ pub(crate) struct Args {
     /// Directory for snapshots and the digest key: a restart goes on where the last run was
     #[arg(long, value_name = "DIR")]
     state: Option<String>,
+    /// A Redis or Valkey server that is shared with other kvscouts, such as redis://host:6379
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// memory, with the store behind it, or redis: answers from the store, without sources [default: memory]
+    #[arg(long, value_name = "MODE")]
+    mode: Option<String>,
     /// text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
@@ -95,6 +101,8 @@ impl Args {
             ("grpc.listen", &self.grpc),
             ("topic_bind", &self.topic_bind),
             ("state.dir", &self.state),
+            ("store.address", &self.store),
+            ("store.mode", &self.mode),
             ("log.format", &self.log_format),
             ("log.level", &self.log_level),
         ];
@@ -125,16 +133,20 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let access = Access::new(&config).map_err(Failure::Usage)?;
     let tls = Tls::open(&config.tls).map_err(Failure::Usage)?;
     let doors = Doors { access: Arc::new(access), tls: tls.map(Arc::new) };
-    let service = Service::start(&config).map_err(|error| match error.kind() {
-        ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
-        _ => Failure::Failed(error.to_string()),
-    })?;
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .thread_name("kvscout-http")
         .build()
         .map_err(|error| failed("the runtime", error))?;
+    let service = {
+        // Connections to a store live in it.
+        let _entered = runtime.enter();
+        Service::start(&config).map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
+            _ => Failure::Failed(error.to_string()),
+        })?
+    };
     let outcome = daemon(&runtime, config, service, doors);
     // A question on a blocking thread ends by itself within milliseconds; nothing waits for it.
     runtime.shutdown_background();
@@ -194,6 +206,10 @@ fn daemon(runtime: &Runtime, config: Config, service: Service, doors: Doors) -> 
         let following = tokio::spawn(follow_names(Arc::clone(&service)));
         let looking = tokio::spawn(look(doors.clone()));
         let (end, ending) = watch::channel(false);
+        let behind = store::start(&service, ending.clone());
+        if let Some(instead) = service.instead() {
+            tokio::spawn(Arc::clone(instead).keep());
+        }
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -227,6 +243,8 @@ fn daemon(runtime: &Runtime, config: Config, service: Service, doors: Doors) -> 
         // Behind the one that may be under way.
         let last = tokio::task::spawn_blocking(move || service.save());
         last.await.map_err(io::Error::other)?;
+        // It has noticed the end itself, and takes no longer than a lease.
+        behind.await.map_err(io::Error::other)?;
         info!("ended");
         Ok(())
     })
@@ -259,7 +277,7 @@ async fn serve(
 
 /// Writes a snapshot in every interval, if there is a place for them.
 async fn keep(service: Arc<Service>, interval: Duration) {
-    while service.state_report().is_some() {
+    while service.keeps_snapshots() {
         tokio::time::sleep(interval).await;
         let service = Arc::clone(&service);
         // What went wrong with it is counted there.

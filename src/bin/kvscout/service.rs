@@ -57,7 +57,8 @@ use crate::dial::Dial;
 use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Heard, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
-use crate::state::{Report, State};
+use crate::state::{self, Report, State};
+use crate::store::{Behind, Instead, Shared, SharedReport};
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -85,11 +86,13 @@ pub(crate) enum Refusal {
     NotAllowed(String),
     /// A resource is not there at the moment.
     Unavailable(String),
+    /// Only a kvscout that follows engines can do it.
+    Elsewhere(&'static str),
 }
 
 impl Refusal {
     /// What was wrong and what would be right.
-    fn into_message(self) -> String {
+    pub(crate) fn into_message(self) -> String {
         match self {
             Refusal::Conflict(message)
             | Refusal::UnknownWorker(message)
@@ -100,8 +103,17 @@ impl Refusal {
             | Refusal::Invalid(message)
             | Refusal::NotAllowed(message)
             | Refusal::Unavailable(message) => message,
+            Refusal::Elsewhere(what) => elsewhere(what),
         }
     }
+}
+
+/// Why a reader of a store does not do something.
+pub(crate) fn elsewhere(what: &str) -> String {
+    format!(
+        "this kvscout answers from a store (store.mode \"redis\") and follows no engine, so it cannot {what}: ask one \
+         that keeps the store"
+    )
 }
 
 impl From<Error> for Refusal {
@@ -221,6 +233,7 @@ pub(crate) struct Service {
     unresolved: Mutex<Vec<WorkerState>>,
     readiness: Readiness,
     state: Option<State>,
+    shared: Option<Shared>,
     labels: Labelled,
     peers: Mutex<BTreeSet<String>>,
     discoveries: Discoveries,
@@ -246,12 +259,13 @@ impl Service {
     /// An option of the configuration is out of range, a tokenizer cannot be read, the state directory cannot be used, or the
     /// system gives no thread, descriptor or randomness.
     pub(crate) fn start(config: &Config) -> Result<Service, Error> {
-        let options = Options {
+        let mut options = Options {
             seeds: config.seeds.clone(),
             weights: config.weights,
             limits: config.events,
             memory: config.memory,
             digest_key: None,
+            mirror: None,
             chain_memory: config.chain_memory,
             anchor_memory: config.anchor_memory,
             local_hashes: match config.dialects {
@@ -261,10 +275,18 @@ impl Service {
         };
         let texts = Texts::new(config)?;
         let state = State::open(config)?;
-        let (scout, workers) = match &state {
-            Some(state) => state.begin(options)?,
-            None => (Scout::new(options)?, Vec::new()),
+        let shared = match config.store.is_reader() {
+            true => Instead::open(config)?.map(|instead| Shared::Instead(Arc::new(instead))),
+            false => {
+                let directory = state.as_ref().map(State::directory);
+                Behind::open(config, directory)?.map(Shared::Behind)
+            }
         };
+        if let Some(Shared::Behind(behind)) = &shared {
+            options.digest_key = Some(behind.digest_key());
+            options.mirror = Some(behind.mirror());
+        }
+        let (scout, workers) = begin(config, options, state.as_ref(), shared.as_ref())?;
         let scout = Arc::new(scout);
         for entry in &config.adapters {
             scout.register_adapter(&entry.tenant, &entry.name, entry.adapter());
@@ -309,6 +331,7 @@ impl Service {
             unresolved: Mutex::default(),
             readiness: Readiness::new(config.ready),
             state,
+            shared,
             labels: Labelled::default(),
             discoveries: Discoveries::new(config),
             peers: Mutex::new(config.state.replicas().cloned().collect()),
@@ -323,6 +346,50 @@ impl Service {
         };
         service.take_back(config, workers);
         Ok(service)
+    }
+
+    /// The store behind memory, if there is one.
+    pub(crate) fn behind(&self) -> Option<&Behind> {
+        match &self.shared {
+            Some(Shared::Behind(behind)) => Some(behind),
+            _ => None,
+        }
+    }
+
+    /// The store in memory's place, if it is.
+    pub(crate) fn instead(&self) -> Option<&Arc<Instead>> {
+        match &self.shared {
+            Some(Shared::Instead(instead)) => Some(instead),
+            _ => None,
+        }
+    }
+
+    /// What there is to count of a shared store.
+    pub(crate) fn shared_report(&self) -> Option<SharedReport> {
+        self.shared.as_ref().map(Shared::report)
+    }
+
+    /// Whether answers wait for a store, so that they are not given on a thread that must not wait.
+    pub(crate) fn waits(&self) -> bool {
+        self.instead().is_some()
+    }
+
+    /// Refuses what only whoever follows engines can do.
+    pub(crate) fn follows_engines(&self, to: &'static str) -> Result<(), Refusal> {
+        match self.instead() {
+            Some(_) => Err(Refusal::Elsewhere(to)),
+            None => Ok(()),
+        }
+    }
+
+    /// What hears the engines.
+    pub(crate) fn scout(&self) -> &Arc<Scout> {
+        &self.scout
+    }
+
+    /// What routers tell a worker apart by.
+    pub(crate) fn labels_of(&self, worker: WorkerId) -> Labels {
+        self.labels.of(worker)
     }
 
     /// Adds every configured source that is not there yet; whether all are.
@@ -375,6 +442,7 @@ impl Service {
 
     /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
     pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
+        self.follows_engines("register a worker")?;
         if enrolment.mode == Mode::Connect && !enrolment.endpoint.is_connectable() {
             let endpoint = &enrolment.endpoint;
             return Err(Refusal::Invalid(format!(
@@ -456,6 +524,7 @@ impl Service {
         rank: Option<u32>,
         model: Option<&str>,
     ) -> Result<Vec<u32>, Refusal> {
+        self.follows_engines("unregister a worker")?;
         let _one_at_a_time = self.enrolling.lock();
         let mut removed = Vec::new();
         for worker in self.scout.ranks(tenant, pod) {
@@ -510,6 +579,7 @@ impl Service {
         pod: &str,
         rank: Option<u32>,
     ) -> Result<usize, Refusal> {
+        self.follows_engines("clear a worker")?;
         let workers = self.workers_of(tenant, pod, rank);
         if workers.is_empty() {
             return Err(unknown_instance(tenant, pod, rank));
@@ -523,15 +593,18 @@ impl Service {
 
     /// Forgets what the workers of a model hold; how many workers these are.
     pub(crate) fn clear_model(&self, tenant: &str, model: &str) -> Result<usize, Refusal> {
+        self.follows_engines("clear a model")?;
         let cleared = self.scout.clear_model(tenant, model)?;
         info!(model, cleared, "cleared by request");
         Ok(cleared)
     }
 
     /// Forgets what anyone holds of an adapter.
-    pub(crate) fn clear_adapter(&self, tenant: &str, adapter: &str) {
+    pub(crate) fn clear_adapter(&self, tenant: &str, adapter: &str) -> Result<(), Refusal> {
+        self.follows_engines("clear an adapter")?;
         self.scout.clear_adapter(tenant, adapter);
         info!(adapter, "cleared by request");
+        Ok(())
     }
 
     /// Forgets what the worker of a sleeping engine held.
@@ -560,7 +633,7 @@ impl Service {
     ) -> Result<T, Refusal> {
         let start = Instant::now();
         let answer = SCRATCH.with_borrow_mut(|scratch| {
-            let ranked = self.scout.score(request, scratch)?;
+            let ranked = self.rank(request, scratch)?;
             self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
             let mut rows = self.heard(ranked);
             self.count_lookup(request, &rows);
@@ -580,6 +653,21 @@ impl Service {
         let most = rows.iter().map(|row| row.ranked.score.matched_blocks).max();
         let first = rows.first().and_then(|row| row.ranked.score.expected_cached_tokens.ok());
         self.metrics.count_lookup(tokens as u64, most.unwrap_or(0), first.unwrap_or(0));
+    }
+
+    /// Who holds how much, by memory or by the store that answers in its place.
+    fn rank<'s>(
+        &self,
+        request: &Request<'_>,
+        scratch: &'s mut Scratch,
+    ) -> Result<Ranking<'s>, Error> {
+        match self.instead() {
+            None => self.scout.score(request, scratch),
+            Some(instead) => {
+                let reader = instead.reader()?;
+                instead.wait(reader.score(request, scratch))
+            }
+        }
     }
 
     /// The answer with the trust of workers that were never heard of, and without what workers hold that
@@ -622,9 +710,23 @@ impl Service {
 
     /// The workers of a pod: the one of a rank, or all.
     pub(crate) fn workers_of(&self, tenant: &str, pod: &str, rank: Option<u32>) -> Vec<WorkerId> {
-        match rank {
-            Some(rank) => self.scout.find(tenant, pod, rank).into_iter().collect(),
-            None => self.scout.ranks(tenant, pod),
+        let reader = self.instead().map(|instead| instead.reader());
+        match (reader, rank) {
+            (None, Some(rank)) => self.scout.find(tenant, pod, rank).into_iter().collect(),
+            (None, None) => self.scout.ranks(tenant, pod),
+            (Some(Ok(reader)), Some(rank)) => reader.find(tenant, pod, rank).into_iter().collect(),
+            (Some(Ok(reader)), None) => reader.ranks(tenant, pod),
+            // Nobody is known before the store was read.
+            (Some(Err(_)), _) => Vec::new(),
+        }
+    }
+
+    /// Every worker that can be asked about, by tenant, pod and rank.
+    pub(super) fn statuses(&self) -> Vec<WorkerStatus> {
+        match self.instead().map(|instead| instead.reader()) {
+            None => self.scout.workers(),
+            Some(Ok(reader)) => reader.statuses(),
+            Some(Err(_)) => Vec::new(),
         }
     }
 
@@ -635,7 +737,7 @@ impl Service {
         model: &str,
     ) -> Result<BTreeSet<BlockSize>, Refusal> {
         let (mut sizes, mut serving) = (BTreeSet::new(), false);
-        for WorkerStatus { registration, groups, .. } in self.scout.workers() {
+        for WorkerStatus { registration, groups, .. } in self.statuses() {
             let serves = registration.model.as_deref().is_none_or(|serves| serves == model);
             if registration.tenant == tenant && serves {
                 serving = true;
@@ -655,19 +757,31 @@ impl Service {
     pub(crate) fn workers(&self) -> Vec<WorkerView> {
         let feeds = self.switchboard.feeds.lock().clone();
         let heard = self.switchboard.heard.lock().clone();
-        let views = self.scout.workers().into_iter().map(|mut status| {
+        let of_others = self.labels_of_others();
+        let views = self.statuses().into_iter().map(|mut status| {
             let feed = feeds.get(&status.worker).cloned();
             let source = self.source_of(feed.as_ref());
             status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
-            let labels = self.labels.of(status.worker);
+            let labels = match of_others.get(&status.worker) {
+                Some(labels) => labels.clone(),
+                None => self.labels.of(status.worker),
+            };
             let receipts = self.receipts.of(status.worker);
             let heard = heard.get(&status.worker).copied();
-            let quiet = heard.map(|heard| heard.at).max(source.as_ref().and_then(|source| source.since));
+            let quiet =
+                heard.map(|heard| heard.at).max(source.as_ref().and_then(|source| source.since));
             let is_down = source.as_ref().is_some_and(|source| !source.up);
             let quiet = quiet.filter(|_| !is_down).map(|since| since.elapsed());
             WorkerView { status, feed, source, labels, receipts, heard, quiet }
         });
         views.collect()
+    }
+
+    /// The labels of workers of a store that others keep.
+    pub(super) fn labels_of_others(&self) -> BTreeMap<WorkerId, Labels> {
+        let reader = self.instead().and_then(|instead| instead.reader().ok());
+        let workers = reader.map(|reader| reader.workers()).unwrap_or_default();
+        workers.into_iter().map(|known| (known.worker, known.facts.labels)).collect()
     }
 
     /// What bridges of SGLang reported.
@@ -678,6 +792,11 @@ impl Service {
     /// What became of snapshots, if there is a place for them.
     pub(crate) fn state_report(&self) -> Option<Report> {
         self.state.as_ref().map(State::report)
+    }
+
+    /// Whether snapshots have a place.
+    pub(crate) fn keeps_snapshots(&self) -> bool {
+        self.state.is_some() || self.behind().is_some()
     }
 
     /// What requests count.
@@ -711,6 +830,37 @@ impl Service {
         totals.index = self.scout.stats();
         (totals, workers)
     }
+}
+
+/// The scout to begin with, and its workers: from the state directory or what it names, from the store, or a cold one.
+fn begin(
+    config: &Config,
+    options: Options,
+    state: Option<&State>,
+    shared: Option<&Shared>,
+) -> Result<(Scout, Vec<WorkerState>), Error> {
+    let key = match (&options.digest_key, state) {
+        (Some(key), _) => Some(key.clone()),
+        (None, Some(state)) => Some(state.directory().key()?),
+        (None, None) => None,
+    };
+    let options = Options { digest_key: key.clone(), ..options };
+    if let (Some(state), Some(key)) = (state, &key)
+        && let Some(begun) = state.begin(&options, key)?
+    {
+        return Ok((begun.scout, begun.workers));
+    }
+    if let Some(Shared::Behind(behind)) = shared {
+        let most = state::most_bytes(config);
+        let begun = behind.snapshots(most, |snapshot| state::restore(&options, snapshot));
+        if let Some(begun) = begun {
+            return Ok((begun.scout, begun.workers));
+        }
+    }
+    if state.is_some() || shared.is_some() {
+        info!("starting cold: workers are scored as they publish");
+    }
+    Ok((Scout::new(options)?, Vec::new()))
 }
 
 fn unknown_instance(tenant: &str, pod: &str, rank: Option<u32>) -> Refusal {

@@ -27,7 +27,6 @@ const ERROR_ANSWER: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct State {
     directory: StateDirectory,
-    key: DigestKey,
     from: Vec<String>,
     from_token_file: Option<String>,
     most_fetched: u64,
@@ -70,47 +69,52 @@ impl State {
     /// It cannot be used, another process uses it, or its key is not for its owner alone.
     pub(crate) fn open(config: &Config) -> Result<Option<State>, Error> {
         let Some(path) = &config.state.dir else { return Ok(None) };
-        let directory = StateDirectory::open(Path::new(path))?;
-        let key = directory.key()?;
         Ok(Some(State {
-            directory,
-            key,
+            directory: StateDirectory::open(Path::new(path))?,
             from: config.state.replicas().cloned().collect(),
             from_token_file: config.state.from_token_file.clone(),
-            most_fetched: (config.memory.budget as u64).saturating_add(BESIDE_INDEX),
+            most_fetched: most_bytes(config),
             saving: Mutex::default(),
             report: Mutex::default(),
         }))
     }
 
+    /// The directory.
+    pub(crate) fn directory(&self) -> &StateDirectory {
+        &self.directory
+    }
+
     /// The scout to begin with, and its workers: from the directory's snapshot, else from that of the first
-    /// replica that gives one, else a cold one.
+    /// replica that gives one; `None` if there is none.
     ///
     /// # Errors
     ///
     /// A snapshot that is refused cannot be set aside, or there is no memory or randomness.
-    pub(crate) fn begin(&self, options: Options) -> Result<(Scout, Vec<WorkerState>), Error> {
-        let options = Options { digest_key: Some(self.key.clone()), ..options };
-        if let Some(begun) = self.own(&options)? {
-            return Ok(begun);
+    pub(crate) fn begin(&self, options: &Options, key: &DigestKey) -> Result<Option<Begun>, Error> {
+        if let Some(begun) = self.own(options, key)? {
+            self.report.lock().restored_entries = begun.entries;
+            return Ok(Some(begun));
         }
         for from in &self.from {
-            match self.fetch(from).and_then(|snapshot| {
-                self.restore(&options, snapshot).map_err(|error| error.to_string())
-            }) {
-                Ok(begun) => return Ok(begun),
+            let fetched = self.fetch(from, key);
+            match fetched
+                .and_then(|snapshot| restore(options, snapshot).map_err(|error| error.to_string()))
+            {
+                Ok(begun) => {
+                    self.report.lock().restored_entries = begun.entries;
+                    return Ok(Some(begun));
+                }
                 Err(reason) => warn!(from, reason, "no snapshot from there"),
             }
         }
-        info!("starting cold: workers are scored as they publish");
-        Ok((Scout::new(options)?, Vec::new()))
+        Ok(None)
     }
 
     /// From the directory, unless there is nothing that can be used.
-    fn own(&self, options: &Options) -> Result<Option<(Scout, Vec<WorkerState>)>, Error> {
-        let refused = match self.directory.load(&self.key).map_err(Error::from) {
+    fn own(&self, options: &Options, key: &DigestKey) -> Result<Option<Begun>, Error> {
+        let refused = match self.directory.load(key).map_err(Error::from) {
             Ok(None) => return Ok(None),
-            Ok(Some(snapshot)) => match self.restore(options, snapshot) {
+            Ok(Some(snapshot)) => match restore(options, snapshot) {
                 Ok(begun) => return Ok(Some(begun)),
                 Err(error) => error,
             },
@@ -121,23 +125,8 @@ impl State {
         Ok(None)
     }
 
-    fn restore(
-        &self,
-        options: &Options,
-        snapshot: Snapshot,
-    ) -> Result<(Scout, Vec<WorkerState>), Error> {
-        let start = Instant::now();
-        let scout = Scout::restore(options.clone(), &snapshot)?;
-        let Snapshot { version, created, registrations, .. } = snapshot;
-        let (entries, workers) = (scout.stats().entries, registrations.workers.len());
-        let age = now().saturating_sub(created) / 1000;
-        info!(workers, entries, age_seconds = age, by = version, took = ?start.elapsed(), "restored");
-        self.report.lock().restored_entries = entries;
-        Ok((scout, registrations.workers))
-    }
-
     /// Another replica's snapshot. No more is read than an index of our size can need.
-    fn fetch(&self, from: &str) -> Result<Snapshot, String> {
+    fn fetch(&self, from: &str, key: &DigestKey) -> Result<Snapshot, String> {
         let config = ureq::Agent::config_builder()
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(FETCH))
@@ -161,7 +150,7 @@ impl State {
             return Err(format!("status {} {said}", status.as_u16()));
         }
         let mut body = answer.body_mut().with_config().limit(self.most_fetched).reader();
-        Snapshot::read(&mut body, &self.key).map_err(|refused| refused.to_string())
+        Snapshot::read(&mut body, key).map_err(|refused| refused.to_string())
     }
 
     /// Takes a snapshot and writes it; what goes wrong is counted and logged.
@@ -188,6 +177,38 @@ impl State {
     pub(crate) fn report(&self) -> Report {
         *self.report.lock()
     }
+}
+
+/// A scout that goes on where another one was.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// The scout.
+    pub(crate) scout: Scout,
+    /// Its workers, as they were.
+    pub(crate) workers: Vec<WorkerState>,
+    /// Index entries that it has.
+    entries: u64,
+}
+
+/// A scout from a snapshot.
+///
+/// # Errors
+///
+/// The snapshot cannot be used.
+pub(crate) fn restore(options: &Options, snapshot: Snapshot) -> Result<Begun, Error> {
+    let start = Instant::now();
+    let scout = Scout::restore(options.clone(), &snapshot)?;
+    let Snapshot { version, created, registrations, .. } = snapshot;
+    let entries = scout.stats().entries;
+    let workers = registrations.workers.len();
+    let age = now().saturating_sub(created) / 1000;
+    info!(workers, entries, age_seconds = age, by = version, took = ?start.elapsed(), "restored");
+    Ok(Begun { scout, workers: registrations.workers, entries })
+}
+
+/// More bytes than a snapshot for this process can have.
+pub(crate) fn most_bytes(config: &Config) -> u64 {
+    (config.memory.budget as u64).saturating_add(BESIDE_INDEX)
 }
 
 /// Milliseconds since 1970.

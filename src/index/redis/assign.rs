@@ -11,6 +11,17 @@ use crate::index::Home;
 
 impl RedisIndex {
     pub(super) async fn settle_in(&self, worker: WorkerId, home: Home) -> Result<(), Error> {
+        let owner = self.options.owner.as_deref().unwrap_or_default();
+        self.settle_under(worker, home, owner).await
+    }
+
+    /// The same under an owner: only while that lives does the worker count.
+    pub(super) async fn settle_under(
+        &self,
+        worker: WorkerId,
+        home: Home,
+        owner: &str,
+    ) -> Result<(), Error> {
         let opened = self.current().await?;
         let old = self.local.lock().members.get(&worker).copied();
         let space = self.space(home.space).await?;
@@ -40,7 +51,6 @@ impl RedisIndex {
         let text = self.local.lock().texts.worker(worker);
         let (key, about) = (self.keys.table(space), self.keys.space(space));
         let field = [b"w", &number.to_le_bytes()[..]].concat();
-        let owner = self.options.owner.as_deref().unwrap_or_default();
         let record = record_bytes(vocabulary, owner, &text);
         self.heartbeat().await?;
         let mut batch = Batch::new();

@@ -55,6 +55,26 @@ impl Keys {
         self.text(&format!("w:{worker}"))
     }
 
+    /// Everyone who has notes.
+    pub(super) fn authors(&self) -> Vec<u8> {
+        self.text("a")
+    }
+
+    /// An owner's notes.
+    pub(super) fn notes(&self, owner: &str) -> Vec<u8> {
+        self.text(&format!("f:{owner}"))
+    }
+
+    /// Whose snapshots there are.
+    pub(super) fn snapshots(&self) -> Vec<u8> {
+        self.text("k")
+    }
+
+    /// Part of a snapshot.
+    pub(super) fn part(&self, id: &str, n: usize) -> Vec<u8> {
+        self.text(&format!("k:{id}:{n}"))
+    }
+
     /// Whether an owner lives.
     pub(super) fn owner(&self, owner: &str) -> Vec<u8> {
         self.text(&format!("o:{owner}"))

@@ -19,6 +19,16 @@ pub(super) struct Opened {
     pub(super) buckets: u32,
 }
 
+/// The cluster's secret, which nothing prints.
+#[derive(Clone, Copy)]
+pub(super) struct Kept(pub(super) [u8; 32]);
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a secret")
+    }
+}
+
 /// A slot's (worker, group, tier), by the worker's number in the store.
 pub(super) type Owner = (u32, Group, Tier);
 
@@ -69,6 +79,10 @@ pub(super) struct Dead {
 #[derive(Debug, Default)]
 pub(super) struct Local {
     pub(super) opened: Option<Arc<Opened>>,
+    /// The secret, once it is known; it outlives the store.
+    pub(super) secret: Option<Kept>,
+    /// How often the store was found to be another one.
+    pub(super) lives: u64,
     pub(super) texts: Texts,
     pub(super) spaces: HashMap<SpaceId, u32>,
     /// By space's number.
@@ -96,7 +110,7 @@ impl Local {
     /// Forgets what holds for one life of the store only. What was bound by the process stays.
     pub(super) fn reopen(&mut self) {
         let texts = std::mem::take(&mut self.texts);
-        *self = Local { texts, ..Local::default() };
+        *self = Local { texts, secret: self.secret, lives: self.lives + 1, ..Local::default() };
     }
 
     /// Whether the end of a key is to be put off, which is once in each `every`.

@@ -17,10 +17,12 @@ mod lay;
 mod link;
 mod local;
 mod meaning;
+mod notes;
 mod open;
 mod place;
 mod read;
 mod remove;
+mod replica;
 mod reply;
 mod run;
 mod script;
@@ -44,6 +46,8 @@ pub use self::link::{
     BreakerState, Secret, StoreAddress, StoreCounters, StoreOptions, StoreWarning, WarningKind,
 };
 use self::local::Local;
+pub use self::notes::{Notes, Stowed};
+pub use self::replica::{Anew, Joined, Mark, Progress};
 pub use self::turn::{Once, Turn};
 use super::{Applied, BlockSource, Change, Home, Index, Matches, Query, Stats};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
@@ -53,7 +57,7 @@ use crate::error::{Error, ErrorKind};
 ///
 /// # Defaults
 ///
-/// `namespace`: `default`. `secret`: made in the store. `ttl`: 24 hours. `unplaced_per_worker`: 65,536,
+/// `namespace`: `default`. `secret`: made in the store. No `offer`; not `only_reads`. `ttl`: 24 hours. `unplaced_per_worker`: 65,536,
 /// as in memory. `buckets`: 2,048, so that two million names lie in compact hashes. No `owner`;
 /// `owner_ttl`: 30 s; `lease`: 10 s.
 #[derive(Clone)]
@@ -63,6 +67,11 @@ pub struct RedisOptions {
     pub namespace: String,
     /// The secret of the cluster, if it shall not lie in the store. All clients must have the same.
     pub secret: Option<[u8; 32]>,
+    /// The secret to make a store with that has none and shall keep its own; random if absent. So whoever made
+    /// digests before the store was there can use it afterwards.
+    pub offer: Option<[u8; 32]>,
+    /// Whether this client never makes a store where none is: who only reads must not decide on the secret.
+    pub only_reads: bool,
     /// After this time without a change or a refresh, what is in the store goes.
     pub ttl: Duration,
     /// How many unplaced blocks one worker may hold; further ones are refused and counted.
@@ -84,6 +93,8 @@ impl Default for RedisOptions {
         RedisOptions {
             namespace: "default".to_owned(),
             secret: None,
+            offer: None,
+            only_reads: false,
             ttl: Duration::from_secs(24 * 3600),
             unplaced_per_worker: 65_536,
             buckets: 2048,
@@ -100,6 +111,8 @@ impl fmt::Debug for RedisOptions {
         f.debug_struct("RedisOptions")
             .field("namespace", &self.namespace)
             .field("secret", &self.secret.is_some())
+            .field("offer", &self.offer.is_some())
+            .field("only_reads", &self.only_reads)
             .field("ttl", &self.ttl)
             .field("unplaced_per_worker", &self.unplaced_per_worker)
             .field("buckets", &self.buckets)
@@ -232,6 +245,11 @@ impl RedisIndex {
         self.local.lock().texts.name_worker(worker, text);
     }
 
+    /// Whose calls these are, if anybody's.
+    pub fn owner_text(&self) -> Option<&str> {
+        self.options.owner.as_deref()
+    }
+
     /// What a worker of an answer is called, if it was named here or another process registered it
     /// under a text.
     pub fn worker_name(&self, worker: WorkerId) -> Option<String> {
@@ -299,7 +317,13 @@ impl Index for RedisIndex {
         blocks: &mut (impl BlockSource + Send),
         matches: &mut Matches,
     ) -> Result<(), Error> {
-        self.read(query, blocks, matches).await
+        let lives = self.local.lock().lives;
+        self.read(query, blocks, matches).await?;
+        if self.local.lock().lives != lives {
+            // The store was emptied, and perhaps filled again, since it was looked at last.
+            self.read(query, blocks, matches).await?;
+        }
+        Ok(())
     }
 
     async fn remove(&self, worker: WorkerId) -> Result<(), Error> {

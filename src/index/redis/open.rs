@@ -7,7 +7,7 @@ use redis::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::chain::ChainKey;
-use super::local::{Member, Opened};
+use super::local::{Kept, Member, Opened};
 use super::read::present;
 use super::reply::{self, bytes, damaged, fields, list, value};
 use super::{Batch, RedisIndex, Replies, command, next, script};
@@ -38,6 +38,11 @@ pub(super) fn random_base() -> Result<String, Error> {
     Ok((random::<4>()?.iter().fold(0, |n, &b| n << 8 | u32::from(b)) >> 2).to_string())
 }
 
+/// A name that nobody else has.
+pub(super) fn random_id() -> Result<String, Error> {
+    Ok(random::<12>()?.iter().map(|b| format!("{b:02x}")).collect())
+}
+
 fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| {
@@ -54,8 +59,31 @@ impl RedisIndex {
     /// [`ErrorKind::Unavailable`] without a server; an error of kind
     /// [`InvalidInput`](ErrorKind::InvalidInput) when the store was made under another secret.
     pub async fn digest_key(&self) -> Result<DigestKey, Error> {
-        let secret = self.secret().await?.0;
-        Ok(DigestKey::from_bytes(derived(&secret, b"kvscout digest key")))
+        Ok(RedisIndex::digest_key_of(&self.secret().await?.0))
+    }
+
+    /// The secret that all clients of the store share, to be kept as carefully as a password: a client that has it
+    /// can make digests while the store is away ([`RedisOptions::offer`](super::RedisOptions::offer)).
+    ///
+    /// # Errors
+    ///
+    /// As [`digest_key`](RedisIndex::digest_key).
+    pub async fn shared_secret(&self) -> Result<[u8; 32], Error> {
+        self.secret().await.map(|(secret, ..)| secret)
+    }
+
+    /// A new secret, for [`RedisOptions::secret`](super::RedisOptions::secret) or `offer`.
+    ///
+    /// # Errors
+    ///
+    /// The operating system gave no randomness.
+    pub fn random_secret() -> Result<[u8; 32], Error> {
+        random()
+    }
+
+    /// The key of content digests of stores with this secret.
+    pub fn digest_key_of(secret: &[u8; 32]) -> DigestKey {
+        DigestKey::from_bytes(derived(secret, b"kvscout digest key"))
     }
 
     pub(super) async fn opened(&self) -> Result<Arc<Opened>, Error> {
@@ -134,6 +162,9 @@ impl RedisIndex {
     async fn secret(&self) -> Result<([u8; 32], Vec<u8>, u32), Error> {
         let random = random::<40>()?;
         let (fresh, birth) = random.split_at(32);
+        // Who emptied the store does not make digests worthless that are elsewhere: it gets its secret back.
+        let known = self.local.lock().secret.map(|Kept(secret)| secret).or(self.options.offer);
+        let fresh = known.as_ref().map_or(fresh, |known| &known[..]);
         let given = self.options.secret;
         let key = self.keys.meta();
         let check = given.map(|secret| derived(&secret, b"kvscout secret check"));
@@ -145,9 +176,15 @@ impl RedisIndex {
         };
         // One script, so that no client ever sees a store that is half made.
         let args: [&[u8]; 5] = [VERSION, birth, buckets.as_bytes(), secret.0, secret.1];
-        batch.script(&script::MAKE, &[&key], &args);
+        match self.options.only_reads {
+            true => batch.push(&key, command("HGETALL", &[&key])),
+            false => batch.script(&script::MAKE, &[&key], &args),
+        }
         let mut replies = self.send(batch).await?;
         let found = fields(&key, value(&key, next(&mut replies))?)?;
+        if found.is_empty() {
+            return Err(Error::unavailable("nobody has written to the store's namespace yet"));
+        }
         let field = |name: &[u8]| found.iter().find(|(f, _)| f == name).map(|(_, v)| v.as_slice());
         if field(b"version") != Some(VERSION) {
             let theirs = field(b"version").map(super::key::shown).unwrap_or_default();
@@ -175,6 +212,15 @@ impl RedisIndex {
         let birth = birth.ok_or_else(|| damaged(&key, "birth"))?.to_vec();
         let buckets = field(b"buckets").and_then(|b| std::str::from_utf8(b).ok()?.parse().ok());
         let buckets = buckets.filter(|n| (1..=1 << 16).contains(n));
+        if let Some(Kept(before)) = self.local.lock().secret.replace(Kept(secret))
+            && before != secret
+        {
+            self.local.lock().secret = Some(Kept(before));
+            return Err(Error::invalid(
+                "the store was emptied and made anew under another secret: what this program knows is of no use there; \
+                 start it again",
+            ));
+        }
         Ok((secret, birth, buckets.ok_or_else(|| damaged(&key, "number of buckets"))?))
     }
 
@@ -214,6 +260,28 @@ impl RedisIndex {
         let number = self.intern(text.as_bytes()).await?;
         self.local.lock().spaces.insert(space, number);
         Ok(number)
+    }
+
+    /// Lets lookups ask for the names that a prompt has in a vocabulary of others, if anybody speaks it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`] without a server.
+    pub async fn understand(&self, space: SpaceId, id: VocabularyId) -> Result<(), Error> {
+        let Some(space) = self.known_space(space).await? else { return Ok(()) };
+        let text = format!("v{space}/{}", self.local.lock().texts.vocabulary(id));
+        let key = self.keys.texts();
+        let found = self.ask(&key, command("HGET", &[&key, text.as_bytes()])).await?;
+        let mut number = None;
+        if found != Value::Nil {
+            number = Some(self.number(&key, found)?);
+        }
+        let mut local = self.local.lock();
+        match number {
+            Some(number) => local.vocabularies.insert((space, id), number),
+            None => local.vocabularies.remove(&(space, id)),
+        };
+        Ok(())
     }
 
     /// Names mean blocks of one space, so a vocabulary has a number in each.

@@ -16,7 +16,7 @@ use super::table::Space;
 use super::tally::{self, Piece};
 use super::unplaced::Waiter;
 use super::{Batch, RedisIndex, command, next};
-use crate::block::{Name, VocabularyId};
+use crate::block::{Name, SpaceId, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::index::{BlockSource, Matches, Query};
 
@@ -205,9 +205,18 @@ impl RedisIndex {
         Ok((Some((table, record.unplaced > 0)), whole))
     }
 
+    /// The workers of a space whose part of the store somebody keeps and that is whole, as of the last lookup there.
+    pub fn kept_in(&self, space: SpaceId) -> HashSet<WorkerId> {
+        let gone = self.gone();
+        let local = self.local.lock();
+        let table = local.spaces.get(&space).and_then(|number| local.tables.get(number));
+        let records = table.into_iter().flat_map(|table| table.workers.values());
+        records.filter(|record| !gone.contains(&record.owner)).map(|record| record.id).collect()
+    }
+
     /// A space without a birth is one that nobody has a home in, or somebody emptied the store, and
     /// maybe it was filled anew: then this forgets what it remembers.
-    async fn unless_reborn(&self, birth: &[u8]) -> Result<(), Error> {
+    pub(super) async fn unless_reborn(&self, birth: &[u8]) -> Result<(), Error> {
         let meta = self.keys.meta();
         let found = bytes(&meta, self.ask(&meta, command("HGET", &[&meta, b"birth"])).await?)?;
         if !birth.is_empty() || found != self.opened().await?.birth {

@@ -26,6 +26,12 @@ scripts! {
     ADOPT = "lua/adopt.lua";
     /// Whose turn it is.
     BEGIN = "lua/begin.lua";
+    /// Whether a batch goes on top of what is there.
+    APPEND = "lua/append.lua";
+    /// A worker's part is begun anew.
+    RENEW = "lua/renew.lua";
+    /// A lease is put off.
+    KEEP = "lua/keep.lua";
     /// A turn is over.
     DONE = "lua/done.lua";
     /// Names get meanings.

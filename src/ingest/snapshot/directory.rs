@@ -15,6 +15,8 @@ use crate::hash::content::DigestKey;
 
 const SNAPSHOT: &str = "snapshot";
 const KEY: &str = "key";
+/// The secret of the store that this kvscout shares with others, as it was there last.
+const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 /// What a snapshot is called that was refused; a number follows if there are several.
 const REFUSED: &str = "snapshot.refused";
@@ -88,6 +90,40 @@ impl StateDirectory {
             }
             Err(e) => Err(failed("read", &at, e)),
         }
+    }
+
+    /// The secret of the shared store that was [kept](StateDirectory::keep_secret) last: it may have to be known while
+    /// the store is away.
+    ///
+    /// # Errors
+    ///
+    /// A secret that others than its owner may read, or that is none, is refused.
+    pub fn secret(&self) -> Result<Option<[u8; 32]>, Error> {
+        let at = self.path.join(SECRET);
+        let file = match File::open(&at) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed("read", &at, e)),
+        };
+        let text = read_private(file, &at, 128, "the store's secret")?;
+        let secret = parse_secret(&text).ok_or_else(|| {
+            let at = at.display();
+            Error::invalid(format!(
+                "{at} is no secret of 64 hex digits: delete it and the snapshot"
+            ))
+        })?;
+        Ok(Some(secret))
+    }
+
+    /// Keeps the secret of a shared store.
+    ///
+    /// # Errors
+    ///
+    /// It could not be written.
+    pub fn keep_secret(&self, secret: &[u8; 32]) -> Result<(), Error> {
+        let hex: String = secret.iter().map(|b| format!("{b:02x}")).collect();
+        let written = self.replace(SECRET, |file| writeln!(file, "{hex}"));
+        written.map_err(|e| failed("write", &self.path.join(SECRET), e))
     }
 
     /// The snapshot, `None` if there never was one.
@@ -173,26 +209,46 @@ fn private() -> OpenOptions {
 }
 
 fn read_key(file: File, at: &Path) -> Result<DigestKey, Error> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let mode = file.metadata().map_err(|e| failed("look at", at, e))?.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(Error::invalid(format!(
-                "the digest key {} has mode {mode:04o}, so that others than its owner may read it: \
-                 if nobody did, `chmod 600` it; otherwise delete it and the snapshot",
-                at.display()
-            )));
-        }
-    }
-    let mut text = String::new();
-    file.take(64).read_to_string(&mut text).map_err(|e| failed("read", at, e))?;
+    let text = read_private(file, at, 64, "the digest key")?;
     parse_key(text.trim_end()).ok_or_else(|| {
         Error::invalid(format!(
             "{} is no digest key of 32 hex digits: bring the right one, or delete it and the snapshot",
             at.display()
         ))
     })
+}
+
+/// The beginning of a file that nobody but its owner may read.
+fn read_private(file: File, at: &Path, most: u64, what: &str) -> Result<String, Error> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let mode = file.metadata().map_err(|e| failed("look at", at, e))?.mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(Error::invalid(format!(
+                "{what} {} has mode {mode:04o}, so that others than its owner may read it: \
+                 if nobody did, `chmod 600` it; otherwise delete it and the snapshot",
+                at.display()
+            )));
+        }
+    }
+    let mut text = String::new();
+    file.take(most).read_to_string(&mut text).map_err(|e| failed("read", at, e))?;
+    Ok(text)
+}
+
+/// A secret of 64 hex digits.
+pub fn parse_secret(text: &str) -> Option<[u8; 32]> {
+    let digits = text.trim_end().as_bytes();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let nibble = |digit: u8| (digit as char).to_digit(16).unwrap_or(0) as u8;
+    let mut secret = [0; 32];
+    for (byte, pair) in secret.iter_mut().zip(digits.chunks(2)) {
+        *byte = nibble(pair[0]) << 4 | nibble(pair[1]);
+    }
+    Some(secret)
 }
 
 fn parse_key(text: &str) -> Option<DigestKey> {

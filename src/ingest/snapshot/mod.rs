@@ -14,7 +14,7 @@ use std::io::{self, Read, Write};
 
 use xxhash_rust::xxh3::Xxh3;
 
-pub use directory::{Kept, StateDirectory};
+pub use directory::{Kept, StateDirectory, parse_secret};
 pub use registrations::{AdapterState, EditionState, Given, Registrations, VocabularyState};
 pub use worker::{GroupState, KeptContract, Watermark, WorkerState};
 

@@ -128,6 +128,7 @@ impl Shadow {
             local: LocalHashes::new(0),
             shadows: Arc::default(),
             anchors: Arc::default(),
+            mirror: None,
         };
         let post = Post::new(Arc::<Slab>::default(), live.seat.worker);
         let mut stream = Stream::new(super::Seat { post, ..live.seat.clone() });
@@ -222,6 +223,8 @@ impl Stream {
     fn mend(&mut self, shared: &Shared, shadow: &Shadow) -> bool {
         let worker = self.seat.worker;
         self.seat.post.open();
+        // Whoever keeps the same elsewhere takes it as a whole.
+        self.record.breaks();
         let apply = |change: Change<'_>| shared.index.apply(worker, &[change]).map(drop);
         let image = shadow.shared.index.export();
         let given = apply(Change::Clear { tier: None }).and_then(|()| image.changes(apply));

@@ -125,7 +125,7 @@ impl Stream {
     /// Applies what was planned since the last time, in order. Together, because the index then asks
     /// memory for what a change needs while it makes those before.
     fn flush(&mut self, shared: &Shared, total: &mut Applied) -> Result<(), Error> {
-        let Stream { seat, scratch: Scratch { blocks, names, planned, .. }, .. } = self;
+        let Stream { seat, record, scratch: Scratch { blocks, names, planned, .. }, .. } = self;
         if planned.is_empty() {
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl Stream {
             }
         };
         let changes: Vec<Change<'_>> = planned.drain(..).map(change).collect();
-        let applied = shared.index.apply(seat.worker, &changes);
+        let applied = record.apply(shared, seat.worker, &changes);
         drop(changes);
         blocks.clear();
         names.clear();
@@ -155,10 +155,8 @@ impl Stream {
         for change in planned {
             let applied = match change {
                 Planned::Remove { group, tier, names: range } => {
-                    let names = &names[range];
-                    shared
-                        .index
-                        .apply(self.seat.worker, &[Change::Remove { group, tier, names }])?
+                    let change = Change::Remove { group, tier, names: &names[range] };
+                    self.record.apply(shared, self.seat.worker, &[change])?
                 }
                 Planned::Store { shape, group, tier, parent, blocks: range, .. } => {
                     let blocks = &blocks[range];
@@ -171,7 +169,7 @@ impl Stream {
     }
 
     /// Stores what is not there yet.
-    fn store_once(&self, shared: &Shared, mut store: Store<'_>) -> Result<Applied, Error> {
+    fn store_once(&mut self, shared: &Shared, mut store: Store<'_>) -> Result<Applied, Error> {
         let worker = self.seat.worker;
         let held = self.leading(shared, &store);
         if let Some(last) = held.checked_sub(1) {
@@ -183,8 +181,8 @@ impl Stream {
         let names: Vec<Name> = store.blocks.iter().rev().map(|block| block.name).collect();
         let Store { group, tier, .. } = store;
         let remove = Change::Remove { group, tier, names: &names };
-        while shared.index.apply(worker, &[remove])?.removed > 0 {}
-        shared.index.apply(worker, &[Change::Store(store)])
+        while self.record.apply(shared, worker, &[remove])?.removed > 0 {}
+        self.record.apply(shared, worker, &[Change::Store(store)])
     }
 
     /// How many blocks of a store that starts a prompt are there, one after the other: a report of
@@ -361,7 +359,7 @@ impl Stream {
             self.verifier.cleared();
             self.whole_again();
         }
-        shared.index.apply(self.seat.worker, &[Change::Clear { tier }]).map(drop)
+        self.record.apply(shared, self.seat.worker, &[Change::Clear { tier }]).map(drop)
     }
 
     pub(super) fn reject(&mut self) {
@@ -383,12 +381,7 @@ impl Stream {
         if applied.refused > 0 {
             self.lane.degrade(Reason::Overflow);
         }
-        total.stored += applied.stored;
-        total.removed += applied.removed;
-        total.unknown_removals += applied.unknown_removals;
-        total.unknown_parents += applied.unknown_parents;
-        total.unplaced += applied.unplaced;
-        total.refused += applied.refused;
+        total.add(&applied);
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod model;
 mod on_gap;
 mod setting;
 pub(crate) mod source;
+mod store;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -38,6 +39,7 @@ pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::setting::{Key, duration};
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
+pub(crate) use self::store::Store;
 use crate::Failure;
 use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
@@ -86,6 +88,8 @@ pub(crate) struct Config {
     pub(crate) anchor_memory: usize,
     /// What is kept over a restart.
     pub(crate) state: State,
+    /// A store that is shared with others.
+    pub(crate) store: Store,
     /// When the daemon says that it is ready.
     pub(crate) ready: Ready,
     /// The transport.
@@ -246,6 +250,7 @@ impl Default for Config {
                 from_token_file: None,
                 share: false,
             },
+            store: Store::default(),
             // Some engines may never come back, and must not keep a router from being served.
             ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
             zmq: zmq::Options::default(),
@@ -345,6 +350,27 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "state.from" => state.from;
     "state.from_token_file" => state.from_token_file;
     "state.share" => state.share;
+    "store.mode" => store.mode;
+    "store.address" => store.address;
+    "store.namespace" => store.namespace;
+    "store.secret_file" => store.secret_file;
+    "store.password_file" => store.password_file;
+    "store.password_env" => store.password_env;
+    "store.sentinel_password_file" => store.sentinel_password_file;
+    "store.tls_ca" => store.tls_ca;
+    "store.tls_cert" => store.tls_cert;
+    "store.tls_key" => store.tls_key;
+    "store.read_deadline" => store.read_deadline;
+    "store.answer_deadline" => store.answer_deadline;
+    "store.write_deadline" => store.write_deadline;
+    "store.connect_deadline" => store.connect_deadline;
+    "store.in_flight" => store.in_flight;
+    "store.ttl" => store.ttl;
+    "store.lease" => store.lease;
+    "store.owner_ttl" => store.owner_ttl;
+    "store.max_queue_bytes" => store.max_queue;
+    "store.wait" => store.wait;
+    "store.refresh" => store.refresh;
     "ready.workers" => ready.workers;
     "ready.deadline" => ready.deadline;
     "zmq.max_message_bytes" => zmq.max_message_bytes;
@@ -447,6 +473,8 @@ impl Config {
             let flag = match *path {
                 "grpc.listen" => "grpc".to_owned(),
                 "state.dir" => "state".to_owned(),
+                "store.address" => "store".to_owned(),
+                "store.mode" => "mode".to_owned(),
                 path => path.replace(['.', '_'], "-"),
             };
             set(key, &mut config, texts, &format!("--{flag}"))?;
@@ -529,6 +557,7 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         self.check_state()?;
+        self.store.check(self)?;
         self.check_models()?;
         caller::check(&self.callers, &self.auth, &self.tls)?;
         if self.metrics_interval.is_zero() {
@@ -644,8 +673,17 @@ fn variable(path: &str) -> String {
 
 fn set<T>(key: &Key<T>, of: &mut T, texts: &[String], named: &str) -> Result<(), ConfigError> {
     (key.set)(of, texts).map_err(|expected| {
-        ConfigError(format!("{named} {:?}: expected {expected}", texts.join(",")))
+        ConfigError(format!("{named} {:?}: expected {expected}", shown(key.path, texts)))
     })
+}
+
+/// A wrong value, without a password that may be in it.
+fn shown(path: &str, texts: &[String]) -> String {
+    let text = texts.join(",");
+    match text.rfind('@').filter(|_| path == "store.address") {
+        Some(at) => format!("...{}", &text[at..]),
+        None => text,
+    }
 }
 
 fn table_of<T>(keys: &[Key<T>], of: &T) -> Table {

@@ -15,6 +15,7 @@ use toml::Value;
 use super::OnGap;
 use super::discover::{DnsAddress, Family};
 use super::model::TokenizerSource;
+use super::store::{Address, StoreMode};
 use crate::auth::Class;
 use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
@@ -106,6 +107,9 @@ settings! {
     OnGap: "flag or exclude", |value| text(value);
     OnClear: "all or gpu", |value| text(value);
     Copies: "count or presence", |value| text(value);
+    StoreMode: "memory or redis", |value| text(value);
+    Address: "an address such as redis://host:6379, without a password (that is store.password_file or \
+              store.password_env)", |value| text(value);
     Version: "a vLLM version such as 0.33.0", |value| text(value);
 }
 

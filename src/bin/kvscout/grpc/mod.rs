@@ -59,9 +59,14 @@ impl App {
         size: usize,
         run: impl FnOnce(&Service) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        if size < LONG {
+        if size < LONG && !self.service.waits() {
             let _turn = self.admission.turn().await?;
             return run(&self.service);
+        }
+        if size < LONG {
+            let service = Arc::clone(&self.service);
+            let short = tokio::task::spawn_blocking(move || run(&service));
+            return short.await.unwrap_or_else(|_| Err(Failure::internal()));
         }
         let Ok(permit) = Arc::clone(&self.long).try_acquire_owned() else {
             return Err(Failure::exhausted(format!(

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 
 use super::generated::kvscout_v1;
 use crate::admission::Overloaded;
-use crate::service::Refusal;
+use crate::service::{Refusal, elsewhere};
 
 /// Why a call has no answer. On the wire `kvscout-reason` and `kvscout-field` go with the status.
 #[derive(Clone, Debug)]
@@ -70,6 +70,7 @@ impl From<Refusal> for Failure {
             Refusal::NotAllowed(message) => (Code::PermissionDenied, "not_allowed", message),
             Refusal::Invalid(message) => (Code::InvalidArgument, "invalid", message),
             Refusal::Unavailable(message) => (Code::Unavailable, "unavailable", message),
+            Refusal::Elsewhere(what) => (Code::Unimplemented, "not_implemented", elsewhere(what)),
         };
         Failure::new(code, reason, message)
     }

@@ -25,7 +25,7 @@ pub(super) fn clear(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> 
             Ok(Answer::ok(&json!({ "cleared": "model", "workers": cleared })))
         }
         (None, None, Some(adapter)) => {
-            app.service.clear_adapter(tenant, &adapter);
+            app.service.clear_adapter(tenant, &adapter)?;
             Ok(Answer::ok(&json!({ "cleared": "adapter" })))
         }
         (None, None, None) => Err(HttpError::field(

@@ -12,7 +12,7 @@ use super::packed::Malformed;
 use super::routes::ROUTES;
 use crate::admission::Overloaded;
 use crate::auth::Denied;
-use crate::service::Refusal;
+use crate::service::{Refusal, elsewhere};
 
 /// An error as HTTP answers it: Mooncake's `{"error", "reason", "field"?, "index"?}`, of which
 /// Dynamo's clients read `error`.
@@ -176,6 +176,9 @@ impl From<Refusal> for HttpError {
             Refusal::NotAllowed(error) => (StatusCode::FORBIDDEN, "not_allowed", error),
             Refusal::Invalid(error) => (StatusCode::BAD_REQUEST, "invalid", error),
             Refusal::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
+            Refusal::Elsewhere(what) => {
+                (StatusCode::NOT_IMPLEMENTED, "not_implemented", elsewhere(what))
+            }
         };
         HttpError::new(status, reason, error)
     }

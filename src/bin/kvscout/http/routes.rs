@@ -207,7 +207,7 @@ async fn posted(
         let _turn = turn.filter(|_| !prompt || !own::has_text(&fields));
         call(app, fields)
     };
-    let outcome = if place == Aside || received.len() > LONG_BODY {
+    let outcome = if place == Aside || received.len() > LONG_BODY || app.service.waits() {
         aside(move || {
             let (body, _room) = received.body()?;
             run(&app, &body, turn)
@@ -358,6 +358,9 @@ impl AsRef<[u8]> for Sent {
 async fn snapshot(State(app): State<Arc<App>>) -> Response {
     if !app.share {
         return HttpError::not_shared().into_response();
+    }
+    if let Err(refusal) = app.service.follows_engines("take a snapshot") {
+        return HttpError::from(refusal).into_response();
     }
     let Ok(turn) = Arc::clone(&app.snapshots).try_acquire_owned() else {
         let busy = "another snapshot is being sent; try again later".to_owned();

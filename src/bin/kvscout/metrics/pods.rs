@@ -304,7 +304,8 @@ mod tests {
             status.held = [10, 0, 0, 0, 0];
             let quiet = Some(Duration::from_secs(batches));
             let (feed, source, receipts) = (None, None, None);
-            WorkerView { status, feed, source, labels: Default::default(), receipts, quiet }
+            let (labels, heard) = (Default::default(), None);
+            WorkerView { status, feed, source, labels, receipts, heard, quiet }
         };
         pods.iter().map(view).collect()
     }

@@ -31,6 +31,7 @@ pub(crate) struct Stored {
 impl Service {
     /// What every worker holds, by name: no tokens and no salts.
     pub(crate) fn dump(&self) -> Result<BTreeMap<Context, Vec<Stored>>, Refusal> {
+        self.follows_engines("write out what workers hold")?;
         let entries = self.scout.stats().entries;
         if entries > MOST_ENTRIES {
             return Err(Refusal::Unavailable(format!(

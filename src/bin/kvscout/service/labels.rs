@@ -43,6 +43,10 @@ impl Service {
                 labels.get(name).is_some_and(|value| values.iter().any(|wanted| wanted == value))
             })
         };
+        if self.waits() {
+            let of_others = self.labels_of_others().into_iter();
+            return of_others.filter(|(_, labels)| has(labels)).map(|(worker, _)| worker).collect();
+        }
         let labels = self.labels.0.read();
         let mut found: Vec<WorkerId> =
             labels.iter().filter(|(_, labels)| has(labels)).map(|(&worker, _)| worker).collect();

@@ -123,7 +123,8 @@ impl Service {
     /// Remembers that a worker was picked for a prompt; how many blocks are predicted.
     pub(crate) fn picked(&self, question: &Question, picked: &Candidate) -> Result<usize, Refusal> {
         let worker = self.one_worker(question.tenant(), picked)?;
-        let status = self.scout.worker(worker).ok_or_else(|| {
+        let status = self.statuses().into_iter().find(|status| status.worker == worker);
+        let status = status.ok_or_else(|| {
             Refusal::UnknownWorker(format!("instance {:?} is registered no more", picked.pod))
         })?;
         let cut = Cut::of(&status);

@@ -137,6 +137,7 @@ impl Service {
         &self,
         question: &Question,
     ) -> Result<(Vec<Explained>, Vec<String>), Refusal> {
+        self.follows_engines("explain an answer")?;
         self.with_request(question, |request, unknown| {
             Ok((self.scout.explain(request)?, unknown.to_vec()))
         })

@@ -33,12 +33,15 @@ impl Readiness {
 
 impl Service {
     /// Whether the daemon is ready: every configured source was added, and enough workers are exact
-    /// or were at some time.
+    /// or were at some time; or, of a reader, whether it has read the store lately.
     ///
     /// # Errors
     ///
     /// What is missing.
     pub(crate) fn readiness(&self) -> Result<(), String> {
+        if let Some(instead) = self.instead() {
+            return instead.readiness();
+        }
         let pending = self.pending();
         if !pending.is_empty() {
             let why: Vec<_> = pending.iter().map(|(name, why)| format!("{name}: {why}")).collect();

@@ -84,10 +84,13 @@ impl Service {
         snapshot
     }
 
-    /// Writes a snapshot, if there is a place for it.
+    /// Writes a snapshot wherever there is a place for it.
     pub(crate) fn save(&self) {
         if let Some(state) = &self.state {
             state.save(|| self.snapshot());
+        }
+        if let Some(behind) = self.behind() {
+            behind.stow(self.snapshot());
         }
     }
 

@@ -59,6 +59,13 @@ pub struct StoreAddress {
     pub(super) database: u32,
 }
 
+impl StoreAddress {
+    /// Whether a password is part of it.
+    pub fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     One,

@@ -1,0 +1,118 @@
+//! What there is to count of a shared store, for `/metrics`.
+
+use std::fmt;
+
+use kvscout::scout::shared::WriterReport;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+use super::{BehindReport, SharedReport};
+use crate::metrics::{counters, gauge, gauges};
+
+/// Writes everything that is counted.
+pub(crate) fn encode(to: &mut DescriptorEncoder<'_>, report: &SharedReport) -> fmt::Result {
+    let link = &report.link;
+    numbers(
+        to,
+        MetricType::Gauge,
+        &[
+            ("store_servers", "Servers of the store", link.servers),
+            ("store_servers_ready", "Servers with a connection in use", link.servers_ready),
+            ("store_in_flight", "Calls that wait for the store", link.in_flight),
+        ],
+    )?;
+    numbers(
+        to,
+        MetricType::Counter,
+        &[
+            ("store_calls", "Calls to the store", link.calls),
+            ("store_breaker_opened", "Times that a breaker opened", link.opened),
+            ("store_reconnects", "Connections made again", link.reconnects),
+        ],
+    )?;
+    let failures = [
+        ("down", link.down),
+        ("late", link.late),
+        ("busy", link.busy),
+        ("denied", link.denied),
+        ("server", link.server),
+    ];
+    counters(to, "store_failures", "Calls and commands that failed", "why", failures)?;
+    if let Some(age) = report.workers_age {
+        seconds(to, "store_read_age", "Time since it was read which workers there are", age)?;
+    }
+    match &report.behind {
+        Some(behind) => kept(to, behind),
+        None => Ok(()),
+    }
+}
+
+/// What is kept behind memory.
+fn kept(to: &mut DescriptorEncoder<'_>, behind: &BehindReport) -> fmt::Result {
+    let WriterReport { following, behind: to_build, elsewhere, .. } = behind.writer;
+    let states = [("following", following), ("behind", to_build), ("elsewhere", elsewhere)];
+    gauges(to, "store_workers", "Workers by who keeps their part of the store", "state", states)?;
+    let (steps, bytes) = behind.queue;
+    numbers(
+        to,
+        MetricType::Gauge,
+        &[
+            ("store_queue_steps", "Steps that wait for the store", steps as u64),
+            ("store_queue_bytes", "Bytes of them", bytes as u64),
+            (
+                "store_lag_steps",
+                "The most steps of one worker that is kept here",
+                behind.writer.lag,
+            ),
+            ("store_foreign", "Whether the store has another secret", behind.is_foreign.into()),
+        ],
+    )?;
+    let (saved, failed) = behind.snapshots;
+    numbers(
+        to,
+        MetricType::Counter,
+        &[
+            ("store_applied", "Steps applied to the store", behind.writer.applied),
+            ("store_rebuilt", "Parts of the store built anew", behind.writer.rebuilt),
+            (
+                "store_diverged",
+                "Of these, because the store had lost something",
+                behind.writer.diverged,
+            ),
+            ("store_left_out", "Copies and names that could not be kept", behind.writer.left_out),
+            ("store_dropped", "Steps dropped because too much waited", behind.dropped),
+            ("store_snapshots", "Snapshots left in the store", saved),
+            ("store_snapshot_failures", "Snapshots that could not be", failed),
+        ],
+    )?;
+    match behind.snapshot_age {
+        Some(age) => {
+            let help = "Time since the last snapshot was left in the store";
+            seconds(to, "store_snapshot_age", help, age.as_secs_f64())
+        }
+        None => Ok(()),
+    }
+}
+
+fn numbers(
+    to: &mut DescriptorEncoder<'_>,
+    kind: MetricType,
+    all: &[(&str, &str, u64)],
+) -> fmt::Result {
+    for &(name, help, value) in all {
+        let metric = to.encode_descriptor(name, help, None, kind)?;
+        match kind {
+            MetricType::Counter => ConstCounter::new(value).encode(metric)?,
+            _ => ConstGauge::new(gauge(value)).encode(metric)?,
+        }
+    }
+    Ok(())
+}
+
+fn seconds(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+    let metric = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+    ConstGauge::new(value).encode(metric)
+}

@@ -1,0 +1,77 @@
+//! The store that this daemon shares with others: behind its memory, or in its place.
+
+mod behind;
+mod counts;
+mod instead;
+
+use std::sync::Arc;
+
+use kvscout::Error;
+use kvscout::index::redis::{RedisIndex, StoreCounters, WarningKind};
+use tracing::warn;
+
+pub(crate) use self::behind::{Behind, BehindReport, start};
+pub(crate) use self::counts::encode;
+pub(crate) use self::instead::Instead;
+use crate::config::Config;
+
+/// What the store is to this daemon.
+#[derive(Debug)]
+pub(crate) enum Shared {
+    /// It keeps what memory holds, for others and for the next start.
+    Behind(Behind),
+    /// It answers.
+    Instead(Arc<Instead>),
+}
+
+/// What there is to count.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedReport {
+    /// The way to the store.
+    pub(crate) link: StoreCounters,
+    /// What is kept there, if this daemon does that.
+    pub(crate) behind: Option<BehindReport>,
+    /// How long ago a reader asked who there is, in seconds.
+    pub(crate) workers_age: Option<f64>,
+}
+
+impl Shared {
+    /// What there is to count.
+    pub(crate) fn report(&self) -> SharedReport {
+        match self {
+            Shared::Behind(behind) => SharedReport {
+                link: behind.index().counters(),
+                behind: Some(behind.report()),
+                workers_age: None,
+            },
+            Shared::Instead(instead) => SharedReport {
+                link: instead.index().counters(),
+                behind: None,
+                workers_age: instead.age().map(|age| age.as_secs_f64()),
+            },
+        }
+    }
+}
+
+/// Opens the configured store, which need not be there.
+fn open(
+    config: &Config,
+    of: impl FnOnce(&mut kvscout::index::redis::RedisOptions),
+) -> Result<Option<RedisIndex>, Error> {
+    let Some(address) = config.store.place() else { return Ok(None) };
+    let mut options = config.store.options();
+    if let Some(path) = &config.store.secret_file {
+        options.secret = Some(behind::secret_of(path)?);
+    }
+    of(&mut options);
+    RedisIndex::open(address, config.store.link(), options).map(Some)
+}
+
+/// Says what about the store will bite later. Who only reads needs no permission to change anything.
+async fn warn_of(index: &RedisIndex, only_reads: bool) {
+    for warning in index.check().await {
+        if !(only_reads && warning.kind == WarningKind::Permission) {
+            warn!(server = %warning.server, "store: {}", warning.text);
+        }
+    }
+}
