@@ -173,7 +173,7 @@ fn l14_a_new_replica_begins_with_the_snapshot_in_the_store_and_catches_up_by_rep
     );
     let asked = engine.requests();
     let from = before.last().unwrap().seq;
-    assert!(asked.iter().any(|&asked| asked == from), "from the last known batch on: {asked:?}");
+    assert!(asked.contains(&from), "from the last known batch on: {asked:?}");
     let cold = Daemon::start(&["--source", &format!("7={source}"), "--model", "m"], "", &[]);
     eventually("one that began cold has everything, too", || {
         let worker = cold.worker("7", 0);

@@ -26,7 +26,6 @@ use super::follow::Progress;
 use super::habit::{Copies, OnClear};
 use super::local::LocalHashes;
 use super::mirror::{Mirror, Moved, Record};
-use super::prompt::NameBlocks;
 use super::roster::Generation;
 use super::standing::{Post, Standing};
 use super::vocabulary::Vocabularies;

@@ -5,6 +5,7 @@
 //! two owners have to agree on is only what their engine said, its batches' numbers and [`Mark`]s.
 
 use super::reply::{bytes, damaged, fields, int, list, value};
+use super::sweep::Leaving;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::WorkerId;
 use crate::error::{Error, ErrorKind};
@@ -192,7 +193,7 @@ impl RedisIndex {
         self.forget(worker).await?;
         // Nobody has this name: until the end, lookups do not take part of it for all of it.
         self.settle_under(worker, home, UNDER_WAY).await?;
-        self.retire(&self.member(worker)?, None, false).await?;
+        self.retire(&self.member(worker)?, Leaving::Tier(None)).await?;
         Ok(Ok(Anew { worker, life: had.map_or(0, |life| life + 1) }))
     }
 
