@@ -24,7 +24,8 @@ use serde_json::Value;
 use zmq_support::eventually;
 
 /// Pages whose calls another test makes, all of them.
-const ELSEWHERE: &[(&str, &str)] = &[("docs/dialects.md", "tests/dialects_docs.rs")];
+const ELSEWHERE: &[(&str, &str)] =
+    &[("docs/dialects.md", "tests/dialects_docs.rs"), ("docs/http.md", "tests/dialects_docs.rs")];
 
 /// Pages whose commands are not run, all of them.
 const PAGES_NOT_RUN: &[(&str, &str)] = &[
@@ -60,15 +61,6 @@ const BY_OTHERS: &[(&str, &str, &str)] = &[
         "/snapshot",
     ),
 ];
-
-/// Pages that are linked to and not written yet.
-const TO_COME: &[&str] = &["docs/metrics.md", "docs/security.md", "docs/top.md"];
-
-/// What the daemon of a page needs beside what the page says.
-const SETTINGS: &[(&str, &str)] = &[(
-    "docs/http.md",
-    "[models.m]\ntokenizer = \"TOKENIZER\"\n[state]\nshare = true\ndir = \"STATE\"\n",
-)];
 
 /// Files that a page speaks of and does not show.
 const FILES: &[(&str, &str)] = &[(
@@ -142,8 +134,7 @@ fn the_router_in_the_text_is_the_example() {
 fn every_link_leads_to_a_file() {
     for page in pages() {
         for link in links(&page) {
-            let to_come = TO_COME.contains(&format!("docs/{link}").as_str());
-            assert!(to_come || folder(&page).join(&link).exists(), "{page} links to {link}");
+            assert!(folder(&page).join(&link).exists(), "{page} links to {link}");
         }
     }
 }
@@ -281,11 +272,6 @@ impl Place {
     fn serve(&mut self, text: &str) {
         self.stop();
         let mut text = self.here(text.split(" #").next().unwrap()) + " --listen 127.0.0.1:0";
-        let settings = SETTINGS.iter().find(|(page, _)| *page == self.page);
-        if let Some((_, settings)) = settings {
-            self.write("settings.toml", settings);
-            text += " --config settings.toml";
-        }
         let log = self.folder.join("log");
         let mut shell = self.shell(&format!("exec {text}"));
         shell.stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());

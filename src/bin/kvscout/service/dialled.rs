@@ -24,7 +24,8 @@ impl From<Undialled> for Refusal {
 }
 
 impl Service {
-    /// What is dialled for an enrolment: what the configuration says, as it says it; what a request says, if that may be.
+    /// What is dialled for an enrolment: what the configuration says, as it says it; what a request or a name server says, if
+    /// that may be.
     pub(super) fn dialled(&self, enrolment: &Enrolment) -> Result<Dialled, Refusal> {
         let Enrolment { endpoint, replay, origin, .. } = enrolment;
         Ok(match origin {
