@@ -3,6 +3,7 @@
 
 mod daemon_support;
 mod discover_support;
+mod metrics_support;
 mod zmq_support;
 
 use std::io::{BufRead, BufReader, Write};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use daemon_support::{Batch, Daemon, config_file, kvscout};
 use discover_support::NameServer;
+use metrics_support::{documented_of, exposed_of};
 use zmq_support::{bound_publisher, eventually};
 
 /// Publishers at several addresses of this machine, all on the same port, as a service's engines are.
@@ -108,6 +110,15 @@ fn addresses(daemon: &Daemon, state: &str) -> f64 {
 fn two_more_looks(daemon: &Daemon, outcome: &str) {
     let before = looks(daemon, outcome);
     eventually("two more looks", || looks(daemon, outcome) >= before + 2.0);
+}
+
+#[test]
+fn the_document_has_every_metric_of_a_name_and_no_other() {
+    let engines = Engines::at(&["127.0.0.2"]);
+    let names = NameServer::start(&["engines 0 A 127.0.0.2"]);
+    let daemon = start(&names, engines.port, "");
+    eventually("it was looked at", || looks(&daemon, "answered") >= 1.0);
+    assert_eq!(exposed_of(&daemon, "kvscout_discover_"), documented_of("kvscout_discover_"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![cfg(feature = "daemon")]
 
 mod daemon_support;
+mod metrics_support;
 mod redis_support;
 mod zmq_support;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use daemon_support::{Batch, Daemon, Step, batches, recording};
+use metrics_support::{documented_of, exposed_of};
 use redis_support::{Proxy, Server};
 use zmq_support::engine::{Engine, Shape};
 use zmq_support::{bound_publisher, eventually, publish};
@@ -138,6 +140,20 @@ fn r8_a_reader_answers_what_the_writer_answers_and_leaves_the_keys_of_others_alo
     assert!(writer.metric("kvscout_store_rebuilt_total").unwrap() > 0.0);
     assert_eq!(writer.metric("kvscout_store_diverged_total"), Some(0.0));
     assert_eq!(reader.metric("kvscout_store_servers_ready"), Some(1.0));
+}
+
+#[test]
+fn the_document_has_every_metric_of_a_store_and_no_other() {
+    let server = Server::start();
+    let (_socket, endpoint) = publisher();
+    let writer = writer(&server.address(), &endpoint, STORE);
+    eventually("there is a snapshot", || {
+        writer.metric("kvscout_store_snapshots_total").is_some_and(|left| left > 0.0)
+    });
+    let reader = reader(&server.address());
+    let mut exposed = exposed_of(&writer, "kvscout_store_");
+    exposed.extend(exposed_of(&reader, "kvscout_store_"));
+    assert_eq!(exposed, documented_of("kvscout_store_"));
 }
 
 #[test]

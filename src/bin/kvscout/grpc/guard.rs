@@ -16,13 +16,16 @@ use crate::listen::Peer;
 const SCORE: Guard = Guard::Tenant(Class::Score);
 /// SGLang's blocks have no tenants.
 const SCORE_ALL: Guard = Guard::Everything(Class::Score);
+const REPORT: Guard = Guard::Everything(Class::Change);
 
 /// All methods by their paths.
 const METHODS: &[(&str, Guard)] = &[
     ("/kvscout.v1.Scout/Score", SCORE),
     ("/kvscout.v1.Scout/ScoreMany", SCORE),
     ("/indexer.v1.IndexerService/GetPodScores", SCORE),
-    ("/kv_indexer.v1.KVIndexer/ApplyExternalKvBatch", Guard::Everything(Class::Change)),
+    ("/kv_indexer.v1.KVIndexer/ConfigureExpectedWorkers", REPORT),
+    ("/kv_indexer.v1.KVIndexer/ReplaceExternalKvSnapshot", REPORT),
+    ("/kv_indexer.v1.KVIndexer/ApplyExternalKvBatch", REPORT),
     ("/kv_indexer.v1.KVIndexer/MatchExternalKv", SCORE_ALL),
     ("/kv_indexer.v1.KVIndexer/MatchExternalKvPrefix", SCORE_ALL),
     ("/kv_indexer.v1.KVIndexer/GetExternalKvHitCounts", SCORE_ALL),

@@ -422,6 +422,6 @@ mod tests {
         }
         let open = ROUTES.iter().filter(|route| route.guard == Guard::Open);
         let open: Vec<&str> = open.map(|route| route.path).collect();
-        assert_eq!(open, ["/health", "/ready", "/openapi.json"]);
+        assert_eq!(open, ["/", "/health", "/ready", "/openapi.json"]);
     }
 }

@@ -1,0 +1,56 @@
+//! What `/metrics` exposes, and what `docs/metrics.md` says of it.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::daemon_support::Daemon;
+
+/// Metrics by name: their type, and the labels of their series.
+pub type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// What a daemon exposes.
+pub fn exposed(daemon: &Daemon) -> Metrics {
+    let text = daemon.get("/metrics").body;
+    let mut metrics = Metrics::new();
+    let mut name = String::new();
+    for line in text.lines() {
+        if let Some((of, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+            name = of.to_owned() + if kind == "counter" { "_total" } else { "" };
+            metrics.insert(name.clone(), (kind.to_owned(), BTreeSet::new()));
+        } else if !line.starts_with('#') {
+            let labels = line.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
+            let names = labels.into_iter().flat_map(|(labels, _)| labels.split(','));
+            let names = names.filter_map(|label| label.split_once('=')).map(|(name, _)| name);
+            let known = &mut metrics.get_mut(&name).unwrap().1;
+            known.extend(names.filter(|name| *name != "le").map(str::to_owned));
+        }
+    }
+    metrics
+}
+
+/// The tables of the document.
+pub fn documented() -> Metrics {
+    let document = include_str!("../../docs/metrics.md");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `"));
+    let row = |row: &str| {
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let labels = cells.get(2)?.split(['`', ',', ' ', '|']).filter(|name| !name.is_empty());
+        let kind = ["counter", "gauge", "histogram"].contains(&cells[1]).then_some(cells[1])?;
+        let labels: BTreeSet<String> = match cells[2].starts_with('`') {
+            true => labels.map(str::to_owned).collect(),
+            false => BTreeSet::new(),
+        };
+        Some((cells[0].trim_end_matches('`').to_owned(), (kind.to_owned(), labels)))
+    };
+    rows.filter_map(row).collect()
+}
+
+/// Those of the document whose names begin like this.
+pub fn documented_of(prefix: &str) -> Metrics {
+    documented().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect()
+}
+
+/// What a daemon exposes of them.
+pub fn exposed_of(daemon: &Daemon, prefix: &str) -> Metrics {
+    exposed(daemon).into_iter().filter(|(name, _)| name.starts_with(prefix)).collect()
+}
