@@ -3,6 +3,8 @@
 //! Everything here may wait for a lock or for the receiver's thread: asynchronous callers go
 //! through a blocking thread, except for the scoring of short prompts.
 
+mod answering;
+mod clearing;
 mod dialled;
 mod discovered;
 mod dump;
@@ -13,32 +15,31 @@ mod picks;
 mod question;
 mod readiness;
 mod receipts;
+mod registering;
 mod returning;
+mod sharing;
 mod status;
 mod texts;
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kvscout::block::{BlockSize, WorkerId};
+use kvscout::ingest::ReplayOptions;
 use kvscout::ingest::snapshot::WorkerState;
 use kvscout::ingest::zmq::{
     Endpoint, Mode, Receiver, Replays, RoundOptions, Source, SourceId, SourceStatus,
 };
-use kvscout::ingest::{Reason, ReplayOptions, Trust};
-use kvscout::score::Score;
-use kvscout::scout::{
-    self, Blocks, Options, Ranked, Ranking, Registration, Request, Scout, Scratch, WorkerStatus,
-};
+use kvscout::scout::{Options, Registration, Scout, WorkerStatus};
 use kvscout::{Error, ErrorKind};
 use parking_lot::Mutex;
 use tracing::info;
 
+pub(crate) use self::answering::Row;
+use self::answering::trust;
 use self::discovered::Discoveries;
 pub(crate) use self::discovered::{Discovery, Sighting};
 pub(crate) use self::dump::Stored;
@@ -58,7 +59,7 @@ use crate::follow::{Follower, Replayer};
 use crate::intake::{Feed, Heard, Intake, Route, Switchboard};
 use crate::metrics::{Metrics, Totals};
 use crate::state::{self, Report, State};
-use crate::store::{Behind, Instead, Shared, SharedReport};
+use crate::store::{Behind, Instead, Shared};
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -177,19 +178,6 @@ pub(crate) struct WorkerView {
     pub(crate) quiet: Option<Duration>,
 }
 
-/// One worker in an answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Row<'s> {
-    /// The worker, and what it holds. Its weighted score includes what is predicted.
-    pub(crate) ranked: Ranked<'s>,
-    /// Leading blocks beyond those that it holds which it was given to compute lately.
-    pub(crate) predicted_blocks: u32,
-    /// Whether it is left out of the ranking because it did not deliver what it announced.
-    pub(crate) quarantined: bool,
-    /// Whether it counts as holding nothing, for that or any other reason.
-    pub(crate) excluded: bool,
-}
-
 impl WorkerView {
     /// Where its batches come from: the port in use, where any was asked for.
     pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
@@ -245,10 +233,6 @@ pub(crate) struct Service {
     metrics: Metrics,
     index_budget: usize,
     began: Instant,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 impl Service {
@@ -348,40 +332,6 @@ impl Service {
         Ok(service)
     }
 
-    /// The store behind memory, if there is one.
-    pub(crate) fn behind(&self) -> Option<&Behind> {
-        match &self.shared {
-            Some(Shared::Behind(behind)) => Some(behind),
-            _ => None,
-        }
-    }
-
-    /// The store in memory's place, if it is.
-    pub(crate) fn instead(&self) -> Option<&Arc<Instead>> {
-        match &self.shared {
-            Some(Shared::Instead(instead)) => Some(instead),
-            _ => None,
-        }
-    }
-
-    /// What there is to count of a shared store.
-    pub(crate) fn shared_report(&self) -> Option<SharedReport> {
-        self.shared.as_ref().map(Shared::report)
-    }
-
-    /// Whether answers wait for a store, so that they are not given on a thread that must not wait.
-    pub(crate) fn waits(&self) -> bool {
-        self.instead().is_some()
-    }
-
-    /// Refuses what only whoever follows engines can do.
-    pub(crate) fn follows_engines(&self, to: &'static str) -> Result<(), Refusal> {
-        match self.instead() {
-            Some(_) => Err(Refusal::Elsewhere(to)),
-            None => Ok(()),
-        }
-    }
-
     /// What hears the engines.
     pub(crate) fn scout(&self) -> &Arc<Scout> {
         &self.scout
@@ -440,179 +390,6 @@ impl Service {
         self.pending.lock().clone()
     }
 
-    /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
-    pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
-        self.follows_engines("register a worker")?;
-        if enrolment.mode == Mode::Connect && !enrolment.endpoint.is_connectable() {
-            let endpoint = &enrolment.endpoint;
-            return Err(Refusal::Invalid(format!(
-                "{endpoint} cannot be dialled; name host and port"
-            )));
-        }
-        // Before anyone has to wait for it: a name server may take its time.
-        let dialled = self.dialled(&enrolment)?;
-        let _one_at_a_time = self.enrolling.lock();
-        self.make_way(&enrolment)?;
-        let Enrolment { registration, endpoint, mode, replay, origin, labels } = enrolment;
-        let (pod, rank) = (registration.pod.clone(), registration.rank);
-        let conflict = |what: &str| {
-            Refusal::Conflict(format!(
-                "instance {pod:?} rank {rank} is registered {what}; unregister it first"
-            ))
-        };
-        let source = self.new_source();
-        let worker = {
-            let mut feeds = self.switchboard.feeds.lock();
-            let known = self.scout.find(&registration.tenant, &pod, rank);
-            match known.map(|worker| (worker, feeds.get(&worker))) {
-                Some((worker, Some(Feed::Source { endpoint: before, replay: past, .. }))) => {
-                    let same = self.scout.worker(worker).map(|status| status.registration);
-                    if same.as_ref() != Some(&registration) {
-                        return Err(conflict(
-                            "with another model, block size, version or hash profile",
-                        ));
-                    }
-                    if *before != endpoint || *past != replay {
-                        return Err(conflict(&format!("with endpoint {before}")));
-                    }
-                    labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
-                    return Ok(());
-                }
-                Some((_, Some(Feed::Topic))) => return Err(conflict("by its topic")),
-                // One that returns is itself again.
-                Some((_, None)) | None => {}
-            }
-            let model = registration.model.as_deref().map(Arc::from);
-            let worker = self.scout.register(registration)?;
-            if replay.is_some() {
-                // Not the same in two daemons, which would else ask together.
-                let seed = RandomState::new().build_hasher().finish();
-                self.scout.follow(worker, self.replay, seed)?;
-            }
-            let past = dialled.replay.map(Arc::new);
-            let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
-            self.switchboard.routes.write().insert(source, route);
-            self.switchboard.down.lock().insert(source, Instant::now());
-            let registered = Heard { at: Instant::now(), sequence: None };
-            self.switchboard.heard.lock().insert(worker, registered);
-            let (endpoint, dialled) = (endpoint.clone(), dialled.endpoint.clone());
-            feeds.insert(worker, Feed::Source { source, endpoint, dialled, mode, replay, origin });
-            labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
-            worker
-        };
-        if let Err(error) = self.receiver.add(source, Source::new(dialled.endpoint, mode)) {
-            self.forget(worker)?;
-            return Err(error.into());
-        }
-        info!(pod, rank, %endpoint, "registered");
-        Ok(())
-    }
-
-    /// Makes an adapter's name stand for a model.
-    pub(crate) fn register_adapter(&self, tenant: &str, name: &str, model: &str) {
-        let adapter = scout::Adapter { model: model.to_owned(), id: None, path: None };
-        self.scout.register_adapter(tenant, name, adapter);
-    }
-
-    /// Removes a pod's worker of one rank, or all of them, with their sources; returns the ranks.
-    ///
-    /// Only workers that serve `model` count, if it is given.
-    pub(crate) fn unregister(
-        &self,
-        tenant: &str,
-        pod: &str,
-        rank: Option<u32>,
-        model: Option<&str>,
-    ) -> Result<Vec<u32>, Refusal> {
-        self.follows_engines("unregister a worker")?;
-        let _one_at_a_time = self.enrolling.lock();
-        let mut removed = Vec::new();
-        for worker in self.scout.ranks(tenant, pod) {
-            let Some(status) = self.scout.worker(worker) else { continue };
-            let Registration { rank: its_rank, model: serves, .. } = status.registration;
-            let other_model = serves.is_some() && model.is_some() && serves.as_deref() != model;
-            if other_model || rank.is_some_and(|rank| rank != its_rank) {
-                continue;
-            }
-            self.forget(worker)?;
-            info!(pod, rank = its_rank, "unregistered");
-            removed.push(its_rank);
-        }
-        if removed.is_empty() {
-            return Err(unknown_instance(tenant, pod, rank));
-        }
-        Ok(removed)
-    }
-
-    /// Ends a worker's source, then the worker; what they counted stays in the totals.
-    fn forget(&self, worker: WorkerId) -> Result<(), Error> {
-        // Held throughout, so that what leaves the workers is in the totals at once.
-        let mut departed = self.departed.lock();
-        let feed = self.switchboard.feeds.lock().get(&worker).cloned();
-        if let Some(Feed::Source { source, .. }) = feed {
-            if let Some(status) = self.receiver.status_of(source) {
-                departed.add_source(&status);
-            }
-            // From here on no batch of it is applied.
-            self.receiver.remove(source);
-            self.switchboard.routes.write().remove(&source);
-            self.switchboard.down.lock().remove(&source);
-            self.replays.asker().forget(source);
-        }
-        if let Some(status) = self.scout.worker(worker) {
-            departed.add_worker(&status);
-        }
-        let gone = self.scout.unregister(worker);
-        self.switchboard.feeds.lock().remove(&worker);
-        self.switchboard.heard.lock().remove(&worker);
-        self.labels.forget(worker);
-        self.picks.forget(worker);
-        self.receipts.forget(worker);
-        self.returning.lock().remove(&worker);
-        gone
-    }
-
-    /// Forgets what a pod's worker of one rank holds, or all of them do; how many workers these are.
-    pub(crate) fn clear_pod(
-        &self,
-        tenant: &str,
-        pod: &str,
-        rank: Option<u32>,
-    ) -> Result<usize, Refusal> {
-        self.follows_engines("clear a worker")?;
-        let workers = self.workers_of(tenant, pod, rank);
-        if workers.is_empty() {
-            return Err(unknown_instance(tenant, pod, rank));
-        }
-        // One that was unregistered meanwhile holds nothing any more either.
-        let cleared = workers.into_iter().filter(|&worker| self.scout.clear_worker(worker).is_ok());
-        let cleared = cleared.count();
-        info!(pod, rank, cleared, "cleared by request");
-        Ok(cleared)
-    }
-
-    /// Forgets what the workers of a model hold; how many workers these are.
-    pub(crate) fn clear_model(&self, tenant: &str, model: &str) -> Result<usize, Refusal> {
-        self.follows_engines("clear a model")?;
-        let cleared = self.scout.clear_model(tenant, model)?;
-        info!(model, cleared, "cleared by request");
-        Ok(cleared)
-    }
-
-    /// Forgets what anyone holds of an adapter.
-    pub(crate) fn clear_adapter(&self, tenant: &str, adapter: &str) -> Result<(), Refusal> {
-        self.follows_engines("clear an adapter")?;
-        self.scout.clear_adapter(tenant, adapter);
-        info!(adapter, "cleared by request");
-        Ok(())
-    }
-
-    /// Forgets what the worker of a sleeping engine held.
-    pub(crate) fn clear_sleeping(&self, worker: WorkerId) {
-        // One that was unregistered meanwhile holds nothing any more either.
-        let _ = self.scout.clear_worker(worker);
-    }
-
     /// Says that nothing was heard of a worker for too long.
     pub(crate) fn silence(&self, worker: WorkerId) {
         // One that was unregistered meanwhile is in no answer.
@@ -625,108 +402,11 @@ impl Service {
         self.source_of(feed.as_ref()).map_or(0, |source| source.messages)
     }
 
-    /// Scores, and hands the ranked workers to `read`.
-    pub(crate) fn score<T>(
-        &self,
-        request: &Request<'_>,
-        read: impl FnOnce(&[Row<'_>]) -> T,
-    ) -> Result<T, Refusal> {
-        let start = Instant::now();
-        let answer = SCRATCH.with_borrow_mut(|scratch| {
-            let ranked = self.rank(request, scratch)?;
-            self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
-            let mut rows = self.heard(ranked);
-            self.count_lookup(request, &rows);
-            self.picks.predict(request, &mut rows);
-            Ok::<T, Error>(read(&rows))
-        });
-        Ok(answer?)
-    }
-
-    /// Counts what a lookup came to, before anything is predicted.
-    fn count_lookup(&self, request: &Request<'_>, rows: &[Row<'_>]) {
-        let tokens = match &request.blocks {
-            Blocks::Prompt(prompt) => prompt.token_ids.len(),
-            Blocks::Names { names, block_size } => names.len() * block_size.tokens(),
-            Blocks::Local { hashes, block_size } => hashes.len() * block_size.tokens(),
-        };
-        let most = rows.iter().map(|row| row.ranked.score.matched_blocks).max();
-        let first = rows.first().and_then(|row| row.ranked.score.expected_cached_tokens.ok());
-        self.metrics.count_lookup(tokens as u64, most.unwrap_or(0), first.unwrap_or(0));
-    }
-
-    /// Who holds how much, by memory or by the store that answers in its place.
-    fn rank<'s>(
-        &self,
-        request: &Request<'_>,
-        scratch: &'s mut Scratch,
-    ) -> Result<Ranking<'s>, Error> {
-        match self.instead() {
-            None => self.scout.score(request, scratch),
-            Some(instead) => {
-                let reader = instead.reader()?;
-                instead.wait(reader.score(request, scratch))
-            }
-        }
-    }
-
-    /// The answer with the trust of workers that were never heard of, and without what workers hold that
-    /// may have lost it, or that do not deliver.
-    fn heard<'r>(&self, ranking: Ranking<'r>) -> Vec<Row<'r>> {
-        let unheard =
-            |row: &Row<'_>| row.ranked.trust == Trust::Exact && row.ranked.as_of.is_none();
-        let row = |ranked| Row { ranked, predicted_blocks: 0, quarantined: false, excluded: false };
-        let mut rows: Vec<Row<'r>> = ranking.iter().map(row).collect();
-        if rows.iter().any(unheard) {
-            let feeds = self.switchboard.feeds.lock();
-            for Row { ranked, .. } in rows.iter_mut().filter(|row| unheard(row)) {
-                let feed = feeds.get(&ranked.worker);
-                ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
-            }
-        }
-        for worker in self.receipts.quarantined(Instant::now()) {
-            let row = rows.iter_mut().find(|row| row.ranked.worker == worker);
-            row.into_iter().for_each(|row| row.quarantined = true);
-        }
-        let excludes = self.on_gap == OnGap::Exclude;
-        let is_out = |row: &Row<'_>| row.quarantined || excludes && may_be_gone(row.ranked.trust);
-        if rows.iter().any(is_out) {
-            for row in rows.iter_mut().filter(|row| is_out(row)) {
-                (row.ranked.score, row.excluded) = (Score::NOTHING, true);
-            }
-            // Stable: among equals the order stays.
-            rows.sort_by(|a, b| b.ranked.score.weighted.total_cmp(&a.ranked.score.weighted));
-        }
-        rows
-    }
-
     /// What a worker's own source has counted.
     fn source_of(&self, feed: Option<&Feed>) -> Option<SourceStatus> {
         match feed {
             Some(Feed::Source { source, .. }) => self.receiver.status_of(*source),
             _ => None,
-        }
-    }
-
-    /// The workers of a pod: the one of a rank, or all.
-    pub(crate) fn workers_of(&self, tenant: &str, pod: &str, rank: Option<u32>) -> Vec<WorkerId> {
-        let reader = self.instead().map(|instead| instead.reader());
-        match (reader, rank) {
-            (None, Some(rank)) => self.scout.find(tenant, pod, rank).into_iter().collect(),
-            (None, None) => self.scout.ranks(tenant, pod),
-            (Some(Ok(reader)), Some(rank)) => reader.find(tenant, pod, rank).into_iter().collect(),
-            (Some(Ok(reader)), None) => reader.ranks(tenant, pod),
-            // Nobody is known before the store was read.
-            (Some(Err(_)), _) => Vec::new(),
-        }
-    }
-
-    /// Every worker that can be asked about, by tenant, pod and rank.
-    pub(super) fn statuses(&self) -> Vec<WorkerStatus> {
-        match self.instead().map(|instead| instead.reader()) {
-            None => self.scout.workers(),
-            Some(Ok(reader)) => reader.statuses(),
-            Some(Err(_)) => Vec::new(),
         }
     }
 
@@ -775,13 +455,6 @@ impl Service {
             WorkerView { status, feed, source, labels, receipts, heard, quiet }
         });
         views.collect()
-    }
-
-    /// The labels of workers of a store that others keep.
-    pub(super) fn labels_of_others(&self) -> BTreeMap<WorkerId, Labels> {
-        let reader = self.instead().and_then(|instead| instead.reader().ok());
-        let workers = reader.map(|reader| reader.workers()).unwrap_or_default();
-        workers.into_iter().map(|known| (known.worker, known.facts.labels)).collect()
     }
 
     /// What bridges of SGLang reported.
@@ -861,39 +534,6 @@ fn begin(
         info!("starting cold: workers are scored as they publish");
     }
     Ok((Scout::new(options)?, Vec::new()))
-}
-
-fn unknown_instance(tenant: &str, pod: &str, rank: Option<u32>) -> Refusal {
-    let rank = rank.map_or(String::new(), |rank| format!(" rank {rank}"));
-    Refusal::UnknownWorker(format!("no instance {pod:?}{rank} is registered for tenant {tenant:?}"))
-}
-
-/// How far a worker can be believed, the link to it considered: before its first batch, nothing is
-/// known of an engine that we do not reach. Later, `as_of` says what an answer rests on.
-fn trust(
-    trust: Trust,
-    as_of: Option<u64>,
-    feed: Option<&Feed>,
-    source: &Option<SourceStatus>,
-) -> Trust {
-    // A batch that was applied always leaves a number or another trust.
-    let unheard = trust == Trust::Exact && as_of.is_none();
-    let reached = source.as_ref().is_some_and(|source| source.up);
-    match feed {
-        Some(Feed::Source { .. }) if unheard && !reached => Trust::Silent,
-        _ => trust,
-    }
-}
-
-/// Whether a worker may hold less than the index shows. One that missed only its beginning holds more.
-fn may_be_gone(trust: Trust) -> bool {
-    match trust {
-        Trust::Silent => true,
-        Trust::Degraded(reason) => {
-            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable | Reason::Audit)
-        }
-        _ => false,
-    }
 }
 
 /// The name under which the shared endpoint is pending.

@@ -3,8 +3,9 @@
 use kvscout::scout::{Adapter, Registration};
 use toml::Value;
 
+use super::ConfigError;
+use super::reading::{set, texts, unknown};
 use super::setting::{Key, Setting, assign, keys};
-use super::{ConfigError, set, texts, unknown};
 
 /// One adapter of one tenant.
 #[derive(Clone, Debug)]

@@ -2,8 +2,9 @@
 
 use toml::Value;
 
+use super::ConfigError;
+use super::reading::{set, texts, unknown};
 use super::setting::{Key, Setting, assign, keys};
-use super::{ConfigError, set, texts, unknown};
 use crate::auth::Class;
 
 /// A caller, and how it is known.

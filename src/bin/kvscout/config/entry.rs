@@ -2,8 +2,9 @@
 
 use toml::Value;
 
+use super::ConfigError;
+use super::reading::{set, texts, unknown};
 use super::setting::{Key, Setting};
-use super::{ConfigError, set, texts, unknown};
 
 /// Keys and their texts, as they were given.
 pub(super) type Given = Vec<(String, Vec<String>)>;

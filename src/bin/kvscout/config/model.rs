@@ -7,8 +7,9 @@ use std::str::FromStr;
 use kvscout::tokenize::{self, ContentFormat};
 use toml::{Table, Value};
 
+use super::ConfigError;
+use super::reading::{set, texts, unknown};
 use super::setting::{Key, Setting, assign, keys};
-use super::{ConfigError, set, texts, unknown};
 
 /// One model that can be asked about by text.
 #[derive(Clone, Debug)]

@@ -2,6 +2,7 @@
 
 use kvscout::ingest::zmq::Mode;
 
+use super::model::TokenizerSource;
 use super::*;
 
 fn nothing(_: &str) -> Option<String> {

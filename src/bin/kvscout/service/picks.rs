@@ -10,6 +10,7 @@ use kvscout::score::GroupRule;
 use kvscout::scout::{Blocks, Request, WorkerStatus};
 use parking_lot::Mutex;
 
+use super::registering::unknown_instance;
 use super::{Candidate, Question, Refusal, Row, Service};
 
 /// Picks, and how the workers that were picked cut prompts.
@@ -148,7 +149,7 @@ impl Service {
         let Candidate { pod, rank } = named;
         match &self.workers_of(tenant, pod, *rank)[..] {
             [worker] => Ok(*worker),
-            [] => Err(super::unknown_instance(tenant, pod, *rank)),
+            [] => Err(unknown_instance(tenant, pod, *rank)),
             several => Err(Refusal::Rank(format!(
                 "pod {pod:?} has {} ranks: say which one",
                 several.len()

@@ -1,0 +1,153 @@
+//! Workers come and go by request: each is registered with a source of its own, and leaves with it.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvscout::Error;
+use kvscout::block::WorkerId;
+use kvscout::ingest::zmq::{Mode, Source};
+use kvscout::scout::{self, Registration};
+use tracing::info;
+
+use super::{Enrolment, Refusal, Service};
+use crate::intake::{Feed, Heard, Route};
+
+impl Service {
+    /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
+    pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
+        self.follows_engines("register a worker")?;
+        if enrolment.mode == Mode::Connect && !enrolment.endpoint.is_connectable() {
+            let endpoint = &enrolment.endpoint;
+            return Err(Refusal::Invalid(format!(
+                "{endpoint} cannot be dialled; name host and port"
+            )));
+        }
+        // Before anyone has to wait for it: a name server may take its time.
+        let dialled = self.dialled(&enrolment)?;
+        let _one_at_a_time = self.enrolling.lock();
+        self.make_way(&enrolment)?;
+        let Enrolment { registration, endpoint, mode, replay, origin, labels } = enrolment;
+        let (pod, rank) = (registration.pod.clone(), registration.rank);
+        let conflict = |what: &str| {
+            Refusal::Conflict(format!(
+                "instance {pod:?} rank {rank} is registered {what}; unregister it first"
+            ))
+        };
+        let source = self.new_source();
+        let worker = {
+            let mut feeds = self.switchboard.feeds.lock();
+            let known = self.scout.find(&registration.tenant, &pod, rank);
+            match known.map(|worker| (worker, feeds.get(&worker))) {
+                Some((worker, Some(Feed::Source { endpoint: before, replay: past, .. }))) => {
+                    let same = self.scout.worker(worker).map(|status| status.registration);
+                    if same.as_ref() != Some(&registration) {
+                        return Err(conflict(
+                            "with another model, block size, version or hash profile",
+                        ));
+                    }
+                    if *before != endpoint || *past != replay {
+                        return Err(conflict(&format!("with endpoint {before}")));
+                    }
+                    labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
+                    return Ok(());
+                }
+                Some((_, Some(Feed::Topic))) => return Err(conflict("by its topic")),
+                // One that returns is itself again.
+                Some((_, None)) | None => {}
+            }
+            let model = registration.model.as_deref().map(Arc::from);
+            let worker = self.scout.register(registration)?;
+            if replay.is_some() {
+                // Not the same in two daemons, which would else ask together.
+                let seed = RandomState::new().build_hasher().finish();
+                self.scout.follow(worker, self.replay, seed)?;
+            }
+            let past = dialled.replay.map(Arc::new);
+            let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
+            self.switchboard.routes.write().insert(source, route);
+            self.switchboard.down.lock().insert(source, Instant::now());
+            let registered = Heard { at: Instant::now(), sequence: None };
+            self.switchboard.heard.lock().insert(worker, registered);
+            let (endpoint, dialled) = (endpoint.clone(), dialled.endpoint.clone());
+            feeds.insert(worker, Feed::Source { source, endpoint, dialled, mode, replay, origin });
+            labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
+            worker
+        };
+        if let Err(error) = self.receiver.add(source, Source::new(dialled.endpoint, mode)) {
+            self.forget(worker)?;
+            return Err(error.into());
+        }
+        info!(pod, rank, %endpoint, "registered");
+        Ok(())
+    }
+
+    /// Makes an adapter's name stand for a model.
+    pub(crate) fn register_adapter(&self, tenant: &str, name: &str, model: &str) {
+        let adapter = scout::Adapter { model: model.to_owned(), id: None, path: None };
+        self.scout.register_adapter(tenant, name, adapter);
+    }
+
+    /// Removes a pod's worker of one rank, or all of them, with their sources; returns the ranks.
+    ///
+    /// Only workers that serve `model` count, if it is given.
+    pub(crate) fn unregister(
+        &self,
+        tenant: &str,
+        pod: &str,
+        rank: Option<u32>,
+        model: Option<&str>,
+    ) -> Result<Vec<u32>, Refusal> {
+        self.follows_engines("unregister a worker")?;
+        let _one_at_a_time = self.enrolling.lock();
+        let mut removed = Vec::new();
+        for worker in self.scout.ranks(tenant, pod) {
+            let Some(status) = self.scout.worker(worker) else { continue };
+            let Registration { rank: its_rank, model: serves, .. } = status.registration;
+            let other_model = serves.is_some() && model.is_some() && serves.as_deref() != model;
+            if other_model || rank.is_some_and(|rank| rank != its_rank) {
+                continue;
+            }
+            self.forget(worker)?;
+            info!(pod, rank = its_rank, "unregistered");
+            removed.push(its_rank);
+        }
+        if removed.is_empty() {
+            return Err(unknown_instance(tenant, pod, rank));
+        }
+        Ok(removed)
+    }
+
+    /// Ends a worker's source, then the worker; what they counted stays in the totals.
+    pub(super) fn forget(&self, worker: WorkerId) -> Result<(), Error> {
+        // Held throughout, so that what leaves the workers is in the totals at once.
+        let mut departed = self.departed.lock();
+        let feed = self.switchboard.feeds.lock().get(&worker).cloned();
+        if let Some(Feed::Source { source, .. }) = feed {
+            if let Some(status) = self.receiver.status_of(source) {
+                departed.add_source(&status);
+            }
+            // From here on no batch of it is applied.
+            self.receiver.remove(source);
+            self.switchboard.routes.write().remove(&source);
+            self.switchboard.down.lock().remove(&source);
+            self.replays.asker().forget(source);
+        }
+        if let Some(status) = self.scout.worker(worker) {
+            departed.add_worker(&status);
+        }
+        let gone = self.scout.unregister(worker);
+        self.switchboard.feeds.lock().remove(&worker);
+        self.switchboard.heard.lock().remove(&worker);
+        self.labels.forget(worker);
+        self.picks.forget(worker);
+        self.receipts.forget(worker);
+        self.returning.lock().remove(&worker);
+        gone
+    }
+}
+
+pub(super) fn unknown_instance(tenant: &str, pod: &str, rank: Option<u32>) -> Refusal {
+    let rank = rank.map_or(String::new(), |rank| format!(" rank {rank}"));
+    Refusal::UnknownWorker(format!("no instance {pod:?}{rank} is registered for tenant {tenant:?}"))
+}
