@@ -42,6 +42,7 @@ const NOT_RUN: &[(&str, &str)] = &[
         "cargo install --locked --path . ",
         "a release build; what is tested is built with the same features",
     ),
+    ("openssl rand -hex 32 > /etc/kvscout/", "a place that only an operator should write to"),
     ("KVSCOUT_CHAOS_SEED=7 ", "ten minutes"),
     ("KVSCOUT_SOAK_MINUTES=30 ", "half an hour"),
     ("RUSTFLAGS=\"--cfg modelled\" ", "every interleaving, in a build of its own: minutes"),
@@ -54,6 +55,20 @@ const BY_OTHERS: &[(&str, &str, &str)] = &[
     ("cargo run --release --features daemon -- demo", "tests/demo.rs", "arg(\"demo\")"),
     ("kvscout demo", "tests/demo.rs", "arg(\"demo\")"),
     ("cargo test --features daemon --test chaos ", "tests/chaos.rs", "#[test]"),
+    ("kvscout top", "tests/top.rs", "\"top\""),
+    ("kvscout record ", "tests/cli_record.rs", "\"record\""),
+    ("{ cat a.jsonl;", "tests/cli_record.rs", "\"replay\""),
+    (
+        "kvscout serve --model m --source 7=tcp://10.0.0.7:5557 --store ",
+        "tests/daemon_store.rs",
+        "\"--store\"",
+    ),
+    ("kvscout serve --store ", "tests/daemon_store.rs", "\"--mode\""),
+    (
+        "curl -s localhost:13333/workers -H \"authorization: ",
+        "tests/failures_security.rs",
+        "authorization",
+    ),
     ("kvscout serve --config replica.toml", "tests/daemon_state.rs", "from = "),
     (
         "curl -sf http://10.0.0.2:13333/snapshot -o /var/lib/kvscout/snapshot",

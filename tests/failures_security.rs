@@ -77,6 +77,12 @@ fn routes() -> Vec<(&'static str, &'static str, &'static str, Value)> {
             "/query_by_hash",
             json!({ "model": "m", "block_size": 16, "seq_hashes": [1] }),
         ),
+        (
+            "score",
+            "POST",
+            "/query_tiered_by_hash",
+            json!({ "model_name": "m", "block_hashes": [1] }),
+        ),
         ("pick", "POST", "/v1/picked", json!({ "token_ids": [1], "worker": "x" })),
         ("pick", "POST", "/v1/receipt", receipt),
         ("read", "POST", "/v1/explain", json!({ "token_ids": [1] })),
@@ -84,6 +90,7 @@ fn routes() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         ("read", "GET", "/global_view", Value::Null),
         ("read", "GET", "/services", Value::Null),
         ("read", "GET", "/dump", Value::Null),
+        ("read", "GET", "/v1/status", Value::Null),
         ("read", "GET", "/peers", Value::Null),
         ("read", "GET", "/metrics", Value::Null),
         ("change", "POST", "/register", mooncake),
@@ -95,18 +102,20 @@ fn routes() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     ]
 }
 
+/// What anybody may see: whether the daemon works, what it is, and a page that shows nothing by itself.
+const OPEN: [&str; 4] = ["/", "/health", "/ready", "/openapi.json"];
+
 #[test]
 fn x6_whoever_has_no_leave_is_refused_by_every_route_and_learns_nothing() {
     let daemon = Daemon::start(&[], &callers("x6"), &[]);
-    // Those that say only whether the daemon works, or what it is.
-    for open in ["/health", "/ready", "/openapi.json"] {
+    for open in OPEN {
         assert_eq!(daemon.get(open).status, 200, "{open}");
     }
     let document = daemon.get("/openapi.json").json(200);
     let described = document["paths"].as_object().unwrap();
     let closed: Vec<&str> = routes().iter().map(|(_, _, path, _)| *path).collect();
     for path in described.keys() {
-        let is_open = ["/health", "/ready", "/openapi.json"].contains(&path.as_str());
+        let is_open = OPEN.contains(&path.as_str());
         assert!(is_open || closed.contains(&path.as_str()), "{path} is not in this test");
     }
     for (class, method, path, body) in routes() {

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::daemon_support::Daemon;
 
 /// Metrics by name: their type, and the labels of their series.
-pub type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
+pub(crate) type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
 
 /// What a daemon exposes.
-pub fn exposed(daemon: &Daemon) -> Metrics {
+pub(crate) fn exposed(daemon: &Daemon) -> Metrics {
     let text = daemon.get("/metrics").body;
     let mut metrics = Metrics::new();
     let mut name = String::new();
@@ -29,7 +29,7 @@ pub fn exposed(daemon: &Daemon) -> Metrics {
 }
 
 /// The tables of the document.
-pub fn documented() -> Metrics {
+pub(crate) fn documented() -> Metrics {
     let document = include_str!("../../docs/metrics.md");
     let rows = document.lines().filter_map(|line| line.strip_prefix("| `"));
     let row = |row: &str| {
@@ -46,11 +46,11 @@ pub fn documented() -> Metrics {
 }
 
 /// Those of the document whose names begin like this.
-pub fn documented_of(prefix: &str) -> Metrics {
+pub(crate) fn documented_of(prefix: &str) -> Metrics {
     documented().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect()
 }
 
 /// What a daemon exposes of them.
-pub fn exposed_of(daemon: &Daemon, prefix: &str) -> Metrics {
+pub(crate) fn exposed_of(daemon: &Daemon, prefix: &str) -> Metrics {
     exposed(daemon).into_iter().filter(|(name, _)| name.starts_with(prefix)).collect()
 }
