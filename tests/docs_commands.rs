@@ -104,7 +104,8 @@ fn every_command_is_run_or_has_a_reason() {
             reasons.extend(used);
         }
     });
-    assert!(run >= 40, "{run}");
+    // Where pages are not run by the tests of ELSEWHERE.
+    assert!(run >= 20, "{run}");
     let listed = NOT_RUN.iter().map(|(begins, _)| *begins);
     let listed: BTreeSet<&str> =
         listed.chain(BY_OTHERS.iter().map(|(begins, ..)| *begins)).collect();

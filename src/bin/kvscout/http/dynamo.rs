@@ -139,6 +139,8 @@ fn by_hash(
 ) -> Result<BTreeMap<BlockSize, BTreeMap<String, Instance>>, HttpError> {
     let model = fields.required_text("model_name")?;
     let names = fields.names("block_hashes")?;
+    // Whether it may ask comes before whether there is an answer.
+    let tenant = group(fields)?;
     if !app.dynamo_hashes {
         return Err(HttpError::not_implemented(
             "hashes of single blocks ('block_hashes', XXH3) are not kept: blocks are known by keyed \
@@ -147,7 +149,6 @@ fn by_hash(
         ));
     }
     let hashes: Vec<u64> = names.into_iter().map(|Name(hash)| hash).collect();
-    let tenant = group(fields)?;
     // Whoever cuts prompts otherwise is asked in its own way.
     let asked = app.service.block_sizes(&tenant, &model)?.into_iter().map(|block_size| {
         let request = Request {
