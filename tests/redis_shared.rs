@@ -355,7 +355,7 @@ fn r8_clients_of_a_store_that_lost_one_of_its_first_keys_come_together_again() {
     for lost in ["m", "i"] {
         let server = Server::start();
         let owner_ttl = std::time::Duration::from_millis(100);
-        let quick = || RedisOptions { owner_ttl, ..options() };
+        let quick = || RedisOptions { owner_ttl, secret: Some([7; 32]), ..options() };
         let one = client(&server, quick());
         assign(&server, &one, A);
         let hundred = blocks(0..100);

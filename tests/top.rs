@@ -71,7 +71,7 @@ fn the_status_counts_what_came_what_is_held_and_what_was_asked() {
     assert_eq!(status["events"], events);
     let scores = &status["scores"];
     assert_eq!((&scores["questions"], &scores["hits"]), (&json!(2), &json!(1)));
-    assert_eq!((&scores["asked_tokens"], &scores["expected_tokens"]), (&json!(16), &json!(8)));
+    assert_eq!((&scores["asked_tokens"], &scores["expected_tokens"]), (&json!(16), &json!(4)));
     let latency = scores["latency"].as_array().unwrap();
     let timed: u64 = latency.iter().map(|bucket| bucket["questions"].as_u64().unwrap()).sum();
     assert_eq!(timed, 2);
@@ -114,7 +114,7 @@ fn one_frame_for_scripts_has_every_worker_and_rates_and_nothing_that_moves_a_cur
     assert!(row("7 ").contains("exact"), "{frame}");
     assert!(row("8 ").contains("silent, link down"), "{frame}");
     assert!(row("evil").contains("]0;owned"), "{frame}");
-    assert!(row("scores").contains("hit ratio 50 % of 16 tokens"), "{frame}");
+    assert!(row("scores").contains("hit ratio 25 % of 16 tokens"), "{frame}");
     assert!(row("index").contains("gpu 2, cpu 1"), "{frame}");
 
     let output = top(&daemon, &["--once", "--json"]);
@@ -242,7 +242,7 @@ fn in_a_real_browser_the_page_shows_the_workers_and_no_name_becomes_markup() {
     }
     assert!(row("8").contains("<b>silent</b>") && row("8").contains("link down"));
     assert!(row(&MARKUP.replace('<', "&lt;").replace('>', "&gt;")).contains("<b>silent</b>"));
-    assert!(document.contains(">50&nbsp;%<small>of tokens</small>"), "the hit ratio");
+    assert!(document.contains(">25&nbsp;%<small>of tokens</small>"), "the hit ratio");
     assert!(document.contains("id=\"trouble\" role=\"alert\" hidden"), "it has an answer");
 
     let picture = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("status-page.png");

@@ -134,7 +134,7 @@ def row(lines, name):
 
 def shows_what_the_daemon_knows():
     top = Top(f"http://{DAEMON}")
-    top.contains("kvscout 0.", "ready", "exact 1", "hit ratio 50 % of 16 tokens", "p99", "of 8.0 GiB")
+    top.contains("kvscout 0.", "ready", "exact 1", "hit ratio 25 % of 16 tokens", "p99", "of 8.0 GiB")
     # Whoever is least to be believed comes first.
     top.contains("1-15 of 62", "many-00", "silent")
     top.type(b"n")
