@@ -287,7 +287,7 @@ impl Place {
     /// Starts a daemon as the page does, but for its address.
     fn serve(&mut self, text: &str) {
         self.stop();
-        let mut text = self.here(text.split(" #").next().unwrap()) + " --listen 127.0.0.1:0";
+        let text = self.here(text.split(" #").next().unwrap()) + " --listen 127.0.0.1:0";
         let log = self.folder.join("log");
         let mut shell = self.shell(&format!("exec {text}"));
         shell.stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());
