@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use kvscout::ingest::sequencer::{Arrival, Comparison, Ended, Step};
+use kvscout::ingest::sequencer::{Arrival, Aftermath, Comparison, Ended, Step};
 use kvscout::ingest::{Answer, ReplayOptions, Sequencer, Trust};
 use libfuzzer_sys::fuzz_target;
 
@@ -17,7 +17,7 @@ fuzz_target!(|wire: &[u8]| {
     assert_eq!(sequencer.next_step(), Some(Step::Apply { seq: 0 }));
     sequencer.link(now, true);
     let Some(Step::Ask { mut round, from: 0 }) = sequencer.next_step() else { unreachable!() };
-    let (mut applied, mut shadow) = (vec![0], Vec::new());
+    let (mut applied, mut shadow, mut anchor) = (vec![0], Vec::new(), Vec::new());
     for message in wire.split(|byte| *byte == b'\n') {
         let frames: Vec<&[u8]> = message.split(|byte| *byte == b'|').collect();
         let mut handed_in = None;
@@ -43,11 +43,16 @@ fuzz_target!(|wire: &[u8]| {
                     assert_eq!((handed_in, seq), (Some(seq), shadow.len() as u64));
                     shadow.push(seq);
                 }
+                Step::Anchor => {
+                    anchor.clone_from(&applied);
+                    sequencer.anchored();
+                }
+                Step::ShadowAnchor => shadow.clone_from(&anchor),
                 Step::ShadowHeld(held) => shadow.push(held.seq),
                 Step::Compare => {
                     // An audit begins only where nothing is missing.
                     assert_eq!(shadow, applied);
-                    sequencer.compared(now, Comparison::Equal);
+                    sequencer.compared(now, Comparison::Equal, Aftermath::None);
                 }
                 Step::Discard => shadow.clear(),
             }
