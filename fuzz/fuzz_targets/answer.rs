@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use kvscout::ingest::sequencer::{Arrival, Aftermath, Comparison, Ended, Step};
+use kvscout::ingest::sequencer::{Aftermath, Arrival, Comparison, Ended, Step};
 use kvscout::ingest::{Answer, ReplayOptions, Sequencer, Trust};
 use libfuzzer_sys::fuzz_target;
 
