@@ -6,6 +6,7 @@ mod metrics_support;
 mod redis_support;
 mod zmq_support;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -176,7 +177,14 @@ fn l14_a_new_replica_begins_with_the_snapshot_in_the_store_and_catches_up_by_rep
         engine.lose_batch(batch.payload.clone());
     }
 
-    let second = writer(&server.address(), &source, STORE);
+    // With a directory of its own, in which nothing is yet.
+    let state = format!("l14-{}", std::process::id());
+    let state = Path::new(env!("CARGO_TARGET_TMPDIR")).join(state);
+    let _ = std::fs::remove_dir_all(&state);
+    let with_state = format!("dir = {:?}\ninterval = \"50ms\"\n", state.display().to_string());
+    let with_state = STORE.replacen("interval = \"50ms\"\n", &with_state, 1);
+    let second = writer(&server.address(), &source, &with_state);
+    assert!(second.metric("kvscout_restored_entries").is_some_and(|entries| entries > 0.0));
     let last = all.last().unwrap().seq;
     eventually("it has caught up", || {
         let worker = second.worker("7", 0);

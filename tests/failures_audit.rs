@@ -5,6 +5,7 @@ mod failures_support;
 mod wire_support;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use failures_support::{SIZE, Site, batch, cleared, names, removed, stored, stored_as};
@@ -15,8 +16,8 @@ use kvscout::ingest::sequencer::{AuditState, Comparison, Ended, Flow, Stage};
 use kvscout::ingest::verify::Status;
 use kvscout::ingest::{Reason, ReplayOptions, Trust};
 use kvscout::scout::{
-    Ask, AuditStatus, Audited, Copies, Options, Progress, Registration, Scout, Warning,
-    WorkerStatus,
+    Ask, AuditStatus, Audited, Copies, Mirror, Moved, Options, Progress, Registration, Scout,
+    Warning, WorkerStatus,
 };
 use serde_json::Value;
 
@@ -320,6 +321,36 @@ fn s7_a_difference_behind_an_anchor_is_mended() {
     }
     assert_eq!(found(&pair.audit_from(6)), (Comparison::Equal, 0, 0));
     pair.site.bystander_is_unchanged();
+}
+
+/// Whether each step said everything that it changed, in order.
+#[derive(Debug, Default)]
+struct Told(Mutex<Vec<bool>>);
+
+impl Mirror for Told {
+    fn moved(&self, moved: Moved) {
+        self.0.lock().unwrap().push(moved.is_whole);
+    }
+}
+
+#[test]
+fn s7_whoever_keeps_the_same_elsewhere_hears_that_a_worker_was_mended() {
+    let told = Arc::new(Told::default());
+    let options = Options { mirror: Some(told.clone()), ..Options::default() };
+    let mut pair = Pair::of(Site::with(options), Registration::new("a", "m"));
+    pair.store(&[1, 2, 3, 4], None, &TOKENS[..16]);
+    pair.store(&[1, 2], None, &TOKENS[..8]);
+    pair.buffer.drain(..1);
+    let ask = pair.due().expect("an attempt");
+    assert_eq!(pair.serve(ask).audit, None);
+    pair.publish(&[], &[removed(&[4], "GPU")]);
+    pair.go_on();
+    told.0.lock().unwrap().clear();
+    let progress = pair.audit_from(1);
+    assert!(progress.audited.unwrap().mended);
+    assert_eq!(told.0.lock().unwrap()[..], [false]);
+    pair.store(&[9], Some(2), &TOKENS[..4]);
+    assert_eq!(told.0.lock().unwrap()[..], [false, true]);
 }
 
 #[test]

@@ -518,17 +518,17 @@ fn begin(
         (None, None) => None,
     };
     let options = Options { digest_key: key.clone(), ..options };
-    if let (Some(state), Some(key)) = (state, &key)
-        && let Some(begun) = state.begin(&options, key)?
-    {
-        return Ok((begun.scout, begun.workers));
-    }
-    if let Some(Shared::Behind(behind)) = shared {
+    let mut begun = match (state, &key) {
+        (Some(state), Some(key)) => state.begin(&options, key)?,
+        _ => None,
+    };
+    if let (None, Some(Shared::Behind(behind))) = (&begun, shared) {
         let most = state::most_bytes(config);
-        let begun = behind.snapshots(most, |snapshot| state::restore(&options, snapshot));
-        if let Some(begun) = begun {
-            return Ok((begun.scout, begun.workers));
-        }
+        begun = behind.snapshots(most, |snapshot| state::restore(&options, snapshot));
+    }
+    if let Some(begun) = begun {
+        state.inspect(|state| state.began_with(&begun));
+        return Ok((begun.scout, begun.workers));
     }
     if state.is_some() || shared.is_some() {
         info!("starting cold: workers are scored as they publish");

@@ -92,7 +92,6 @@ impl State {
     /// A snapshot that is refused cannot be set aside, or there is no memory or randomness.
     pub(crate) fn begin(&self, options: &Options, key: &DigestKey) -> Result<Option<Begun>, Error> {
         if let Some(begun) = self.own(options, key)? {
-            self.report.lock().restored_entries = begun.entries;
             return Ok(Some(begun));
         }
         for from in &self.from {
@@ -100,14 +99,16 @@ impl State {
             match fetched
                 .and_then(|snapshot| restore(options, snapshot).map_err(|error| error.to_string()))
             {
-                Ok(begun) => {
-                    self.report.lock().restored_entries = begun.entries;
-                    return Ok(Some(begun));
-                }
+                Ok(begun) => return Ok(Some(begun)),
                 Err(reason) => warn!(from, reason, "no snapshot from there"),
             }
         }
         Ok(None)
+    }
+
+    /// Notes what this process began with, wherever that was from.
+    pub(crate) fn began_with(&self, begun: &Begun) {
+        self.report.lock().restored_entries = begun.entries;
     }
 
     /// From the directory, unless there is nothing that can be used.
