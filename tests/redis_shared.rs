@@ -385,3 +385,32 @@ fn r8_clients_of_a_store_that_lost_one_of_its_first_keys_come_together_again() {
         assert_eq!(held(&server, &one, 200), [(1, 100), (2, 100)], "{lost}");
     }
 }
+
+#[test]
+fn r8_whoever_finds_a_store_made_anew_under_another_secret_says_so_and_matches_nothing_there() {
+    let server = Server::start();
+    let owner_ttl = std::time::Duration::from_millis(100);
+    let quick = || RedisOptions { owner_ttl, ..options() };
+    let one = client(&server, quick());
+    assign(&server, &one, A);
+    let hundred = blocks(0..100);
+    let batch = || {
+        let turn = Turn { life: 1, seq: 5 };
+        server.block_on(one.apply_once(A, turn, &[stored(&hundred, Parent::Root)]))
+    };
+    batch().unwrap();
+    let _: i32 = redis::cmd("DEL").arg("kvscout:1:default:m").query(&mut server.raw()).unwrap();
+    let two = client(&server, quick());
+    assign(&server, &two, B);
+    store(&server, &two, B, 0..150);
+    eventually("the first client notices", || try_held(&server, &one, 200).is_err());
+    assert_eq!(batch().unwrap_err().kind(), ErrorKind::UnknownWorker);
+    for refused in [
+        try_held(&server, &one, 200).unwrap_err(),
+        server.block_on(one.assign(A, HOME)).unwrap_err(),
+    ] {
+        assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+        assert!(refused.to_string().contains("another secret"), "{refused}");
+    }
+    assert_eq!(held(&server, &two, 200), [(2, 150)]);
+}

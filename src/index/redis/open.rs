@@ -212,10 +212,9 @@ impl RedisIndex {
         let birth = birth.ok_or_else(|| damaged(&key, "birth"))?.to_vec();
         let buckets = field(b"buckets").and_then(|b| std::str::from_utf8(b).ok()?.parse().ok());
         let buckets = buckets.filter(|n| (1..=1 << 16).contains(n));
-        if let Some(Kept(before)) = self.local.lock().secret.replace(Kept(secret))
-            && before != secret
-        {
-            self.local.lock().secret = Some(Kept(before));
+        // In a statement of its own: who looks into what is locked keeps it locked.
+        let before = self.local.lock().secret.get_or_insert(Kept(secret)).0;
+        if before != secret {
             return Err(Error::invalid(
                 "the store was emptied and made anew under another secret: what this program knows is of no use there; \
                  start it again",
