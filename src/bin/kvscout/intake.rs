@@ -67,7 +67,7 @@ pub(crate) enum Feed {
 
 /// What the receiver's thread and the service both know.
 ///
-/// No lock is held while the other side is waited for: the receiver's thread takes both.
+/// No lock is held while the other side is waited for: the receiver's thread takes them, too.
 #[derive(Debug, Default)]
 pub(crate) struct Switchboard {
     /// Where messages go; read for each one.

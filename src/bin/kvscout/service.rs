@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kvscout::block::{BlockSize, WorkerId};
 use kvscout::ingest::ReplayOptions;
@@ -173,9 +173,6 @@ pub(crate) struct WorkerView {
     pub(crate) receipts: Option<Record>,
     /// What came last of it.
     pub(crate) heard: Option<Heard>,
-    /// How long it has published nothing although it could: at most since it was registered here, or its
-    /// link came up. None while that is down.
-    pub(crate) quiet: Option<Duration>,
 }
 
 impl WorkerView {
@@ -441,18 +438,14 @@ impl Service {
         let views = self.statuses().into_iter().map(|mut status| {
             let feed = feeds.get(&status.worker).cloned();
             let source = self.source_of(feed.as_ref());
-            status.trust = trust(status.trust, status.as_of, feed.as_ref(), &source);
+            status.trust = trust(status.trust, status.as_of, feed.as_ref(), source.as_ref());
             let labels = match of_others.get(&status.worker) {
                 Some(labels) => labels.clone(),
                 None => self.labels.of(status.worker),
             };
             let receipts = self.receipts.of(status.worker);
             let heard = heard.get(&status.worker).copied();
-            let quiet =
-                heard.map(|heard| heard.at).max(source.as_ref().and_then(|source| source.since));
-            let is_down = source.as_ref().is_some_and(|source| !source.up);
-            let quiet = quiet.filter(|_| !is_down).map(|since| since.elapsed());
-            WorkerView { status, feed, source, labels, receipts, heard, quiet }
+            WorkerView { status, feed, source, labels, receipts, heard }
         });
         views.collect()
     }

@@ -238,7 +238,7 @@ fn look(
         accounts.entry(name.clone()).or_default().count(view.status.worker, read(COUNTERS, view));
         let found = present.entry(name).or_default();
         add(&mut found.gauges, read(GAUGES, view));
-        found.quiet = found.quiet.max(view.quiet);
+        found.quiet = found.quiet.max(view.quiet());
         found.model.get_or_insert_with(|| model.to_owned());
     }
     let alive: HashSet<WorkerId> = workers.iter().map(|view| view.status.worker).collect();
@@ -302,10 +302,9 @@ mod tests {
             status.worker = WorkerId(number);
             status.counters.batches = batches;
             status.held = [10, 0, 0, 0, 0];
-            let quiet = Some(Duration::from_secs(batches));
             let (feed, source, receipts) = (None, None, None);
             let (labels, heard) = (Default::default(), None);
-            WorkerView { status, feed, source, labels, receipts, heard, quiet }
+            WorkerView { status, feed, source, labels, receipts, heard }
         };
         pods.iter().map(view).collect()
     }

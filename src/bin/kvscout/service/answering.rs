@@ -41,7 +41,7 @@ impl Service {
         let answer = SCRATCH.with_borrow_mut(|scratch| {
             let ranked = self.rank(request, scratch)?;
             self.metrics.score_seconds.observe(start.elapsed().as_secs_f64());
-            let mut rows = self.heard(ranked);
+            let mut rows = self.believed(ranked);
             self.count_lookup(request, &rows);
             self.picks.predict(request, &mut rows);
             Ok::<T, Error>(read(&rows))
@@ -63,16 +63,16 @@ impl Service {
 
     /// The answer with the trust of workers that were never heard of, and without what workers hold that
     /// may have lost it, or that do not deliver.
-    fn heard<'r>(&self, ranking: Ranking<'r>) -> Vec<Row<'r>> {
-        let unheard =
-            |row: &Row<'_>| row.ranked.trust == Trust::Exact && row.ranked.as_of.is_none();
+    fn believed<'r>(&self, ranking: Ranking<'r>) -> Vec<Row<'r>> {
+        let unheard = |row: &Row<'_>| is_unheard(row.ranked.trust, row.ranked.as_of);
         let row = |ranked| Row { ranked, predicted_blocks: 0, quarantined: false, excluded: false };
         let mut rows: Vec<Row<'r>> = ranking.iter().map(row).collect();
         if rows.iter().any(unheard) {
             let feeds = self.switchboard.feeds.lock();
             for Row { ranked, .. } in rows.iter_mut().filter(|row| unheard(row)) {
                 let feed = feeds.get(&ranked.worker);
-                ranked.trust = trust(ranked.trust, ranked.as_of, feed, &self.source_of(feed));
+                ranked.trust =
+                    trust(ranked.trust, ranked.as_of, feed, self.source_of(feed).as_ref());
             }
         }
         for worker in self.receipts.quarantined(Instant::now()) {
@@ -98,15 +98,18 @@ pub(super) fn trust(
     trust: Trust,
     as_of: Option<u64>,
     feed: Option<&Feed>,
-    source: &Option<SourceStatus>,
+    source: Option<&SourceStatus>,
 ) -> Trust {
-    // A batch that was applied always leaves a number or another trust.
-    let unheard = trust == Trust::Exact && as_of.is_none();
-    let reached = source.as_ref().is_some_and(|source| source.up);
+    let reached = source.is_some_and(|source| source.up);
     match feed {
-        Some(Feed::Source { .. }) if unheard && !reached => Trust::Silent,
+        Some(Feed::Source { .. }) if is_unheard(trust, as_of) && !reached => Trust::Silent,
         _ => trust,
     }
+}
+
+/// Whether no batch of a worker has come: one that was applied leaves a number or another trust.
+fn is_unheard(trust: Trust, as_of: Option<u64>) -> bool {
+    trust == Trust::Exact && as_of.is_none()
 }
 
 /// Whether a worker may hold less than the index shows. One that missed only its beginning holds more.

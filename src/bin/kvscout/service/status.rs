@@ -1,5 +1,7 @@
 //! The daemon's state at a glance, as [`Status`] has it.
 
+use std::time::Duration;
+
 use kvscout::scout::{EventCounters, Registration};
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::histogram::Histogram;
@@ -57,6 +59,15 @@ impl WorkerView {
             (None, Some(_)) => "shared",
             (None, None) => "none",
         }
+    }
+
+    /// How long it has published nothing although it could: at most since it was registered here, or its
+    /// link came up. None while that is down.
+    pub(crate) fn quiet(&self) -> Option<Duration> {
+        let source = self.source.as_ref();
+        let since = self.heard.map(|heard| heard.at).max(source.and_then(|source| source.since));
+        let is_down = source.is_some_and(|source| !source.up);
+        since.filter(|_| !is_down).map(|since| since.elapsed())
     }
 
     /// What an operator should look into.
