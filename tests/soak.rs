@@ -136,7 +136,7 @@ struct Watch {
 
 impl Watch {
     fn sample(&mut self, router: &Router, fleet: &Fleet, engines: &[Engine]) {
-        self.memory.push(resident(router.daemon().pid()));
+        self.memory.push(resident(router.daemon().id()));
         let now = Instant::now();
         let reached = |(number, engine): (usize, &Engine)| {
             (fleet.oracle.life(number), engine.facts.next.load(SeqCst))

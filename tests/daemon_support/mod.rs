@@ -75,11 +75,6 @@ impl Daemon {
         self.child.id()
     }
 
-    /// The process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
