@@ -15,8 +15,8 @@ use proptest::test_runner::{TestCaseResult, TestRunner};
 use redis_support::Server;
 use store_support::connected;
 
-/// Few, so that a history's moves of a vocabulary are quick and buckets are shared.
-const BUCKETS: u32 = 2;
+/// Some, as in a cluster.
+const GROUPS: Option<u32> = Some(3);
 
 fn fresh(server: &Server, options: RedisOptions) -> RedisIndex {
     static NAMESPACES: AtomicU32 = AtomicU32::new(0);
@@ -29,9 +29,7 @@ fn fresh(server: &Server, options: RedisOptions) -> RedisIndex {
 fn the_redis_index_keeps_the_contract() {
     let server = Server::start();
     let _entered = server.enter();
-    conformance::check(|| {
-        fresh(&server, RedisOptions { buckets: BUCKETS, ..RedisOptions::default() })
-    });
+    conformance::check(|| fresh(&server, RedisOptions::default()));
 }
 
 fn worker() -> impl Strategy<Value = WorkerId> {
@@ -91,7 +89,7 @@ fn holds(
     let assigns = first.into_iter().enumerate();
     let assigns = assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home));
     let steps: Vec<Step> = assigns.chain(steps).collect();
-    let options = RedisOptions { buckets: BUCKETS, unplaced_per_worker, ..RedisOptions::default() };
+    let options = RedisOptions { groups: GROUPS, unplaced_per_worker, ..RedisOptions::default() };
     let limits = MemoryOptions { unplaced_per_worker, ..MemoryOptions::default() };
     let run = conformance::run(&fresh(server, options), limits, &steps);
     run.map_err(|difference| TestCaseError::fail(difference.to_string()))

@@ -33,7 +33,7 @@ fn patient() -> StoreOptions {
 
 fn index(server: &Server, options: RedisOptions) -> Arc<RedisIndex> {
     let _entered = server.enter();
-    let options = RedisOptions { buckets: 4, lease: LEASE, ..options };
+    let options = RedisOptions { lease: LEASE, ..options };
     Arc::new(RedisIndex::open(server.address().parse().unwrap(), patient(), options).unwrap())
 }
 

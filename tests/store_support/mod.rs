@@ -19,7 +19,7 @@ pub const A: WorkerId = WorkerId(1);
 pub const B: WorkerId = WorkerId(2);
 
 pub fn options() -> RedisOptions {
-    RedisOptions { buckets: 4, ..RedisOptions::default() }
+    RedisOptions::default()
 }
 
 /// Deadlines that a machine under load keeps; finds out soon that a server is back.

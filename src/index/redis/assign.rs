@@ -1,11 +1,16 @@
 //! Homes: which space and vocabulary a worker belongs to.
 
-use super::local::Member;
-use super::reply::{bytes, int, value};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::local::{Member, Table};
+use super::meaning::name_bytes;
+use super::place::Place;
+use super::reply::{bytes, damaged, fields, int, list, value};
 use super::sweep::Leaving;
 use super::table::record_bytes;
+use super::unplaced::Waiter;
 use super::{Batch, RedisIndex, command, next, script};
-use crate::block::WorkerId;
+use crate::block::{Name, WorkerId};
 use crate::error::Error;
 use crate::index::Home;
 
@@ -74,7 +79,7 @@ impl RedisIndex {
     }
 
     /// Whether the worker has copies.
-    async fn holds(&self, member: &Member, table: &super::local::Table) -> Result<bool, Error> {
+    async fn holds(&self, member: &Member, table: &Table) -> Result<bool, Error> {
         let own = table.slots.iter().filter(|(_, owner)| owner.0 == member.worker);
         let mut keys: Vec<Vec<u8>> =
             own.map(|(&slot, _)| self.keys.held(member.space, slot)).collect();
@@ -92,39 +97,21 @@ impl RedisIndex {
 
     /// The old vocabulary's names become names of the new one, with all that they mean.
     async fn move_names(&self, old: &Member, new: &Member) -> Result<(), Error> {
-        use super::meaning::{GROUPS, name_bytes};
-        use super::place::Place;
-        use super::reply::{damaged, fields};
-        use super::unplaced::Waiter;
-        use crate::block::Name;
-
-        let buckets = self.opened().await?.buckets;
+        let groups = self.opened().await?.groups;
         self.local.lock().names.clear();
         let (mut names, mut waiters) = (Vec::new(), Vec::new());
-        for group in 0..GROUPS {
-            let mut keys: Vec<Vec<u8>> =
-                (0..buckets).map(|b| self.keys.bucket(old.vocabulary, group, b)).collect();
-            keys.push(self.keys.unplaced(old.vocabulary, group));
-            let mut batch = Batch::reading();
-            keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
-            let mut replies = self.send(batch).await?;
-            for (at, key) in keys.iter().enumerate() {
-                for (name, found) in fields(key, value(key, next(&mut replies))?)? {
-                    let name: [u8; 8] =
-                        name.as_slice().try_into().map_err(|_| damaged(key, "name"))?;
-                    let name = Name(u64::from_le_bytes(name));
-                    if at == buckets as usize {
-                        waiters.push((name, found, key.clone()));
-                    } else {
-                        let places = Place::list(&found);
-                        let places = places.ok_or_else(|| damaged(key, "list of places"))?;
-                        names.push((name, places, key.clone()));
-                    }
-                }
+        for group in 0..groups {
+            let key = self.keys.meanings(old.vocabulary, group);
+            for (name, found) in self.entries(&key).await? {
+                let places = Place::list(&found).ok_or_else(|| damaged(&key, "list of places"))?;
+                names.push((name, places, key.clone()));
             }
+            let key = self.keys.unplaced(old.vocabulary, group);
+            let found = self.entries(&key).await?;
+            waiters.extend(found.into_iter().map(|(name, found)| (name, found, key.clone())));
         }
         names.sort_unstable_by_key(|(name, ..)| *name);
-        let mut touched = std::collections::BTreeSet::new();
+        let mut touched = BTreeSet::new();
         for (name, places, key) in &names {
             touched.insert(*name);
             for place in places {
@@ -143,17 +130,38 @@ impl RedisIndex {
         self.settle(new, touched).await
     }
 
+    /// What is under each name of a hash, read in small steps.
+    async fn entries(&self, key: &[u8]) -> Result<BTreeMap<Name, Vec<u8>>, Error> {
+        let (mut cursor, mut entries) = (b"0".to_vec(), BTreeMap::new());
+        loop {
+            let some = command("HSCAN", &[key, &cursor, b"COUNT", b"1000"]);
+            let mut batch = Batch::reading();
+            batch.push(key, some);
+            let reply = list(key, value(key, next(&mut self.send(batch).await?))?)?;
+            let [next, found]: [redis::Value; 2] =
+                reply.try_into().map_err(|_| damaged(key, "answer"))?;
+            for (name, found) in fields(key, found)? {
+                let name: [u8; 8] = name.try_into().map_err(|_| damaged(key, "name"))?;
+                entries.insert(Name(u64::from_le_bytes(name)), found);
+            }
+            cursor = bytes(key, next)?;
+            if cursor == b"0" {
+                return Ok(entries);
+            }
+        }
+    }
+
     /// One binding is made in the new vocabulary, and known beside the run.
     async fn rename(
         &self,
         old: u32,
         new: &Member,
-        name: crate::block::Name,
-        place: &super::place::Place,
-    ) -> Result<Vec<crate::block::Name>, Error> {
+        name: Name,
+        place: &Place,
+    ) -> Result<Vec<Name>, Error> {
         let key = self.keys.names(&place.tag, &place.run);
         let run = self.keys.run(&place.tag, &place.run);
-        let bytes_of = super::meaning::name_bytes(name);
+        let bytes_of = name_bytes(name);
         let mut batch = Batch::reading();
         batch.push(&run, command("HGET", &[&run, b"h"]));
         let head = bytes(&run, value(&run, next(&mut self.send(batch).await?))?)?;

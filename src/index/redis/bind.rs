@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::key::number;
-use super::meaning::{GROUPS, bucket, name_bytes};
+use super::meaning::{group, name_bytes};
 use super::place::Place;
 use super::reply::{bytes, damaged, int, list, value};
 use super::{Batch, RedisIndex, command, next, script};
@@ -36,10 +35,7 @@ impl Bound {
             return Err(bad());
         }
         for (&n, &status) in of.iter().zip(&status) {
-            // What the plain command bound is bound before to the script.
-            if self.status[n] != b'1' {
-                self.status[n] = status;
-            }
+            self.status[n] = status;
         }
         for one in list(key, waiting)? {
             let parts = list(key, one)?;
@@ -58,9 +54,20 @@ impl Bound {
     }
 }
 
+/// Names of one run in one group, as the script takes them.
+#[derive(Debug, Default)]
+struct Stretch {
+    /// What their places have after the first byte.
+    rest: Vec<u8>,
+    starts: Vec<u8>,
+    names: Vec<u8>,
+}
+
+/// How many names one script binds at most: no other client waits for longer.
+const AT_ONCE: usize = 512;
+
 impl RedisIndex {
-    /// Binds names: the usual first meaning by a plain command, and a script for what is left of a group.
-    /// `batch` is sent with it; `others` gets the replies to what was in it.
+    /// Binds names, no two alike. `batch` is sent with it; `others` gets the replies to what was in it.
     pub(super) async fn bind(
         &self,
         mut batch: Batch,
@@ -69,80 +76,37 @@ impl RedisIndex {
         names: &[(Name, Place)],
         most: usize,
     ) -> Result<Bound, Error> {
-        let buckets = self.opened().await?.buckets;
+        let count = self.opened().await?.groups;
         let mut bound = Bound { status: vec![b'0'; names.len()], ..Bound::default() };
-        let mut groups: Vec<Vec<(usize, u32)>> = vec![Vec::new(); GROUPS as usize];
+        let mut groups: Vec<Vec<usize>> = vec![Vec::new(); count as usize];
         for (n, (name, _)) in names.iter().enumerate() {
-            let (group, bucket) = bucket(*name, buckets);
-            groups[group as usize].push((n, bucket));
+            groups[group(*name, count) as usize].push(n);
         }
-        let (first, ttl, mut keys) = (batch.len(), self.ttl(), Vec::with_capacity(names.len()));
-        for (group, of) in (0..).zip(&groups).filter(|(_, of)| !of.is_empty()) {
-            let base = self.keys.buckets(vocabulary, group);
-            let due = self.due_buckets((vocabulary, group), of);
-            for (&(n, bucket), put_off) in of.iter().zip(due) {
-                let mut key = base.clone();
-                number(&mut key, bucket);
-                let (name, place) = names[n];
-                let meaning = place.bytes();
-                batch.push(&key, command("HSETNX", &[&key, &name_bytes(name), &meaning]));
-                if put_off {
-                    batch.push(&key, command("EXPIRE", &[&key, &ttl]));
+        let (first, most, mut order) = (batch.len(), most.to_string(), Vec::new());
+        for (group, of) in (0..).zip(&groups) {
+            for of in of.chunks(AT_ONCE) {
+                let key = self.keys.meanings(vocabulary, group);
+                let unplaced = self.keys.unplaced(vocabulary, group);
+                let waiting = self.keys.waiting(vocabulary, group);
+                let stretches = stretches(of.iter().map(|&n| &names[n]));
+                let ttl = self.ttl();
+                let mut args: Vec<&[u8]> = vec![most.as_bytes(), &ttl];
+                for Stretch { rest, starts, names } in &stretches {
+                    args.extend([&rest[..], &starts[..], &names[..]]);
                 }
-                keys.push((n, key, put_off));
+                batch.script(&script::BIND, &[&key, &unplaced, &waiting], &args);
+                order.push((key, of));
             }
-            // After the names, in their slot: who waits and did not see them is seen here.
-            let unplaced = self.keys.unplaced(vocabulary, group);
-            let waiting = self.keys.waiting(vocabulary, group);
-            batch.push(&unplaced, command("EXISTS", &[&unplaced, &waiting]));
         }
-        let (mut replies, mut keys) = (self.send(batch).await?, keys.into_iter());
+        let mut replies = self.send(batch).await?;
         for _ in 0..first {
             others(next(&mut replies))?;
         }
-        let (mut batch, mut order) = (Batch::new(), Vec::new());
-        for (group, of) in (0..).zip(groups).filter(|(_, of)| !of.is_empty()) {
-            let mut left = Vec::new();
-            for (&(n, bucket), (_, key, put_off)) in of.iter().zip(keys.by_ref()) {
-                match int(&key, value(&key, next(&mut replies))?)? {
-                    1 => bound.status[n] = b'1',
-                    _ => left.push((n, bucket)),
-                }
-                if put_off {
-                    value(&key, next(&mut replies))?;
-                }
-            }
-            let unplaced = self.keys.unplaced(vocabulary, group);
-            if int(&unplaced, value(&unplaced, next(&mut replies))?)? > 0 {
-                left = of;
-            }
-            if left.is_empty() {
-                continue;
-            }
-            let mut args =
-                vec![self.keys.buckets(vocabulary, group), most.to_string().into_bytes()];
-            for &(n, bucket) in &left {
-                let (name, place) = names[n];
-                args.push(bucket.to_string().into_bytes());
-                args.extend([name_bytes(name).to_vec(), place.bytes()]);
-            }
-            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-            let waiting = self.keys.waiting(vocabulary, group);
-            batch.script(&script::BIND, &[&unplaced, &waiting], &args);
-            order.push((unplaced, left.into_iter().map(|(n, _)| n).collect::<Vec<usize>>()));
-        }
-        let mut replies = self.send(batch).await?;
         for (key, of) in &order {
             bound.read(key, of, names, value(key, next(&mut replies))?)?;
         }
         bound.waiting.sort_by_key(|(n, _)| *n);
         Ok(bound)
-    }
-
-    /// Of which of these buckets the end is to be put off.
-    fn due_buckets(&self, (vocabulary, group): (u32, u32), of: &[(usize, u32)]) -> Vec<bool> {
-        let (mut local, every) = (self.local.lock(), self.options.ttl / 4);
-        of.iter().map(|&(_, bucket)| local.put_off((vocabulary, group, bucket), every)).collect()
     }
 
     /// Binds one name without limit; gives the names that wait for it.
@@ -192,29 +156,22 @@ impl RedisIndex {
         if bindings.is_empty() {
             return Ok(());
         }
-        let buckets = self.opened().await?.buckets;
+        let count = self.opened().await?.groups;
         let mut groups: BTreeMap<(u32, u32), Vec<Vec<u8>>> = BTreeMap::new();
         for (vocabulary, name, place) in &bindings {
-            let (group, bucket) = bucket(*name, buckets);
-            debug_assert!(group < GROUPS);
-            groups.entry((*vocabulary, group)).or_default().extend([
-                bucket.to_string().into_bytes(),
-                name_bytes(*name).to_vec(),
-                place.bytes(),
-            ]);
+            let bindings = groups.entry((*vocabulary, group(*name, count))).or_default();
+            bindings.extend([name_bytes(*name).to_vec(), place.bytes()]);
             self.local.lock().names.forget(*vocabulary, *name);
         }
         let names: HashSet<(u32, Name)> = bindings.iter().map(|&(v, name, _)| (v, name)).collect();
         self.local.lock().last.retain(|_, (v, name, _)| !names.contains(&(*v, *name)));
         let mut batch = Batch::new();
-        for ((vocabulary, group), triples) in &groups {
-            let base = self.keys.buckets(*vocabulary, *group);
-            let args: Vec<&[u8]> =
-                [&base[..]].into_iter().chain(triples.iter().map(Vec::as_slice)).collect();
-            batch.script(&script::UNBIND, &[&self.keys.unplaced(*vocabulary, *group)], &args);
+        for ((vocabulary, group), pairs) in &groups {
+            let args: Vec<&[u8]> = pairs.iter().map(Vec::as_slice).collect();
+            batch.script(&script::UNBIND, &[&self.keys.meanings(*vocabulary, *group)], &args);
         }
         for (reply, &(vocabulary, group)) in self.send(batch).await?.zip(groups.keys()) {
-            value(&self.keys.buckets(vocabulary, group), reply)?;
+            value(&self.keys.meanings(vocabulary, group), reply)?;
         }
         let runs = self.runs(bindings.iter().map(|(.., p)| (p.tag, p.run))).await?;
         for (vocabulary, name, place) in &bindings {
@@ -250,4 +207,22 @@ impl RedisIndex {
         }
         Ok(())
     }
+}
+
+fn stretches<'a>(names: impl Iterator<Item = &'a (Name, Place)>) -> Vec<Stretch> {
+    let mut stretches: Vec<(Stretch, &Place)> = Vec::new();
+    for (name, place) in names {
+        let bytes = place.bytes();
+        match stretches.last_mut() {
+            Some((_, last)) if (last.tag, last.run) == (place.tag, place.run) => {}
+            _ => {
+                stretches.push((Stretch { rest: bytes[1..].to_vec(), ..Stretch::default() }, place))
+            }
+        }
+        if let Some((stretch, _)) = stretches.last_mut() {
+            stretch.starts.push(bytes[0]);
+            stretch.names.extend(name_bytes(*name));
+        }
+    }
+    stretches.into_iter().map(|(stretch, _)| stretch).collect()
 }

@@ -15,7 +15,7 @@ impl Keys {
         Keys { prefix: format!("kvscout:1:{namespace}:") }
     }
 
-    /// Version, secret, birth and number of buckets.
+    /// Version, secret, birth and number of groups.
     pub(super) fn meta(&self) -> Vec<u8> {
         self.text("m")
     }
@@ -100,16 +100,9 @@ impl Keys {
         with_hex(self.named(tag), run)
     }
 
-    /// What the keys of a group's buckets begin with.
-    pub(super) fn buckets(&self, vocabulary: u32, group: u32) -> Vec<u8> {
-        self.text(&format!("v:{{{vocabulary}.{group}}}:"))
-    }
-
-    /// A bucket of names.
-    pub(super) fn bucket(&self, vocabulary: u32, group: u32, bucket: u32) -> Vec<u8> {
-        let mut key = self.buckets(vocabulary, group);
-        number(&mut key, bucket);
-        key
+    /// What the names of a group mean.
+    pub(super) fn meanings(&self, vocabulary: u32, group: u32) -> Vec<u8> {
+        self.text(&format!("v:{{{vocabulary}.{group}}}"))
     }
 
     /// The unplaced blocks of a group of names.
@@ -140,19 +133,6 @@ impl Keys {
     fn text(&self, rest: &str) -> Vec<u8> {
         [self.prefix.as_bytes(), rest.as_bytes()].concat()
     }
-}
-
-/// A number at the end of a key.
-pub(super) fn number(key: &mut Vec<u8>, mut n: u32) {
-    let first = key.len();
-    loop {
-        key.push(b'0' + (n % 10) as u8);
-        n /= 10;
-        if n == 0 {
-            break;
-        }
-    }
-    key[first..].reverse();
 }
 
 fn with_hex(mut key: Vec<u8>, bytes: &[u8]) -> Vec<u8> {

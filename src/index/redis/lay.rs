@@ -240,7 +240,7 @@ impl RedisIndex {
     /// the list of what the slot holds gets what it lacks.
     fn joints(&self, stretch: &Stretch<'_>, pieces: &[Piece], told: &Told) -> Batch {
         let (held, mut batch) = (self.keys.held(stretch.space, stretch.slot), Batch::new());
-        let list_key = (u32::MAX, stretch.space, stretch.slot);
+        let list_key = (stretch.space, stretch.slot);
         if self.local.lock().put_off(list_key, self.options.ttl / 4) {
             batch.push(&held, command("EXPIRE", &[&held, &self.ttl()]));
         }

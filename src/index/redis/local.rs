@@ -15,8 +15,8 @@ use crate::index::Home;
 pub(super) struct Opened {
     pub(super) chain: ChainKey,
     pub(super) birth: Vec<u8>,
-    /// Buckets in each of a vocabulary's groups.
-    pub(super) buckets: u32,
+    /// Groups of the names of a vocabulary.
+    pub(super) groups: u32,
 }
 
 /// The cluster's secret, which nothing prints.
@@ -97,8 +97,8 @@ pub(super) struct Local {
     /// By worker: the block that it stored last, and its name. It may be named by another client that
     /// has not bound the name yet.
     pub(super) last: HashMap<u32, (u32, Name, Spot)>,
-    /// Buckets whose end was put off lately, and since when they are noted.
-    pub(super) fresh: HashSet<(u32, u32, u32)>,
+    /// Lists whose end was put off lately, by space and slot, and since when they are noted.
+    pub(super) fresh: HashSet<(u32, u32)>,
     pub(super) fresh_since: Option<Instant>,
     /// When this client last made sure that the store is the one it knows.
     pub(super) looked: Option<Instant>,
@@ -113,8 +113,8 @@ impl Local {
         *self = Local { texts, secret: self.secret, lives: self.lives + 1, ..Local::default() };
     }
 
-    /// Whether the end of a key is to be put off, which is once in each `every`.
-    pub(super) fn put_off(&mut self, key: (u32, u32, u32), every: Duration) -> bool {
+    /// Whether the end of a slot's list is to be put off, which is once in each `every`.
+    pub(super) fn put_off(&mut self, key: (u32, u32), every: Duration) -> bool {
         if self.fresh_since.is_none_or(|since| since.elapsed() > every) {
             self.fresh.clear();
             self.fresh_since = Some(Instant::now());

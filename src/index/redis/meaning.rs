@@ -9,19 +9,16 @@ use super::link::Fault;
 use super::local::Member;
 use super::place::{Place, Spot};
 use super::read::present;
-use super::reply::{bytes, damaged, value};
+use super::reply::{bytes, damaged, list, value};
 use super::run::Run;
 use super::{Batch, RedisIndex, command, next};
 use crate::block::{Digest, Name, Shape};
 use crate::error::Error;
 
-/// Groups of the names of a vocabulary. All of a group lies in one slot of a cluster.
-pub(super) const GROUPS: u32 = 8;
-
-/// A name's group, and its bucket there.
-pub(super) fn bucket(name: Name, buckets: u32) -> (u32, u32) {
-    let mixed = (name.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
-    (mixed >> 29, mixed % buckets)
+/// The group that a name belongs to. All of a group lies in one slot of a cluster.
+pub(super) fn group(name: Name, groups: u32) -> u32 {
+    let mixed = name.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    (mixed * u64::from(groups) >> 32) as u32
 }
 
 /// Names as they lie in the store.
@@ -46,31 +43,36 @@ pub(super) type Runs = HashMap<(Tag, Key), Run>;
 type Reply = Result<Value, Fault>;
 
 impl RedisIndex {
-    pub(super) fn bucket_key(&self, vocabulary: u32, name: Name, buckets: u32) -> Vec<u8> {
-        let (group, bucket) = bucket(name, buckets);
-        self.keys.bucket(vocabulary, group, bucket)
-    }
-
     /// All places that each name means, in the order in which they were bound.
     pub(super) async fn places(
         &self,
         vocabulary: u32,
         names: &[Name],
     ) -> Result<Vec<Vec<Place>>, Error> {
-        let buckets = self.opened().await?.buckets;
-        let mut batch = Batch::reading();
-        let keys: Vec<Vec<u8>> =
-            names.iter().map(|&name| self.bucket_key(vocabulary, name, buckets)).collect();
-        for (key, &name) in keys.iter().zip(names) {
-            batch.push(key, command("HGET", &[key, &name_bytes(name)]));
+        let groups = self.opened().await?.groups;
+        let mut asked: Vec<Vec<usize>> = vec![Vec::new(); groups as usize];
+        for (at, &name) in names.iter().enumerate() {
+            asked[group(name, groups) as usize].push(at);
         }
-        let mut replies = self.send(batch).await?;
-        keys.iter()
-            .map(|key| {
-                let list = bytes(key, value(key, next(&mut replies))?)?;
-                Place::list(&list).ok_or_else(|| damaged(key, "list of places"))
-            })
-            .collect()
+        let (mut batch, mut keys) = (Batch::reading(), Vec::new());
+        for (group, of) in (0..).zip(asked).filter(|(_, of)| !of.is_empty()) {
+            let key = self.keys.meanings(vocabulary, group);
+            let mut ask = command("HMGET", &[&key]);
+            for &at in &of {
+                ask.arg(&name_bytes(names[at])[..]);
+            }
+            batch.push(&key, ask);
+            keys.push((key, of));
+        }
+        let (mut replies, mut places) = (self.send(batch).await?, vec![Vec::new(); names.len()]);
+        for (key, of) in keys {
+            let found = list(&key, value(&key, next(&mut replies))?)?;
+            for (at, one) in of.into_iter().zip(found) {
+                let found = Place::list(&bytes(&key, one)?);
+                places[at] = found.ok_or_else(|| damaged(&key, "list of places"))?;
+            }
+        }
+        Ok(places)
     }
 
     /// The runs of these places, as far as they are there.

@@ -35,6 +35,7 @@ mod unplaced;
 
 use std::fmt;
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -58,7 +59,7 @@ use crate::error::{Error, ErrorKind};
 /// # Defaults
 ///
 /// `namespace`: `default`. `secret`: made in the store. No `offer`; not `only_reads`. `ttl`: 24 hours. `unplaced_per_worker`: 65,536,
-/// as in memory. `buckets`: 2,048, so that two million names lie in compact hashes. No `owner`;
+/// as in memory. `groups`: 8 in a cluster, elsewhere 1. No `owner`;
 /// `owner_ttl`: 30 s; `lease`: 10 s.
 #[derive(Clone)]
 pub struct RedisOptions {
@@ -76,9 +77,10 @@ pub struct RedisOptions {
     pub ttl: Duration,
     /// How many unplaced blocks one worker may hold; further ones are refused and counted.
     pub unplaced_per_worker: usize,
-    /// Buckets in each of the 8 groups that the names of a vocabulary are divided into; counts when
-    /// the store is made, and is read from it afterwards.
-    pub buckets: u32,
+    /// How many groups the names of a vocabulary are divided into, 1 to 256. Each lies in one slot of a cluster, and a
+    /// batch is one script for each that it meets: more of them spread better, fewer cost less. Counts when the
+    /// store is made, and is read from it afterwards.
+    pub groups: Option<u32>,
     /// Who assigns and writes, unique among all processes. With an owner, the workers that it
     /// assigns count only while it calls [`RedisIndex::heartbeat`].
     pub owner: Option<String>,
@@ -97,7 +99,7 @@ impl Default for RedisOptions {
             only_reads: false,
             ttl: Duration::from_secs(24 * 3600),
             unplaced_per_worker: 65_536,
-            buckets: 2048,
+            groups: None,
             owner: None,
             owner_ttl: Duration::from_secs(30),
             lease: Duration::from_secs(10),
@@ -115,13 +117,16 @@ impl fmt::Debug for RedisOptions {
             .field("only_reads", &self.only_reads)
             .field("ttl", &self.ttl)
             .field("unplaced_per_worker", &self.unplaced_per_worker)
-            .field("buckets", &self.buckets)
+            .field("groups", &self.groups)
             .field("owner", &self.owner)
             .field("owner_ttl", &self.owner_ttl)
             .field("lease", &self.lease)
             .finish()
     }
 }
+
+/// How many groups the names of a vocabulary may be divided into.
+const GROUPS: RangeInclusive<u32> = 1..=256;
 
 /// An [`Index`] in a store that other processes use, too.
 ///
@@ -166,8 +171,8 @@ impl RedisIndex {
                 key::shown(namespace.as_bytes())
             )));
         }
-        if !(1..=1 << 16).contains(&options.buckets) {
-            return Err(Error::invalid(format!("{} buckets are not 1 to 65536", options.buckets)));
+        if let Some(groups) = options.groups.filter(|groups| !GROUPS.contains(groups)) {
+            return Err(Error::invalid(format!("{groups} groups are not 1 to 256")));
         }
         if options.ttl < Duration::from_secs(60) {
             return Err(Error::invalid(format!(

@@ -10,7 +10,7 @@ use super::chain::ChainKey;
 use super::local::{Kept, Member, Opened};
 use super::read::present;
 use super::reply::{self, bytes, damaged, fields, list, value};
-use super::{Batch, RedisIndex, Replies, command, next, script};
+use super::{Batch, GROUPS, RedisIndex, Replies, command, next, script};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::hash::content::DigestKey;
@@ -90,9 +90,9 @@ impl RedisIndex {
         if let Some(opened) = &self.local.lock().opened {
             return Ok(opened.clone());
         }
-        let (secret, birth, buckets) = self.secret().await?;
+        let (secret, birth, groups) = self.secret().await?;
         let chain = ChainKey::new(derived(&secret, b"kvscout chain key"));
-        let opened = Arc::new(Opened { chain, birth, buckets });
+        let opened = Arc::new(Opened { chain, birth, groups });
         let mut local = self.local.lock();
         if local.opened.as_ref().is_some_and(|old| old.birth != opened.birth) {
             local.reopen();
@@ -158,7 +158,7 @@ impl RedisIndex {
         Ok(same)
     }
 
-    /// The secret, the store's birth, and the number of buckets. Whoever comes first makes them.
+    /// The secret, the store's birth, and the number of groups. Whoever comes first makes them.
     async fn secret(&self) -> Result<([u8; 32], Vec<u8>, u32), Error> {
         let random = random::<40>()?;
         let (fresh, birth) = random.split_at(32);
@@ -168,14 +168,15 @@ impl RedisIndex {
         let given = self.options.secret;
         let key = self.keys.meta();
         let check = given.map(|secret| derived(&secret, b"kvscout secret check"));
-        let buckets = self.options.buckets.to_string();
+        let groups =
+            self.options.groups.unwrap_or(if self.link.is_cluster() { 8 } else { 1 }).to_string();
         let mut batch = Batch::new();
         let secret = match &check {
             Some(check) => (b"x", &check[..]),
             None => (b"s", fresh),
         };
         // One script, so that no client ever sees a store that is half made.
-        let args: [&[u8]; 5] = [VERSION, birth, buckets.as_bytes(), secret.0, secret.1];
+        let args: [&[u8]; 5] = [VERSION, birth, groups.as_bytes(), secret.0, secret.1];
         match self.options.only_reads {
             true => batch.push(&key, command("HGETALL", &[&key])),
             false => batch.script(&script::MAKE, &[&key], &args),
@@ -210,8 +211,8 @@ impl RedisIndex {
         };
         let birth = field(b"birth").filter(|b| b.len() == 8);
         let birth = birth.ok_or_else(|| damaged(&key, "birth"))?.to_vec();
-        let buckets = field(b"buckets").and_then(|b| std::str::from_utf8(b).ok()?.parse().ok());
-        let buckets = buckets.filter(|n| (1..=1 << 16).contains(n));
+        let groups = field(b"groups").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+        let groups = groups.filter(|n| GROUPS.contains(n));
         // In a statement of its own: who looks into what is locked keeps it locked.
         let before = self.local.lock().secret.get_or_insert(Kept(secret)).0;
         if before != secret {
@@ -220,7 +221,7 @@ impl RedisIndex {
                  start it again",
             ));
         }
-        Ok((secret, birth, buckets.ok_or_else(|| damaged(&key, "number of buckets"))?))
+        Ok((secret, birth, groups.ok_or_else(|| damaged(&key, "number of groups"))?))
     }
 
     /// The number of a text, given out on demand.
@@ -296,8 +297,7 @@ impl RedisIndex {
 
     /// Names of a vocabulary that no worker has are gone: when it is used again, it has another number.
     pub(super) async fn leave(&self, old: &Member) -> Result<(), Error> {
-        let table = self.load_table(old.space).await?;
-        if table.workers.values().any(|record| record.vocabulary == old.vocabulary) {
+        if self.is_spoken(old).await? {
             return Ok(());
         }
         let (space, id) = (old.space, old.home.vocabulary);
@@ -306,7 +306,26 @@ impl RedisIndex {
         let (key, number) = (self.keys.texts(), old.vocabulary.to_string());
         let mut batch = Batch::new();
         batch.script(&script::RELEASE, &[&key], &[text.as_bytes(), number.as_bytes()]);
-        value(&key, next(&mut self.send(batch).await?)).map(drop)
+        let released = reply::int(&key, value(&key, next(&mut self.send(batch).await?))?)? == 1;
+        // If somebody came meanwhile, the names stay.
+        if !released || self.is_spoken(old).await? {
+            return Ok(());
+        }
+        let keys: Vec<Vec<u8>> = (0..self.opened().await?.groups)
+            .map(|group| self.keys.meanings(old.vocabulary, group))
+            .collect();
+        let mut batch = Batch::new();
+        keys.iter().for_each(|key| batch.push(key, command("UNLINK", &[key])));
+        for (reply, key) in self.send(batch).await?.zip(&keys) {
+            value(key, reply)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a worker has the member's vocabulary.
+    async fn is_spoken(&self, member: &Member) -> Result<bool, Error> {
+        let table = self.load_table(member.space).await?;
+        Ok(table.workers.values().any(|record| record.vocabulary == member.vocabulary))
     }
 
     pub(super) async fn worker(&self, id: WorkerId) -> Result<u32, Error> {

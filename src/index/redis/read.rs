@@ -8,7 +8,7 @@ use redis::Value;
 use super::chain::{Key, Link, SEGMENT, first, shape_bytes};
 use super::link::Fault;
 use super::local::Table;
-use super::meaning::{GROUPS, Runs, bucket, name_bytes, spot};
+use super::meaning::{Runs, group, name_bytes, spot};
 use super::place::Place;
 use super::reply::{bytes, list, value};
 use super::run::Run;
@@ -256,7 +256,7 @@ impl RedisIndex {
         by_content: bool,
         gathering: &mut Gathering<'_>,
     ) -> Result<(), Error> {
-        let buckets = self.opened().await?.buckets;
+        let count = self.opened().await?.groups;
         let spoken: BTreeSet<u32> = table.workers.values().map(|r| r.vocabulary).collect();
         let mine: Vec<(VocabularyId, u32)> = {
             let local = self.local.lock();
@@ -267,9 +267,9 @@ impl RedisIndex {
         for (id, vocabulary) in mine {
             let names: Vec<(usize, Name)> =
                 range.clone().filter_map(|at| Some((at, blocks.name(id, at)?))).collect();
-            let mut groups: Vec<Vec<(usize, Name)>> = vec![Vec::new(); GROUPS as usize];
+            let mut groups: Vec<Vec<(usize, Name)>> = vec![Vec::new(); count as usize];
             for &(at, name) in &names {
-                groups[bucket(name, buckets).0 as usize].push((at, name));
+                groups[group(name, count) as usize].push((at, name));
             }
             let mut batch = Batch::reading();
             let mut keys = Vec::new();

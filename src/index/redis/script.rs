@@ -10,12 +10,21 @@ macro_rules! scripts {
     };
 }
 
-/// Copies of a stretch of blocks, made where they are not there. The usual cases come first, without
-/// what the scripts share: to define that takes as long as they do.
+// Of the two that come with nearly every batch the usual cases come first, without what the scripts
+// share: to define that takes as long as they do.
+
+/// Copies of a stretch of blocks, made where they are not there.
 pub(super) static STORE: Script = Script::new(concat!(
-    include_str!("lua/quick.lua"),
+    include_str!("lua/store_quick.lua"),
     include_str!("lua/common.lua"),
     include_str!("lua/store.lua")
+));
+
+/// Names get meanings.
+pub(super) static BIND: Script = Script::new(concat!(
+    include_str!("lua/bind_quick.lua"),
+    include_str!("lua/common.lua"),
+    include_str!("lua/bind.lua")
 ));
 
 /// More hangs below a block of another segment.
@@ -34,8 +43,6 @@ scripts! {
     KEEP = "lua/keep.lua";
     /// A turn is over.
     DONE = "lua/done.lua";
-    /// Names get meanings.
-    BIND = "lua/bind.lua";
     /// A name moves to another vocabulary.
     RENAME = "lua/rename.lua";
     /// All that a slot holds of a run goes.

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::local::Table;
-use super::meaning::GROUPS;
 use super::read::present;
 use super::reply::{bytes, damaged, int, list, value};
 use super::sweep::Leaving;
@@ -124,11 +123,11 @@ impl RedisIndex {
     /// [`Unavailable`](crate::ErrorKind::Unavailable) without a server.
     pub async fn refresh(&self, worker: WorkerId) -> Result<(), Error> {
         let member = self.member(worker)?;
-        let buckets = self.opened().await?.buckets;
+        let groups = self.opened().await?.groups;
         let mut keys =
             vec![self.keys.worker(member.worker), self.keys.share(member.space, member.worker)];
-        for group in 0..GROUPS {
-            keys.extend((0..buckets).map(|b| self.keys.bucket(member.vocabulary, group, b)));
+        for group in 0..groups {
+            keys.push(self.keys.meanings(member.vocabulary, group));
             keys.push(self.keys.unplaced(member.vocabulary, group));
             keys.push(self.keys.waiting(member.vocabulary, group));
         }

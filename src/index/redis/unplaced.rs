@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::chain::shape_bytes;
 use super::lay::Stretch;
 use super::local::Member;
-use super::meaning::{Fit, bucket, name_bytes};
+use super::meaning::{Fit, group, name_bytes};
 use super::reply::{bytes, damaged, int, list, value};
 use super::store::{Stamp, Stamps};
 use super::{Batch, RedisIndex, command, next, script};
@@ -81,8 +81,7 @@ struct Act<'a> {
 impl RedisIndex {
     /// Whether the worker holds an unplaced block of this name.
     pub(super) async fn waits(&self, member: &Member, name: Name) -> Result<bool, Error> {
-        let (group, _) = bucket(name, self.opened().await?.buckets);
-        let key = self.keys.unplaced(member.vocabulary, group);
+        let key = self.unplaced_key(member.vocabulary, name, self.opened().await?.groups);
         let found = self.ask(&key, command("HGET", &[&key, &name_bytes(name)])).await?;
         let found = bytes(&key, found)?;
         if found.is_empty() {
@@ -105,7 +104,7 @@ impl RedisIndex {
         means: usize,
     ) -> Result<bool, Error> {
         let opened = self.opened().await?;
-        let key = self.unplaced_key(member.vocabulary, name, opened.buckets);
+        let key = self.unplaced_key(member.vocabulary, name, opened.groups);
         let share = self.keys.share(member.space, member.worker);
         let one = slot_bytes(member.vocabulary, name, slot);
         let mut batch = Batch::reading();
@@ -130,7 +129,7 @@ impl RedisIndex {
     /// Adds copies to an unplaced block; whether it can be placed by now.
     async fn add_waiter(&self, member: &Member, name: Name, act: Act<'_>) -> Result<bool, Error> {
         let slot = act.slot;
-        let buckets = self.opened().await?.buckets;
+        let groups = self.opened().await?.groups;
         let changed = self.change(member.vocabulary, name, act).await?;
         let share = self.keys.share(member.space, member.worker);
         let held = self.keys.held(member.space, slot);
@@ -147,7 +146,7 @@ impl RedisIndex {
         let entries = i64::from(!changed.hit);
         self.local.lock().changed(member.space, 0, entries);
         self.run_all(steps).await?;
-        let key = self.unplaced_key(member.vocabulary, name, buckets);
+        let key = self.unplaced_key(member.vocabulary, name, groups);
         let before = match changed.before.is_empty() {
             true => None,
             false => Waiter::read(&key, &changed.before)?.hook,
@@ -183,22 +182,23 @@ impl RedisIndex {
         parent: Name,
         what: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        let buckets = self.opened().await?.buckets;
-        let key = self.bucket_key(vocabulary, parent, buckets);
-        let waiting = self.keys.waiting(vocabulary, bucket(parent, buckets).0);
+        let groups = self.opened().await?.groups;
+        let of = group(parent, groups);
+        let (key, waiting) =
+            (self.keys.meanings(vocabulary, of), self.keys.waiting(vocabulary, of));
         let args: [&[u8]; 4] = [what, &name_bytes(parent), &name_bytes(name), &self.ttl()];
         let mut batch = Batch::new();
         batch.script(&script::WAIT, &[&key, &waiting], &args);
         bytes(&key, value(&key, next(&mut self.send(batch).await?))?)
     }
 
-    pub(super) fn unplaced_key(&self, vocabulary: u32, name: Name, buckets: u32) -> Vec<u8> {
-        self.keys.unplaced(vocabulary, bucket(name, buckets).0)
+    pub(super) fn unplaced_key(&self, vocabulary: u32, name: Name, groups: u32) -> Vec<u8> {
+        self.keys.unplaced(vocabulary, group(name, groups))
     }
 
     async fn change(&self, vocabulary: u32, name: Name, act: Act<'_>) -> Result<Changed, Error> {
-        let buckets = self.opened().await?.buckets;
-        let key = self.unplaced_key(vocabulary, name, buckets);
+        let groups = self.opened().await?.groups;
+        let key = self.unplaced_key(vocabulary, name, groups);
         let hook = act.hook.map(|hook| hook_bytes(&hook).to_vec()).unwrap_or_default();
         let copies = act.copies.to_string();
         let args: [&[u8]; 7] = [
@@ -252,7 +252,7 @@ impl RedisIndex {
         if !changed.hit {
             return Ok(false);
         }
-        let key = self.unplaced_key(member.vocabulary, name, self.opened().await?.buckets);
+        let key = self.unplaced_key(member.vocabulary, name, self.opened().await?.groups);
         let before = Waiter::read(&key, &changed.before)?;
         let after = match changed.after.is_empty() {
             true => Waiter::default(),
@@ -296,7 +296,7 @@ impl RedisIndex {
     async fn settle_one(&self, member: &Member, name: Name) -> Result<Vec<Name>, Error> {
         let opened = self.opened().await?;
         let vocabulary = member.vocabulary;
-        let key = self.unplaced_key(vocabulary, name, opened.buckets);
+        let key = self.unplaced_key(vocabulary, name, opened.groups);
         let found = self.ask(&key, command("HGET", &[&key, &name_bytes(name)])).await?;
         let found = bytes(&key, found)?;
         if found.is_empty() {

@@ -318,6 +318,10 @@ impl Link {
         }
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.servers, Servers::Cluster(_))
+    }
+
     /// What happened so far.
     pub(super) fn counters(&self) -> StoreCounters {
         let mut counters = self.counting.read();

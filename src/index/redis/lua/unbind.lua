@@ -1,10 +1,9 @@
--- Names of one group do not mean these places any more.
+-- Names of one group do not mean these places any more. KEYS[1]: what the group's names mean.
 return guarded(function()
-  local base = ARGV[1]
-  for at = 2, #ARGV, 3 do
-    local key, name, where = base .. ARGV[at], ARGV[at + 1], ARGV[at + 2]
-    local list = call('HGET', key, name)
-    if list == where then call('HDEL', key, name)
+  for at = 1, #ARGV, 2 do
+    local name, where = ARGV[at], ARGV[at + 1]
+    local list = call('HGET', KEYS[1], name)
+    if list == where then call('HDEL', KEYS[1], name)
     elseif list then
       local kept, next = {}, 1
       while next <= #list do
@@ -13,7 +12,7 @@ return guarded(function()
         if one ~= where then kept[#kept + 1] = one end
         next = next + length
       end
-      if #kept == 0 then call('HDEL', key, name) else call('HSET', key, name, table.concat(kept)) end
+      if #kept == 0 then call('HDEL', KEYS[1], name) else call('HSET', KEYS[1], name, table.concat(kept)) end
     end
   end
   return 0

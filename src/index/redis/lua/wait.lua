@@ -1,5 +1,5 @@
 -- A name waits ('add') or does not wait any more ('end') for what its parent's name will mean.
--- Answers what that means already. KEYS: the parent's bucket, and who waits.
+-- Answers what that means already. KEYS: what names mean, and who waits.
 return guarded(function()
   local what, parent, child, ttl = unpack(ARGV)
   local list, kept, known = call('HGET', KEYS[2], parent) or '', {}, false
