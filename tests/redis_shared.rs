@@ -5,9 +5,9 @@ mod redis_support;
 mod store_support;
 
 use kvscout::ErrorKind;
-use kvscout::block::{Group, Name, SpaceId, Tier, WorkerId};
+use kvscout::block::{Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
 use kvscout::index::redis::{Once, RedisIndex, RedisOptions, Turn};
-use kvscout::index::{Applied, Change, Index as _, Matches, Parent, Query};
+use kvscout::index::{Applied, Change, Home, Index as _, Matches, Parent, Query};
 use redis_support::{Server, eventually};
 use store_support::*;
 
@@ -98,6 +98,27 @@ fn what_is_removed_or_forgotten_leaves_no_key_behind() {
         .map(|key| key.trim_start_matches("kvscout:1:default:").chars().take(1).collect())
         .collect();
     assert_eq!(left, ["i", "m", "s", "t"]);
+}
+
+#[test]
+fn names_that_outlived_their_blocks_go_with_the_last_worker_of_their_vocabulary() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let index = client(&server, options());
+    assign(&server, &index, A);
+    assign(&server, &index, B);
+    store(&server, &index, A, 0..10);
+    let names = keys(&server, "*:v:*");
+    assert_eq!(names.len(), 1, "{names:?}");
+    let kept: Vec<u8> = redis::cmd("DUMP").arg(&names[0]).query(&mut raw).unwrap();
+    server.block_on(index.apply(A, &[Change::Clear { tier: None }])).unwrap();
+    server.block_on(index.stats()).unwrap();
+    let _: () = redis::cmd("RESTORE").arg(&names[0]).arg(0).arg(kept).query(&mut raw).unwrap();
+    let other = Home { vocabulary: VocabularyId(2), ..HOME };
+    server.block_on(index.assign(A, other)).unwrap();
+    assert_eq!(keys(&server, "*:v:*"), names, "B has that vocabulary");
+    server.block_on(index.assign(B, other)).unwrap();
+    assert_eq!(keys(&server, "*:v:*"), [""; 0]);
 }
 
 #[test]
