@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvscout::ErrorKind;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -142,10 +141,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let service = {
         // Connections to a store live in it.
         let _entered = runtime.enter();
-        Service::start(&config).map_err(|error| match error.kind() {
-            ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
-            _ => Failure::Failed(error.to_string()),
-        })?
+        Service::start(&config)?
     };
     let outcome = daemon(&runtime, config, service, doors);
     // A question on a blocking thread ends by itself within milliseconds; nothing waits for it.

@@ -53,6 +53,7 @@ use self::receipts::Receipts;
 pub(crate) use self::receipts::{BOUNDS, ReceiptOptions, Record, histogram};
 use self::returning::Attached;
 use self::texts::Texts;
+use crate::Failure;
 use crate::config::{Config, Dialects, OnGap};
 use crate::dial::Dial;
 use crate::follow::{Follower, Replayer};
@@ -239,7 +240,7 @@ impl Service {
     ///
     /// An option of the configuration is out of range, a tokenizer cannot be read, the state directory cannot be used, or the
     /// system gives no thread, descriptor or randomness.
-    pub(crate) fn start(config: &Config) -> Result<Service, Error> {
+    pub(crate) fn start(config: &Config) -> Result<Service, Failure> {
         let mut options = Options {
             seeds: config.seeds.clone(),
             weights: config.weights,

@@ -42,6 +42,7 @@ pub(crate) use self::setting::{Key, duration};
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
 pub(crate) use self::store::Store;
+use crate::Failure;
 use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
@@ -393,6 +394,12 @@ pub(crate) struct ConfigError(String);
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::Usage(error.0)
     }
 }
 

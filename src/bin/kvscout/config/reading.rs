@@ -38,8 +38,7 @@ impl Config {
         // What is no UTF-8 cannot be a valid value either and shows as what it is.
         let environment =
             |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        Config::from_sources(file.as_deref(), &environment, flags)
-            .map_err(|error| Failure::Usage(error.to_string()))
+        Ok(Config::from_sources(file.as_deref(), &environment, flags)?)
     }
 
     /// The effective configuration: defaults, then `file`, then the environment, then `flags`.

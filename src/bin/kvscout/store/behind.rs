@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvscout::Error;
 use kvscout::hash::content::DigestKey;
 use kvscout::index::redis::RedisIndex;
-use kvscout::ingest::snapshot::{Snapshot, StateDirectory, parse_secret};
+use kvscout::ingest::snapshot::{Snapshot, StateDirectory};
 use kvscout::scout::Mirror;
 use kvscout::scout::shared::{Labelling, Outbox, Writer, WriterOptions, WriterReport, WriterWatch};
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::Failure;
 use crate::config::Config;
 use crate::service::Service;
 
@@ -75,15 +76,6 @@ pub(crate) struct BehindReport {
     pub(crate) is_foreign: bool,
 }
 
-/// The secret in a file.
-pub(super) fn secret_of(path: &str) -> Result<[u8; 32], Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::unavailable(format!("store.secret_file {path}: {e}")))?;
-    parse_secret(&text).ok_or_else(|| {
-        Error::unavailable(format!("store.secret_file {path}: expected 64 hex digits"))
-    })
-}
-
 /// A name that no other process has.
 fn owner() -> Result<String, Error> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -105,7 +97,7 @@ impl Behind {
     pub(crate) fn open(
         config: &Config,
         state: Option<&StateDirectory>,
-    ) -> Result<Option<Behind>, Error> {
+    ) -> Result<Option<Behind>, Failure> {
         let known = state.map(StateDirectory::secret).transpose()?.flatten();
         let mut offer = match known {
             Some(known) => known,

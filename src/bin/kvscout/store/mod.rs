@@ -6,13 +6,13 @@ mod instead;
 
 use std::sync::Arc;
 
-use kvscout::Error;
-use kvscout::index::redis::{RedisIndex, StoreCounters, WarningKind};
+use kvscout::index::redis::{RedisIndex, RedisOptions, StoreCounters, WarningKind};
 use tracing::warn;
 
 pub(crate) use self::behind::{Behind, BehindReport, start};
 pub(crate) use self::counts::encode;
 pub(crate) use self::instead::Instead;
+use crate::Failure;
 use crate::config::Config;
 
 /// What the store is to this daemon.
@@ -56,15 +56,13 @@ impl Shared {
 /// Opens the configured store, which need not be there.
 fn open(
     config: &Config,
-    of: impl FnOnce(&mut kvscout::index::redis::RedisOptions),
-) -> Result<Option<RedisIndex>, Error> {
+    of: impl FnOnce(&mut RedisOptions),
+) -> Result<Option<RedisIndex>, Failure> {
     let Some(address) = config.store.place() else { return Ok(None) };
     let mut options = config.store.options();
-    if let Some(path) = &config.store.secret_file {
-        options.secret = Some(behind::secret_of(path)?);
-    }
+    options.secret = config.store.secret()?;
     of(&mut options);
-    RedisIndex::open(address, config.store.link(), options).map(Some)
+    Ok(Some(RedisIndex::open(address, config.store.link(), options)?))
 }
 
 /// Says what about the store will bite later. Who only reads needs no permission to change anything.
