@@ -1,9 +1,8 @@
 //! The daemon's configuration: file, then environment, then flags, parsed once into types.
 //!
-//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`discover::KEYS`], [`adapter::KEYS`], [`caller::KEYS`],
-//! [`model::KEYS`]); reading the three
-//! sources, `--print-config`, the nearest known key of a misspelt one and the test of
-//! `docs/configuration.md` all follow from it.
+//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`discover::KEYS`], [`adapter::KEYS`],
+//! [`caller::KEYS`], [`model::KEYS`]); reading the three sources, `--print-config`, the nearest known key of a
+//! misspelt one and the test of `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
 pub(crate) mod caller;
