@@ -14,7 +14,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{TRUSTS, gauge, trust_at};
+use super::series::gauge;
+use super::totals::{TRUSTS, trust_at};
 use crate::service::WorkerView;
 
 /// The pod of the series of all pods that have none of their own. One that is called so has none.
