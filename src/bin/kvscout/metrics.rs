@@ -21,8 +21,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use self::pods::Pods;
 use self::process::Process;
-use self::readings::{Applied, Snapshot};
-pub(crate) use self::series::{counters, gauge, gauges};
+use self::readings::{Applied, Readings};
+pub(crate) use self::series::{Kind, numbers, numbers_by, seconds};
 pub(crate) use self::totals::Totals;
 use crate::service::{BOUNDS, Service};
 
@@ -199,7 +199,7 @@ impl Exposition {
         let mut process = Registry::with_prefix("process");
         service.metrics().register(&mut own);
         let applied = service.metrics().register_as_peer(&mut peer);
-        own.register_collector(Box::new(Snapshot { service, applied }));
+        own.register_collector(Box::new(Readings { service, applied }));
         process.register_collector(Box::new(Process::new()));
         Exposition { registries: [own, process, peer] }
     }

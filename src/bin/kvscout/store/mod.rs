@@ -5,6 +5,7 @@ mod counts;
 mod instead;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvscout::index::redis::{RedisIndex, RedisOptions, StoreCounters, WarningKind};
 use tracing::warn;
@@ -31,8 +32,8 @@ pub(crate) struct SharedReport {
     pub(crate) link: StoreCounters,
     /// What is kept there, if this daemon does that.
     pub(crate) behind: Option<BehindReport>,
-    /// How long ago a reader asked who there is, in seconds.
-    pub(crate) workers_age: Option<f64>,
+    /// How long ago a reader asked who there is.
+    pub(crate) workers_age: Option<Duration>,
 }
 
 impl Shared {
@@ -47,7 +48,7 @@ impl Shared {
             Shared::Instead(instead) => SharedReport {
                 link: instead.index().counters(),
                 behind: None,
-                workers_age: instead.age().map(|age| age.as_secs_f64()),
+                workers_age: instead.age(),
             },
         }
     }
