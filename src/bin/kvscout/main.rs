@@ -2,6 +2,7 @@
 
 mod admission;
 mod auth;
+mod client;
 mod config;
 mod demo;
 mod dial;
