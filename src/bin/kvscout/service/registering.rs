@@ -6,12 +6,40 @@ use std::time::Instant;
 
 use kvscout::Error;
 use kvscout::block::WorkerId;
-use kvscout::ingest::zmq::{Mode, Source};
+use kvscout::ingest::zmq::{Endpoint, Mode, Source};
 use kvscout::scout::{self, Registration};
 use tracing::info;
 
-use super::{Enrolment, Refusal, Service};
+use super::{Labels, Refusal, Service};
 use crate::intake::{Feed, Heard, Route};
+
+/// A worker to be registered, with its own source.
+#[derive(Debug)]
+pub(crate) struct Enrolment {
+    /// Who it is.
+    pub(crate) registration: Registration,
+    /// Where its batches come from.
+    pub(crate) endpoint: Endpoint,
+    /// Who dials.
+    pub(crate) mode: Mode,
+    /// Where its past batches are asked for.
+    pub(crate) replay: Option<Endpoint>,
+    /// Who wants it.
+    pub(crate) origin: Origin,
+    /// What routers tell it apart by; the ones that it has if none are given.
+    pub(crate) labels: Option<Labels>,
+}
+
+/// Who had a worker registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The configuration, for as long as it does.
+    Configured,
+    /// A request, until another one takes it back.
+    Requested,
+    /// The so-manieth name of the configuration, for as long as its address is there.
+    Discovered(usize),
+}
 
 impl Service {
     /// Registers a worker and begins to receive its batches. Doing so again changes nothing.

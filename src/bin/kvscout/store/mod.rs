@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvscout::index::redis::{RedisIndex, RedisOptions, StoreCounters, WarningKind};
+use kvscout::ingest::snapshot::StateDirectory;
 use tracing::warn;
 
 pub(crate) use self::behind::{Behind, BehindReport, start};
@@ -37,6 +38,38 @@ pub(crate) struct SharedReport {
 }
 
 impl Shared {
+    /// The configured store, if there is one; what it keeps is under the secret of the state directory, where that
+    /// knows one. Inside a runtime's context, outside of its tasks.
+    ///
+    /// # Errors
+    ///
+    /// An option or a file is wrong.
+    pub(crate) fn open(
+        config: &Config,
+        state: Option<&StateDirectory>,
+    ) -> Result<Option<Shared>, Failure> {
+        match config.store.is_reader() {
+            true => Ok(Instead::open(config)?.map(|instead| Shared::Instead(Arc::new(instead)))),
+            false => Ok(Behind::open(config, state)?.map(Shared::Behind)),
+        }
+    }
+
+    /// The store behind memory, if that is what it is.
+    pub(crate) fn behind(&self) -> Option<&Behind> {
+        match self {
+            Shared::Behind(behind) => Some(behind),
+            Shared::Instead(_) => None,
+        }
+    }
+
+    /// The store in memory's place, if that is what it is.
+    pub(crate) fn instead(&self) -> Option<&Arc<Instead>> {
+        match self {
+            Shared::Instead(instead) => Some(instead),
+            Shared::Behind(_) => None,
+        }
+    }
+
     /// What there is to count.
     pub(crate) fn report(&self) -> SharedReport {
         match self {
