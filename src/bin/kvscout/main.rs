@@ -8,6 +8,7 @@ mod demo;
 mod dial;
 mod discover;
 mod doctor;
+mod ending;
 mod fields;
 mod follow;
 mod grpc;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 
 use crate::admission::Admission;
 use crate::auth::Access;
 use crate::config::Config;
+use crate::ending::{End, Ending, ending};
 use crate::http::{App, router};
 use crate::listen::{Listener, Protocol, Tls};
 use crate::service::Service;
@@ -35,7 +35,7 @@ pub(super) async fn daemon(config: Config, service: Service, doors: Doors) -> io
     let signals = Signals::expect()?;
     listeners.announce()?;
     let service = Arc::new(service);
-    let (end, ending) = watch::channel(false);
+    let (end, ending) = ending();
     pulse::start(&service, &config)?;
     // Whichever way this function is left, they end with it.
     let mut tasks = JoinSet::new();
@@ -110,13 +110,13 @@ impl Listeners {
         Ok(())
     }
 
-    /// Serves whoever comes, until `ending` says so.
+    /// Serves whoever comes, until the end begins.
     async fn serve(
         self,
         service: &Arc<Service>,
         doors: &Doors,
         config: &Config,
-        ending: watch::Receiver<bool>,
+        ending: Ending,
     ) -> io::Result<()> {
         let (service, access) = (Arc::clone(service), Arc::clone(&doors.access));
         let admission = Arc::new(Admission::new(&config.limits));
@@ -150,20 +150,14 @@ impl Signals {
     }
 
     /// Waits for one, and says so.
-    async fn end(mut self, end: watch::Sender<bool>) {
+    async fn end(mut self, end: End) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
         info!("ending");
-        // Fails when nobody serves any more.
-        let _ = end.send(true);
+        end.begin();
     }
-}
-
-async fn ended(mut ending: watch::Receiver<bool>) {
-    // Fails when whoever says so is gone, which is an end, too.
-    let _ = ending.wait_for(|ends| *ends).await;
 }
 
 /// Waits until the servers have ended: when told to they let requests in flight end, for which they have `drain` at
@@ -171,10 +165,10 @@ async fn ended(mut ending: watch::Receiver<bool>) {
 async fn until_ended(
     servers: impl Future<Output = io::Result<()>>,
     drain: Duration,
-    ending: watch::Receiver<bool>,
+    ending: Ending,
 ) -> io::Result<()> {
     let deadline = async {
-        ended(ending).await;
+        ending.begins().await;
         tokio::time::sleep(drain).await;
     };
     tokio::select! {

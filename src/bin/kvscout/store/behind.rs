@@ -13,12 +13,12 @@ use kvscout::scout::Mirror;
 use kvscout::scout::shared::{Labelling, Outbox, Writer, WriterOptions, WriterReport, WriterWatch};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::Failure;
 use crate::config::Config;
+use crate::ending::Ending;
 use crate::service::Service;
 
 /// How often a store that is not there, or whose secret is another one, is asked again.
@@ -277,17 +277,12 @@ async fn asked(index: &RedisIndex) -> [u8; 32] {
 }
 
 /// Keeps the store up until the daemon ends, and a little longer.
-pub(crate) fn start(service: &Arc<Service>, mut ending: watch::Receiver<bool>) -> JoinHandle<()> {
+pub(crate) fn start(service: &Arc<Service>, ending: Ending) -> JoinHandle<()> {
     let service = Arc::clone(service);
     tokio::spawn(async move {
         let Some(behind) = service.behind() else { return };
-        let ended = async {
-            // Fails when whoever says so is gone, which is an end, too.
-            let _ = ending.wait_for(|ends| *ends).await;
-        };
-        let mut ended = std::pin::pin!(ended);
         tokio::select! {
-            () = &mut ended => return,
+            () = ending.begins() => return,
             () = behind.joined() => {}
         }
         info!("the store is there");
@@ -303,7 +298,7 @@ pub(crate) fn start(service: &Arc<Service>, mut ending: watch::Receiver<bool>) -
         let watch = writer.watch();
         // It is set here only.
         let _ = behind.watch.set(watch.clone());
-        let running = writer.run(ended);
+        let running = writer.run(ending.begins());
         tokio::select! {
             () = running => {}
             () = tell(watch) => {}
