@@ -413,7 +413,9 @@ fn a_snapshot_is_given_to_others_only_where_that_is_configured() {
     assert_eq!(refused["reason"], "not_shared");
     let other = Directory::new("asking");
     let from = format!("[state]\nfrom = \"http://{}\"", daemon.address());
-    let asking = Daemon::start(&["--state", other.text()], &from, &[]);
+    // A proxy of the environment, where nobody listens, is not asked.
+    let proxy = [("HTTP_PROXY", "http://127.0.0.1:9"), ("NO_PROXY", "")];
+    let asking = Daemon::start(&["--state", other.text()], &from, &proxy);
     let log = asking.terminate();
     assert!(log.contains("403") && log.contains("state.share"), "{log}");
     let nobody = "[state]\nfrom = \"http://127.0.0.1:9\"";

@@ -410,3 +410,24 @@ fn a_password_is_in_no_log_and_no_answer_and_one_in_the_address_is_refused() {
         assert!(said.contains("password_file") && !said.contains("geheim"), "{said}");
     }
 }
+
+#[test]
+fn a_secret_file_that_has_no_secret_is_wrong_usage_that_names_the_file_and_not_what_is_in_it() {
+    let wrong = daemon_support::config_file("c0ffee4711, which is no secret\n");
+    let none = Path::new("/nowhere/secret");
+    for mode in ["memory", "redis"] {
+        for (path, expected) in [(wrong.as_path(), "64 hex digits"), (none, "No such file")] {
+            let file = format!("[store]\nmode = {mode:?}\nsecret_file = {path:?}\n");
+            let config = daemon_support::config_file(&file);
+            let mut serve = daemon_support::kvscout();
+            serve.args(["serve", "--store", "redis://127.0.0.1:9", "--config"]).arg(config);
+            let ended = serve.args(["--log-level", "off"]).output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!(ended.status.code(), Some(2), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+            let named = format!("store.secret_file {}: ", path.display());
+            assert!(said.contains(&named) && said.contains(expected), "{said}");
+            assert!(!said.contains("c0ffee"), "{said}");
+        }
+    }
+}

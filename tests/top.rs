@@ -145,6 +145,20 @@ fn without_a_terminal_or_a_daemon_it_ends_and_says_what_would_be_right() {
     assert!(text(output.stderr).contains("500ms, 5s or 2m"));
 }
 
+#[test]
+fn who_is_asked_is_asked_at_its_own_address_whatever_proxy_the_environment_names() {
+    let (daemon, _socket) = site(&[]);
+    // Nobody listens there.
+    let proxy = "http://127.0.0.1:9";
+    let url = format!("http://{}", daemon.address());
+    for variable in ["HTTP_PROXY", "http_proxy", "ALL_PROXY"] {
+        let mut command = kvscout();
+        command.args(["top", "--once", "--url", &url, "--every", "200ms"]).env(variable, proxy);
+        let output = command.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap();
+        assert!(output.status.success(), "{variable}: {}", text(output.stderr));
+    }
+}
+
 /// A program that tests need and that not every machine has.
 fn needed(found: Option<Command>, what: &str) -> Option<Command> {
     let required = std::env::var_os("KVSCOUT_TEST_CLIENTS").is_some();

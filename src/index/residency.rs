@@ -102,26 +102,41 @@ impl<'a> Residencies<'a> {
             names: HashMap::new(),
             unplaced: Vec::new(),
         };
+        all.read_workers(from)?;
+        all.read_runs(from)?;
+        all.read_copies(from)?;
+        all.read_names(from)?;
+        all.read_unplaced(from)?;
+        Ok(all)
+    }
+
+    /// Vocabularies, workers and lanes.
+    fn read_workers(&mut self, from: &mut Reader<'a>) -> Result<(), Error> {
         for _ in 0..from.count(8)? {
             let (space, vocabulary) = (SpaceId(from.u32()?), VocabularyId(from.u32()?));
-            all.vocabularies.push(Home { space, vocabulary });
+            self.vocabularies.push(Home { space, vocabulary });
         }
         for _ in 0..from.count(8)? {
             let (worker, vocabulary) = (WorkerId(from.u32()?), from.u32()?);
-            if vocabulary as usize >= all.vocabularies.len() {
+            if vocabulary as usize >= self.vocabularies.len() {
                 return Err(from.wrong(format_args!("there is no vocabulary {vocabulary}")));
             }
-            all.workers.push((worker, vocabulary));
+            self.workers.push((worker, vocabulary));
         }
-        all.held.resize_with(all.workers.len(), Vec::new);
-        all.copies.resize_with(all.workers.len(), Vec::new);
+        self.held.resize_with(self.workers.len(), Vec::new);
+        self.copies.resize_with(self.workers.len(), Vec::new);
         for _ in 0..from.count(9)? {
             let (worker, group) = (from.u32()?, Group(from.u32()?));
-            if worker as usize >= all.workers.len() {
+            if worker as usize >= self.workers.len() {
                 return Err(from.wrong("a lane is nobody's"));
             }
-            all.lanes.push(Lane { worker, group, tier: tier_of(from.u8()?) });
+            self.lanes.push(Lane { worker, group, tier: tier_of(from.u8()?) });
         }
+        Ok(())
+    }
+
+    /// The trees, and who holds which stretches of their runs.
+    fn read_runs(&mut self, from: &mut Reader<'a>) -> Result<(), Error> {
         for _ in 0..from.count(16)? {
             // The space is that of whoever holds something.
             from.take(4)?;
@@ -129,24 +144,38 @@ impl<'a> Residencies<'a> {
             let size = size.ok_or_else(|| from.wrong("blocks of a tree have no tokens"))?;
             let shape = Shape { size, lookahead: from.u32()? };
             for _ in 0..from.count(24)? {
-                all.read_run(from, shape)?;
+                self.read_run(from, shape)?;
             }
         }
-        all.held.iter_mut().for_each(|held| held.sort_unstable());
+        self.held.iter_mut().for_each(|held| held.sort_unstable());
+        Ok(())
+    }
+
+    /// Copies above one.
+    fn read_copies(&mut self, from: &mut Reader<'a>) -> Result<(), Error> {
         for _ in 0..from.count(16)? {
             let place = (from.u32()?.wrapping_sub(1), from.u32()?);
             let (lane, more) = (from.u32()?, from.u32()?);
-            let worker = all.lane(from, lane)?.worker;
-            all.copies[worker as usize].push((place, lane, more));
+            let worker = self.lane(from, lane)?.worker;
+            self.copies[worker as usize].push((place, lane, more));
         }
+        Ok(())
+    }
+
+    /// Names beside the columns.
+    fn read_names(&mut self, from: &mut Reader<'a>) -> Result<(), Error> {
         for _ in 0..from.count(16)? {
             let (vocabulary, name) = (from.u32()?, Name(from.u64()?));
             let n = from.count(8)?;
             for _ in 0..n {
                 let place = (from.u32()?.wrapping_sub(1), from.u32()?);
-                all.names.entry((vocabulary, place)).or_default().push((name, n == 1));
+                self.names.entry((vocabulary, place)).or_default().push((name, n == 1));
             }
         }
+        Ok(())
+    }
+
+    fn read_unplaced(&mut self, from: &mut Reader<'a>) -> Result<(), Error> {
         for _ in 0..from.count(17)? {
             let (vocabulary, name) = (from.u32()?, Name(from.u64()?));
             let link = match from.u8()? {
@@ -161,12 +190,12 @@ impl<'a> Residencies<'a> {
             let mut holders = Vec::new();
             for _ in 0..from.count(8)? {
                 let (lane, copies) = (from.u32()?, from.u32()?);
-                all.lane(from, lane)?;
+                self.lane(from, lane)?;
                 holders.push((lane, copies));
             }
-            all.unplaced.push(Unplaced { vocabulary, name, link, holders });
+            self.unplaced.push(Unplaced { vocabulary, name, link, holders });
         }
-        Ok(all)
+        Ok(())
     }
 
     fn lane(&self, from: &Reader<'_>, lane: u32) -> Result<Lane, Error> {

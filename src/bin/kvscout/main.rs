@@ -2,11 +2,13 @@
 
 mod admission;
 mod auth;
+mod client;
 mod config;
 mod demo;
 mod dial;
 mod discover;
 mod doctor;
+mod ending;
 mod fields;
 mod follow;
 mod grpc;
@@ -31,6 +33,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use kvscout::ErrorKind;
 
 /// KV-cache block index for LLM routers: which engine already holds how much of a prompt?
 #[derive(Debug, Parser)]
@@ -73,6 +76,15 @@ enum Failure {
     Failed(String),
     /// It found a problem and has said so: status 1.
     Found,
+}
+
+impl From<kvscout::Error> for Failure {
+    fn from(error: kvscout::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
+            _ => Failure::Failed(error.to_string()),
+        }
+    }
 }
 
 fn main() -> ExitCode {

@@ -11,16 +11,11 @@ use std::time::{Duration, Instant};
 use kvscout::block::WorkerId;
 use tracing::{debug, info, warn};
 
+use crate::client::{self, Client};
 use crate::config::Config;
 use crate::config::source::SourceEntry;
 use crate::doctor::label;
 use crate::service::Service;
-
-/// How long an engine may take to answer; others wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// More than the metrics of a busy engine take.
-const MAX_ANSWER: u64 = 16 << 20;
 
 /// Prompt tokens that no engine computes without filling a block; a few short prompts, such as those
 /// that ask whether it is alive, may.
@@ -38,11 +33,7 @@ pub(crate) fn start(service: &Arc<Service>, config: &Config) -> std::io::Result<
 }
 
 fn watch(service: &Weak<Service>, config: &Config) {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(PATIENCE))
-        .max_redirects(0)
-        .build()
-        .into();
+    let client = Client::new(client::METRICS);
     let mut pulses: HashMap<WorkerId, Pulse> = HashMap::new();
     loop {
         let Some(discovered) = service.upgrade().map(|service| service.discovered_sources(config))
@@ -53,7 +44,7 @@ fn watch(service: &Weak<Service>, config: &Config) {
             let SourceEntry { name: pod, tenant, ranks, metrics: Some(url), .. } = source else {
                 continue;
             };
-            let text = match get(&agent, url) {
+            let text = match metrics(&client, url) {
                 Ok(text) => text,
                 Err(error) => {
                     debug!(pod, %error, "no metrics");
@@ -88,8 +79,13 @@ fn watch(service: &Weak<Service>, config: &Config) {
     }
 }
 
-fn get(agent: &ureq::Agent, url: &str) -> Result<String, ureq::Error> {
-    agent.get(url).call()?.body_mut().with_config().limit(MAX_ANSWER).read_to_string()
+fn metrics(client: &Client, url: &str) -> Result<String, String> {
+    let answer = client.get(url, None).map_err(|error| error.to_string())?;
+    let status = answer.status();
+    match status.is_success() {
+        true => answer.text().map_err(|error| error.to_string()),
+        false => Err(format!("status {}", status.as_u16())),
+    }
 }
 
 /// What the metrics say of a rank; `None` where the engine exports no such series.

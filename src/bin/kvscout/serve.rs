@@ -1,34 +1,20 @@
-//! `kvscout serve`: from the command line to a daemon that ends when it is told to.
+//! `kvscout serve`: from the command line to a daemon.
 
-use std::future::Future;
+mod daemon;
+
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use kvscout::ErrorKind;
-use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tracing::{info, warn};
+use tokio::runtime::Builder;
+use tracing::warn;
 
-use crate::admission::Admission;
+use self::daemon::{Doors, daemon};
 use crate::auth::Access;
 use crate::config::{Config, Flags};
-use crate::http::{App, router};
-use crate::listen::{Listener, Protocol, Tls};
+use crate::listen::Tls;
 use crate::service::Service;
-use crate::{Failure, discover, grpc, http, logs, pulse, store};
-
-/// How often sources that could not be added are tried again.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// How often names are looked up that stand for nobody who answers.
-const FOLLOW: Duration = Duration::from_secs(5);
-
-/// How often files with secrets are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+use crate::{Failure, logs};
 
 /// Receives KV events from engines and answers which worker holds how much of a prompt
 // In one paragraph, so that the help has a line for each option.
@@ -142,192 +128,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let service = {
         // Connections to a store live in it.
         let _entered = runtime.enter();
-        Service::start(&config).map_err(|error| match error.kind() {
-            ErrorKind::InvalidInput => Failure::Usage(error.to_string()),
-            _ => Failure::Failed(error.to_string()),
-        })?
+        Service::start(&config)?
     };
-    let outcome = daemon(&runtime, config, service, doors);
+    let outcome = runtime.block_on(daemon(config, service, doors));
     // A question on a blocking thread ends by itself within milliseconds; nothing waits for it.
     runtime.shutdown_background();
     outcome.map_err(|error| failed("serve", error))
-}
-
-/// Who may come in, and how.
-#[derive(Clone, Debug)]
-struct Doors {
-    access: Arc<Access>,
-    tls: Option<Arc<Tls>>,
-}
-
-impl Doors {
-    async fn listen(
-        &self,
-        address: SocketAddr,
-        protocol: Protocol,
-        config: &Config,
-    ) -> io::Result<Listener> {
-        let most = config.limits.connections.get();
-        Listener::bind(address, protocol, self.tls.clone(), most).await
-    }
-}
-
-fn daemon(runtime: &Runtime, config: Config, service: Service, doors: Doors) -> io::Result<()> {
-    runtime.block_on(async {
-        let listener = doors.listen(config.listen, Protocol::Http, &config).await?;
-        let address = listener.address()?;
-        let grpc = match config.grpc.listen {
-            Some(listen) => Some(doors.listen(listen, Protocol::Grpc, &config).await?),
-            None => None,
-        };
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        // For whoever started us with port 0; nobody needs to read it.
-        let mut lines = format!("listening on {}://{address}\n", listener.scheme());
-        info!(%address, "listening");
-        if let Some(grpc) = &grpc {
-            let address = grpc.address()?;
-            lines += &format!("listening on {}://{address}\n", grpc.scheme());
-            info!(%address, "listening for gRPC");
-        }
-        let _ = io::stdout().write_all(lines.as_bytes());
-        let service = Arc::new(service);
-        let admission = Arc::new(Admission::new(&config.limits));
-        let app = Arc::new(App::new(
-            Arc::clone(&service),
-            Arc::clone(&doors.access),
-            Arc::clone(&admission),
-            &config,
-        ));
-        let drain = config.limits.drain;
-        pulse::start(&service, &config)?;
-        discover::start(&service, &config);
-        let keeping = tokio::spawn(keep(Arc::clone(&service), config.state.interval));
-        let following = tokio::spawn(follow_names(Arc::clone(&service)));
-        let looking = tokio::spawn(look(doors.clone()));
-        let (end, ending) = watch::channel(false);
-        let behind = store::start(&service, ending.clone());
-        if let Some(instead) = service.instead() {
-            tokio::spawn(Arc::clone(instead).keep());
-        }
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            info!("ending");
-            // Fails when nobody serves any more.
-            let _ = end.send(true);
-        });
-        let idle = config.limits.idle;
-        let http = http::serve(listener, router(app), idle, ending.clone());
-        let calls = {
-            let (service, config, ending) = (Arc::clone(&service), config.clone(), ending.clone());
-            async move {
-                match grpc {
-                    Some(listener) => {
-                        grpc::serve(listener, service, doors.access, admission, &config, ending)
-                            .await
-                    }
-                    None => Ok(()),
-                }
-            }
-        };
-        let adding = tokio::spawn(add_sources(Arc::clone(&service), config));
-        let both = async { tokio::try_join!(http, calls).map(|_| ()) };
-        serve(both, drain, ending).await?;
-        adding.abort();
-        keeping.abort();
-        looking.abort();
-        following.abort();
-        // Behind the one that may be under way.
-        let last = tokio::task::spawn_blocking(move || service.save());
-        last.await.map_err(io::Error::other)?;
-        // It has noticed the end itself, and takes no longer than a lease.
-        behind.await.map_err(io::Error::other)?;
-        info!("ended");
-        Ok(())
-    })
-}
-
-async fn ended(mut ending: watch::Receiver<bool>) {
-    // Fails when whoever says so is gone, which is an end, too.
-    let _ = ending.wait_for(|ends| *ends).await;
-}
-
-/// Waits until the servers have ended: when told to they let requests in flight end, for which they have `drain` at
-/// most.
-async fn serve(
-    servers: impl Future<Output = io::Result<()>>,
-    drain: Duration,
-    ending: watch::Receiver<bool>,
-) -> io::Result<()> {
-    let deadline = async {
-        ended(ending).await;
-        tokio::time::sleep(drain).await;
-    };
-    tokio::select! {
-        ended = servers => ended,
-        () = deadline => {
-            warn!(?drain, "requests in flight were cut off");
-            Ok(())
-        }
-    }
-}
-
-/// Writes a snapshot in every interval, if there is a place for them.
-async fn keep(service: Arc<Service>, interval: Duration) {
-    while service.keeps_snapshots() {
-        tokio::time::sleep(interval).await;
-        let service = Arc::clone(&service);
-        // What went wrong with it is counted there.
-        let _ = tokio::task::spawn_blocking(move || service.save()).await;
-    }
-}
-
-/// Looks where the names of workers that requests registered lead now.
-async fn follow_names(service: Arc<Service>) {
-    loop {
-        let named = Arc::clone(&service);
-        let _ = tokio::task::spawn_blocking(move || named.follow_names()).await;
-        tokio::time::sleep(FOLLOW).await;
-    }
-}
-
-/// Reads files with secrets again when they change.
-async fn look(doors: Doors) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Doors { access, tls } = doors.clone();
-        // A file system may let one wait.
-        let _ = tokio::task::spawn_blocking(move || {
-            access.refresh();
-            tls.iter().for_each(|tls| tls.refresh());
-        })
-        .await;
-    }
-}
-
-/// Adds the configured sources, again and again until all are there.
-async fn add_sources(service: Arc<Service>, config: Config) {
-    let config = Arc::new(config);
-    let mut told = Default::default();
-    loop {
-        let (worker, settings) = (Arc::clone(&service), Arc::clone(&config));
-        let all = tokio::task::spawn_blocking(move || worker.add_configured(&settings)).await;
-        if matches!(all, Ok(true)) {
-            info!(sources = config.sources.len(), "ready");
-            return;
-        }
-        let pending = service.pending();
-        if pending != told {
-            for (name, reason) in &pending {
-                warn!(name, reason, "not added yet");
-            }
-            told = pending;
-        }
-        tokio::time::sleep(RETRY).await;
-    }
 }
 
 /// What an operator should know before it matters.

@@ -12,12 +12,9 @@ use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use crate::auth::first_token;
+use crate::client::{Bounds, Client};
 use crate::config::Config;
 
-/// How long another replica may take to accept a connection, and to hand over its snapshot: a
-/// gigabyte at 10 MB/s takes less than two minutes.
-const CONNECT: Duration = Duration::from_secs(10);
-const FETCH: Duration = Duration::from_secs(180);
 /// What a snapshot may take beyond the memory that its index may: registrations.
 const BESIDE_INDEX: u64 = 256 << 20;
 /// How much of an error answer is read.
@@ -128,30 +125,19 @@ impl State {
 
     /// Another replica's snapshot. No more is read than an index of our size can need.
     fn fetch(&self, from: &str, key: &DigestKey) -> Result<Snapshot, String> {
-        let config = ureq::Agent::config_builder()
-            .timeout_connect(Some(CONNECT))
-            .timeout_global(Some(FETCH))
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .build();
         let url = format!("{}/snapshot", from.trim_end_matches('/'));
-        let agent = ureq::Agent::from(config);
-        let mut request = agent.get(&url);
-        if let Some(path) = &self.from_token_file {
-            request = request.header("authorization", format!("Bearer {}", first_token(path)?));
-        }
-        let mut answer = request.call().map_err(|error| error.to_string())?;
+        let token = self.from_token_file.as_deref().map(first_token).transpose()?;
+        let client = Client::new(Bounds::of_snapshot(self.most_fetched));
+        let mut answer = client.get(&url, token.as_deref()).map_err(|error| error.to_string())?;
         let status = answer.status();
         if !status.is_success() {
             let mut said = String::new();
-            let body = answer.body_mut().with_config().limit(ERROR_ANSWER).reader();
             // The status says enough where nothing readable comes.
-            let _ = body.take(ERROR_ANSWER).read_to_string(&mut said);
+            let _ = answer.reader().take(ERROR_ANSWER).read_to_string(&mut said);
             let said: String = said.chars().filter(|c| !c.is_control()).collect();
             return Err(format!("status {} {said}", status.as_u16()));
         }
-        let mut body = answer.body_mut().with_config().limit(self.most_fetched).reader();
-        Snapshot::read(&mut body, key).map_err(|refused| refused.to_string())
+        Snapshot::read(&mut answer.reader(), key).map_err(|refused| refused.to_string())
     }
 
     /// Takes a snapshot and writes it; what goes wrong is counted and logged.

@@ -1,11 +1,10 @@
 //! `[[adapter]]`: a LoRA adapter that requests may name instead of its model.
 
 use kvscout::scout::{Adapter, Registration};
-use toml::Value;
+use toml::Table;
 
-use super::ConfigError;
-use super::reading::{set, texts, unknown};
 use super::setting::{Key, Setting, assign, keys};
+use super::{ConfigError, entry};
 
 /// One adapter of one tenant.
 #[derive(Clone, Debug)]
@@ -40,10 +39,7 @@ impl AdapterEntry {
 }
 
 /// Reads an `[[adapter]]` table, the `n`th of the file.
-pub(super) fn from_table(table: Value, n: usize) -> Result<AdapterEntry, ConfigError> {
-    let Value::Table(table) = table else {
-        return Err(ConfigError::new("adapter is a list of tables; write [[adapter]]"));
-    };
+pub(super) fn from_table(table: Table, n: usize) -> Result<AdapterEntry, ConfigError> {
     let mut entry = AdapterEntry {
         tenant: Registration::DEFAULT_TENANT.to_owned(),
         name: String::new(),
@@ -52,13 +48,7 @@ pub(super) fn from_table(table: Value, n: usize) -> Result<AdapterEntry, ConfigE
         path: None,
     };
     let named = format!("adapter {}", n + 1);
-    for (path, value) in table {
-        let key = KEYS.iter().find(|key| key.path == path).ok_or_else(|| {
-            let error = unknown(&path, KEYS.iter().map(|key| key.path));
-            ConfigError(format!("{named}: {error}"))
-        })?;
-        set(key, &mut entry, &texts(&path, value)?, &format!("{named}, {path}"))?;
-    }
+    entry::fill(&mut entry, KEYS, &entry::from_table(table)?, &named)?;
     for (path, value) in [("name", &entry.name), ("model", &entry.model)] {
         if value.is_empty() {
             return Err(ConfigError(format!("{named}: no {path}")));

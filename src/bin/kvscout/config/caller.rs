@@ -1,10 +1,9 @@
 //! `[[caller]]`: someone who may do something, where not everyone may.
 
-use toml::Value;
+use toml::Table;
 
-use super::ConfigError;
-use super::reading::{set, texts, unknown};
 use super::setting::{Key, Setting, assign, keys};
+use super::{ConfigError, entry};
 use crate::auth::Class;
 
 /// A caller, and how it is known.
@@ -120,18 +119,8 @@ pub(super) fn check(
 }
 
 /// Reads a `[[caller]]` table, the `n`th of the file.
-pub(super) fn from_table(table: Value, n: usize) -> Result<CallerEntry, ConfigError> {
-    let Value::Table(table) = table else {
-        return Err(ConfigError::new("caller is a list of tables; write [[caller]]"));
-    };
+pub(super) fn from_table(table: Table, n: usize) -> Result<CallerEntry, ConfigError> {
     let mut entry = CallerEntry::new("");
-    for (path, value) in table {
-        let named = format!("caller {}", n + 1);
-        let key = KEYS.iter().find(|key| key.path == path).ok_or_else(|| {
-            let error = unknown(&path, KEYS.iter().map(|key| key.path));
-            ConfigError(format!("{named}: {error}"))
-        })?;
-        set(key, &mut entry, &texts(&path, value)?, &format!("{named}, {path}"))?;
-    }
+    entry::fill(&mut entry, KEYS, &entry::from_table(table)?, &format!("caller {}", n + 1))?;
     entry.check()
 }

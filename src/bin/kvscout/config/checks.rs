@@ -2,11 +2,11 @@
 
 use super::discover::DiscoverEntry;
 use super::model::TokenizerSource;
-use super::{Config, ConfigError, State, caller};
+use super::{Config, ConfigError, caller};
 
 impl Config {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        self.check_state()?;
+        self.state.check()?;
         self.store.check(self)?;
         self.check_models()?;
         caller::check(&self.callers, &self.auth, &self.tls)?;
@@ -49,28 +49,6 @@ impl Config {
                 return Err(ConfigError(format!(
                     "models.{engine:?}, tokenizer \"engine\": no source of this model says where its HTTP API \
                      is; set http = \"http://host:port\", or the port where it is discovered"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_state(&self) -> Result<(), ConfigError> {
-        let State { dir, interval, from_token_file, share, .. } = &self.state;
-        if interval.is_zero() {
-            return Err(ConfigError::new("state.interval 0s: expected a duration above 0"));
-        }
-        if let Some(from) = self.state.replicas().find(|from| !from.starts_with("http://")) {
-            return Err(ConfigError(format!("state.from {from:?}: expected http://host:port")));
-        }
-        let has_replicas = self.state.replicas().next().is_some();
-        if from_token_file.is_some() && !has_replicas {
-            return Err(ConfigError::new("state.from_token_file is set without state.from"));
-        }
-        for (key, is_set) in [("state.from", has_replicas), ("state.share", *share)] {
-            if is_set && dir.is_none() {
-                return Err(ConfigError(format!(
-                    "{key} is set without state.dir, where the digest key is that both replicas need"
                 )));
             }
         }

@@ -11,7 +11,7 @@ use kvscout::block::BlockSize;
 use kvscout::hash::vllm::Version;
 use kvscout::ingest::zmq::Endpoint;
 use kvscout::scout::{Copies, OnClear, Registration};
-use toml::Value;
+use toml::Table;
 
 use super::ConfigError;
 use super::entry::{self, Given};
@@ -161,8 +161,8 @@ impl DiscoverEntry {
 }
 
 /// Reads a `[[discover]]` table, the `n`th of the file.
-pub(super) fn from_table(table: Value, n: usize) -> Result<DiscoverEntry, ConfigError> {
-    from_given(&entry::from_table(table, "discover")?, &format!("discover {}", n + 1))
+pub(super) fn from_table(table: Table, n: usize) -> Result<DiscoverEntry, ConfigError> {
+    from_given(&entry::from_table(table)?, &format!("discover {}", n + 1))
 }
 
 /// Reads `NAME=HOST:PORT[,KEY=VALUE]...`; `model` is the one of those that name none.

@@ -1,6 +1,6 @@
-//! How an entry of a list is read, `[[source]]` or `[[discover]]`: from its table, or from a flag's text.
+//! How an entry of a list is read, such as `[[source]]`: from its table, or from a flag's text.
 
-use toml::Value;
+use toml::Table;
 
 use super::ConfigError;
 use super::reading::{set, texts, unknown};
@@ -9,11 +9,8 @@ use super::setting::{Key, Setting};
 /// Keys and their texts, as they were given.
 pub(super) type Given = Vec<(String, Vec<String>)>;
 
-/// What a table of the list `list` says.
-pub(super) fn from_table(table: Value, list: &str) -> Result<Given, ConfigError> {
-    let Value::Table(table) = table else {
-        return Err(ConfigError(format!("{list} is a list of tables; write [[{list}]]")));
-    };
+/// What a table says.
+pub(super) fn from_table(table: Table) -> Result<Given, ConfigError> {
     let mut given = Vec::new();
     for (path, value) in table {
         let texts = texts(&path, value)?;

@@ -1,20 +1,21 @@
 //! The daemon's configuration: file, then environment, then flags, parsed once into types.
 //!
-//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`discover::KEYS`], [`adapter::KEYS`], [`caller::KEYS`],
-//! [`model::KEYS`]); reading the three
-//! sources, `--print-config`, the nearest known key of a misspelt one and the test of
-//! `docs/configuration.md` all follow from it.
+//! Every key has one line in [`KEYS`] (or [`source::KEYS`], [`discover::KEYS`], [`adapter::KEYS`],
+//! [`caller::KEYS`], [`model::KEYS`]); reading the three sources, `--print-config`, the nearest known key of a
+//! misspelt one and the test of `docs/configuration.md` all follow from it.
 
 pub(crate) mod adapter;
 pub(crate) mod caller;
 mod checks;
 pub(crate) mod discover;
 mod entry;
+mod limits;
 pub(crate) mod model;
 mod on_gap;
 mod reading;
 mod setting;
 pub(crate) mod source;
+mod state;
 mod store;
 
 use std::fmt;
@@ -35,13 +36,16 @@ use self::adapter::AdapterEntry;
 use self::caller::CallerEntry;
 pub(crate) use self::caller::{Auth, TlsFiles};
 use self::discover::DiscoverEntry;
+pub(crate) use self::limits::Limits;
 use self::model::ModelEntry;
 pub(crate) use self::on_gap::OnGap;
 pub(crate) use self::reading::Flags;
 pub(crate) use self::setting::{Key, duration};
 use self::setting::{Setting, assign, keys};
 use self::source::SourceEntry;
+pub(crate) use self::state::State;
 pub(crate) use self::store::Store;
+use crate::Failure;
 use crate::dial::Rule;
 use crate::http::MooncakeAnswer;
 use crate::logs::{Format, Level};
@@ -138,6 +142,18 @@ pub(crate) struct Dialects {
     pub(crate) sglang_blocks: NonZeroUsize,
 }
 
+impl Default for Dialects {
+    fn default() -> Dialects {
+        Dialects {
+            dynamo_hashes: false,
+            // Some 50 MB. A zero would not compile.
+            dynamo_blocks: const { NonZeroUsize::new(1 << 20).unwrap() },
+            // Up to some 200 MB where no two workers hold the same.
+            sglang_blocks: const { NonZeroUsize::new(1 << 20).unwrap() },
+        }
+    }
+}
+
 /// The gRPC services.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grpc {
@@ -147,25 +163,10 @@ pub(crate) struct Grpc {
     pub(crate) max_streams: NonZeroU32,
 }
 
-/// What is kept over a restart.
-#[derive(Clone, Debug)]
-pub(crate) struct State {
-    /// The directory of snapshots and the digest key.
-    pub(crate) dir: Option<String>,
-    /// From one snapshot to the next.
-    pub(crate) interval: Duration,
-    /// Other replicas to begin with, where the directory has no snapshot: the first that has one.
-    pub(crate) from: Vec<String>,
-    /// The file with the token that they want.
-    pub(crate) from_token_file: Option<String>,
-    /// Whether others may begin with a snapshot of this one.
-    pub(crate) share: bool,
-}
-
-impl State {
-    /// The replicas to begin with. An empty text, as a variable of the environment may be, is none.
-    pub(crate) fn replicas(&self) -> impl Iterator<Item = &String> {
-        self.from.iter().filter(|from| !from.is_empty())
+impl Default for Grpc {
+    fn default() -> Grpc {
+        // Twice what SGLang's router has in flight. A zero would not compile.
+        Grpc { listen: None, max_streams: const { NonZeroU32::new(64).unwrap() } }
     }
 }
 
@@ -178,82 +179,38 @@ pub(crate) struct Ready {
     pub(crate) deadline: Option<Duration>,
 }
 
-/// Limits of the daemon itself.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    /// Bytes of a request's body.
-    pub(crate) max_body: NonZeroUsize,
-    /// How long a body may take to arrive.
-    pub(crate) read_timeout: Duration,
-    /// Questions that are computed at a time.
-    pub(crate) concurrency: Option<NonZeroUsize>,
-    /// Questions that may wait for that.
-    pub(crate) queue: usize,
-    /// Bytes of all bodies at a time.
-    pub(crate) body_memory: usize,
-    /// Connections to each listener.
-    pub(crate) connections: NonZeroUsize,
-    /// How long one may rest.
-    pub(crate) idle: Duration,
-    /// How long requests in flight may go on after the signal to stop.
-    pub(crate) drain: Duration,
-    /// Workers that topics may register.
-    pub(crate) topic_workers: usize,
+impl Default for Ready {
+    fn default() -> Ready {
+        // Some engines may never come back, and must not keep a router from being served.
+        Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) }
+    }
 }
 
 impl Default for Config {
     fn default() -> Config {
         Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 13333)),
-            // Twice what SGLang's router has in flight. A zero would not compile.
-            grpc: Grpc { listen: None, max_streams: const { NonZeroU32::new(64).unwrap() } },
+            grpc: Grpc::default(),
             auth: Auth::default(),
             tls: TlsFiles::default(),
             log_format: Format::Text,
             log_level: Level::Info,
             seeds: Vec::new(),
             mooncake_answer: MooncakeAnswer::Doc,
-            dialects: Dialects {
-                dynamo_hashes: false,
-                // Some 50 MB. A zero would not compile.
-                dynamo_blocks: const { NonZeroUsize::new(1 << 20).unwrap() },
-                // Up to some 200 MB where no two workers hold the same.
-                sglang_blocks: const { NonZeroUsize::new(1 << 20).unwrap() },
-            },
+            dialects: Dialects::default(),
             trust_topics: false,
             topic_bind: None,
             topic_tenant: Registration::DEFAULT_TENANT.to_owned(),
             dial: vec![Rule::Private],
             weights: Weights::default(),
-            limits: Limits {
-                // A million tokens of seven digits and a comma; Dynamo's limit, too. A zero would not
-                // compile.
-                max_body: const { NonZeroUsize::new(8 << 20).unwrap() },
-                read_timeout: Duration::from_secs(10),
-                concurrency: None,
-                queue: 256,
-                body_memory: 256 << 20,
-                // A zero would not compile.
-                connections: const { NonZeroUsize::new(1024).unwrap() },
-                // Longer than routers' own pools keep a connection.
-                idle: Duration::from_secs(120),
-                drain: Duration::from_secs(10),
-                topic_workers: 4096,
-            },
+            limits: Limits::default(),
             events: event::Limits::default(),
             memory: MemoryOptions::default(),
             chain_memory: scout::Options::default().chain_memory,
             anchor_memory: scout::Options::default().anchor_memory,
-            state: State {
-                dir: None,
-                interval: Duration::from_secs(60),
-                from: Vec::new(),
-                from_token_file: None,
-                share: false,
-            },
+            state: State::default(),
             store: Store::default(),
-            // Some engines may never come back, and must not keep a router from being served.
-            ready: Ready { workers: 0.0, deadline: Some(Duration::from_secs(60)) },
+            ready: Ready::default(),
             zmq: zmq::Options::default(),
             // A few seconds of a replay in ten minutes, if the buffer still has everything; else one attempt.
             replay: ReplayOptions { audit: Duration::from_secs(600), ..ReplayOptions::default() },
@@ -393,6 +350,12 @@ pub(crate) struct ConfigError(String);
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::Usage(error.0)
     }
 }
 

@@ -38,8 +38,7 @@ impl Config {
         // What is no UTF-8 cannot be a valid value either and shows as what it is.
         let environment =
             |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        Config::from_sources(file.as_deref(), &environment, flags)
-            .map_err(|error| Failure::Usage(error.to_string()))
+        Ok(Config::from_sources(file.as_deref(), &environment, flags)?)
     }
 
     /// The effective configuration: defaults, then `file`, then the environment, then `flags`.
@@ -109,44 +108,19 @@ impl Config {
             self.models = model::from_tables(tables)?;
         }
         for (path, value) in flatten(table) {
-            match (path.as_str(), value) {
-                ("source", Value::Array(tables)) => {
-                    for (n, table) in tables.into_iter().enumerate() {
-                        self.add_source(source::from_table(table, n)?);
-                    }
-                }
-                ("discover", Value::Array(tables)) => {
-                    for (n, table) in tables.into_iter().enumerate() {
-                        self.add_discover(discover::from_table(table, n)?);
-                    }
-                }
-                ("adapter", Value::Array(tables)) => {
-                    for (n, table) in tables.into_iter().enumerate() {
-                        self.adapters.push(adapter::from_table(table, n)?);
-                    }
-                }
-                ("caller", Value::Array(tables)) => {
-                    for (n, table) in tables.into_iter().enumerate() {
-                        self.callers.push(caller::from_table(table, n)?);
-                    }
-                }
-                (table @ ("source" | "discover" | "adapter" | "caller"), _) => {
-                    return Err(ConfigError(format!(
-                        "{table} is a list of tables; write [[{table}]]"
-                    )));
-                }
-                (path, value) => {
-                    let lists = ["source", "discover", "adapter", "caller", "models"];
-                    let known = KEYS.iter().map(|key| key.path).chain(lists);
-                    let key = KEYS
-                        .iter()
-                        .find(|key| key.path == path)
-                        .ok_or_else(|| unknown(path, known))?;
-                    set(key, self, &texts(path, value)?, path)?;
-                }
+            match LISTS.iter().find(|list| list.name == path) {
+                Some(list) => list.read(self, value)?,
+                None => self.read_key(&path, value)?,
             }
         }
         Ok(())
+    }
+
+    fn read_key(&mut self, path: &str, value: Value) -> Result<(), ConfigError> {
+        let lists = LISTS.iter().map(|list| list.name);
+        let known = KEYS.iter().map(|key| key.path).chain(lists).chain(["models"]);
+        let key = KEYS.iter().find(|key| key.path == path).ok_or_else(|| unknown(path, known))?;
+        set(key, self, &texts(path, value)?, path)
     }
 
     fn add_source(&mut self, source: SourceEntry) {
@@ -162,6 +136,51 @@ impl Config {
             Some(other) => *other = entry,
             None => self.discover.push(entry),
         }
+    }
+}
+
+/// A list of tables in the file, such as `[[source]]`.
+struct List {
+    name: &'static str,
+    /// Adds the so-manieth table.
+    add: fn(&mut Config, Table, usize) -> Result<(), ConfigError>,
+}
+
+const LISTS: [List; 4] = [
+    List {
+        name: "source",
+        add: |config, table, n| source::from_table(table, n).map(|entry| config.add_source(entry)),
+    },
+    List {
+        name: "discover",
+        add: |config, table, n| {
+            discover::from_table(table, n).map(|entry| config.add_discover(entry))
+        },
+    },
+    List {
+        name: "adapter",
+        add: |config, table, n| {
+            adapter::from_table(table, n).map(|entry| config.adapters.push(entry))
+        },
+    },
+    List {
+        name: "caller",
+        add: |config, table, n| {
+            caller::from_table(table, n).map(|entry| config.callers.push(entry))
+        },
+    },
+];
+
+impl List {
+    fn read(&self, config: &mut Config, value: Value) -> Result<(), ConfigError> {
+        let name = self.name;
+        let wrong = || ConfigError(format!("{name} is a list of tables; write [[{name}]]"));
+        let Value::Array(tables) = value else { return Err(wrong()) };
+        for (n, table) in tables.into_iter().enumerate() {
+            let Value::Table(table) = table else { return Err(wrong()) };
+            (self.add)(config, table, n)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use kvscout::hash::vllm::{self, Algorithm, Root, Version};
 use kvscout::ingest::verify::Contract;
 use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::{Copies, OnClear, Registration};
-use toml::Value;
+use toml::Table;
 
 use super::ConfigError;
 use super::entry::{self, Given};
@@ -151,8 +151,8 @@ impl SourceEntry {
 }
 
 /// Reads a `[[source]]` table, the `n`th of the file.
-pub(super) fn from_table(table: Value, n: usize) -> Result<SourceEntry, ConfigError> {
-    from_given(&entry::from_table(table, "source")?, &format!("source {}", n + 1))
+pub(super) fn from_table(table: Table, n: usize) -> Result<SourceEntry, ConfigError> {
+    from_given(&entry::from_table(table)?, &format!("source {}", n + 1))
 }
 
 /// Reads `NAME=ENDPOINT[,KEY=VALUE]...`; `model` is the one of sources that name none.

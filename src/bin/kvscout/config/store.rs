@@ -1,12 +1,14 @@
 //! A shared store: where it is, who this daemon is to it, and what it is used for.
 
 use std::fmt;
+use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use kvscout::index::redis::{RedisOptions, Secret, StoreAddress, StoreOptions};
+use kvscout::ingest::snapshot::parse_secret;
 
 use super::{Config, ConfigError};
 
@@ -185,6 +187,18 @@ impl Store {
             owner_ttl: self.owner_ttl,
             ..RedisOptions::default()
         }
+    }
+
+    /// What digests are made under, if a file says so and not the store.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or has something else in it.
+    pub(crate) fn secret(&self) -> Result<Option<[u8; 32]>, ConfigError> {
+        let Some(path) = &self.secret_file else { return Ok(None) };
+        let wrong = |what: &str| ConfigError(format!("store.secret_file {path}: {what}"));
+        let text = fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
+        parse_secret(&text).map(Some).ok_or_else(|| wrong("expected 64 hex digits"))
     }
 
     pub(super) fn check(&self, config: &Config) -> Result<(), ConfigError> {

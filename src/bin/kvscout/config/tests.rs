@@ -279,7 +279,7 @@ fn the_documentation_lists_every_key_with_its_default_and_no_other() {
         };
         (format!("discover/{}", key.path), default)
     }));
-    let adapter = adapter::from_table(toml::toml! { name = "n" model = "m" }.into(), 0).unwrap();
+    let adapter = adapter::from_table(toml::toml! { name = "n" model = "m" }, 0).unwrap();
     expected.extend(adapter::KEYS.iter().map(|key| {
         let default = match key.path {
             "name" | "model" => "required".to_owned(),

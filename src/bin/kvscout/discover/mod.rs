@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -27,12 +27,12 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// How long an answer is taken for good at most, whatever its time to live.
 const TTL_LIMIT: Duration = Duration::from_secs(60);
 
-/// Follows every name of the configuration until the service ends.
-pub(crate) fn start(service: &Arc<Service>, config: &Config) {
+/// Follows every name of the configuration for as long as `tasks` live.
+pub(crate) fn start(service: &Arc<Service>, config: &Config, tasks: &mut JoinSet<()>) {
     for (n, entry) in config.discover.iter().enumerate() {
         let known = service.discovered(n);
         let members = Members::new(entry.grace, entry.most.get(), known, Instant::now());
-        tokio::spawn(follow(Arc::clone(service), n, entry.clone(), members));
+        tasks.spawn(follow(Arc::clone(service), n, entry.clone(), members));
     }
 }
 

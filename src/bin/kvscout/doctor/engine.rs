@@ -6,13 +6,12 @@ use std::time::Duration;
 use kvscout::block::TokenId;
 use serde_json::{Value, json};
 
-/// More than the metrics of a busy engine take.
-const MAX_ANSWER: u64 = 16 << 20;
+use crate::client::{Answer, Bounds, Client};
 
 /// The engine's HTTP side.
 #[derive(Debug)]
 pub(super) struct Engine {
-    agent: ureq::Agent,
+    client: Client,
     base: String,
     metrics: String,
     key: Option<String>,
@@ -43,14 +42,10 @@ impl Engine {
         key: Option<String>,
         timeout: Duration,
     ) -> Engine {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(timeout))
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .build();
+        let client = Client::new(Bounds::of_engine(timeout));
         let base = base.trim_end_matches('/').to_owned();
         let metrics = metrics.map_or_else(|| format!("{base}/metrics"), str::to_owned);
-        Engine { agent: config.into(), base, metrics, key }
+        Engine { client, base, metrics, key }
     }
 
     /// Asks for everything that costs the engine nothing.
@@ -90,30 +85,18 @@ impl Engine {
     }
 
     fn get(&self, url: &str) -> Result<String, String> {
-        let mut request = self.agent.get(url);
-        if let Some(key) = &self.key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        read(url, request.call())
+        read(url, self.client.get(url, self.key.as_deref()))
     }
 
     fn post(&self, url: &str, body: String) -> Result<String, String> {
-        let mut request = self.agent.post(url).header("content-type", "application/json");
-        if let Some(key) = &self.key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        read(url, request.send(body))
+        read(url, self.client.post(url, &body, self.key.as_deref()))
     }
 }
 
-fn read(
-    url: &str,
-    answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-) -> Result<String, String> {
-    let mut answer = answer.map_err(|error| format!("{url}: {error}"))?;
+fn read(url: &str, answer: Result<Answer, ureq::Error>) -> Result<String, String> {
+    let answer = answer.map_err(|error| format!("{url}: {error}"))?;
     let status = answer.status();
-    let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
-    let text = text.map_err(|error| format!("{url}: {error}"))?;
+    let text = answer.text().map_err(|error| format!("{url}: {error}"))?;
     if !status.is_success() {
         // A page for people says no more than the status.
         let text = if text.trim_start().starts_with('<') { String::new() } else { shorten(&text) };

@@ -37,7 +37,7 @@ async fn status(app: &Arc<App>, name: &str) -> Option<ServingStatus> {
     }
     let service = Arc::clone(&app.service);
     let ready = tokio::task::spawn_blocking(move || service.readiness().is_ok()).await;
-    let serves = matches!(ready, Ok(true)) && !*app.ending.borrow();
+    let serves = matches!(ready, Ok(true)) && !app.ending.has_begun();
     Some(if serves { ServingStatus::Serving } else { ServingStatus::NotServing })
 }
 
@@ -81,7 +81,6 @@ async fn watch(
     name: String,
     answers: mpsc::Sender<Result<HealthCheckResponse, Status>>,
 ) {
-    let mut ending = app.ending.clone();
     let mut told = None;
     loop {
         // A name that is not known now may be known to a later version: the standard keeps the stream open.
@@ -92,12 +91,12 @@ async fn watch(
                 return;
             }
         }
-        if *ending.borrow() {
+        if app.ending.has_begun() {
             return;
         }
         tokio::select! {
             // Told once more, then over.
-            _ = ending.wait_for(|ends| *ends) => {}
+            () = app.ending.begins() => {}
             () = answers.closed() => return,
             () = tokio::time::sleep(LOOK) => {}
         }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::middleware;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::{Response, Status};
@@ -28,6 +28,7 @@ use self::refusal::Failure;
 use crate::admission::Admission;
 use crate::auth::Access;
 use crate::config::Config;
+use crate::ending::Ending;
 use crate::listen::Listener;
 use crate::service::Service;
 
@@ -48,7 +49,7 @@ struct App {
     access: Arc<Access>,
     admission: Arc<Admission>,
     /// True once the daemon ends; streams end with it.
-    ending: watch::Receiver<bool>,
+    ending: Ending,
     long: Arc<Semaphore>,
 }
 
@@ -96,14 +97,14 @@ impl App {
     }
 }
 
-/// Serves every service until `ending` says so, then lets calls in flight end.
+/// Serves every service until the end begins, then lets calls in flight end.
 pub(crate) async fn serve(
     listener: Listener,
     service: Arc<Service>,
     access: Arc<Access>,
     admission: Arc<Admission>,
     config: &Config,
-    mut ending: watch::Receiver<bool>,
+    ending: Ending,
 ) -> io::Result<()> {
     let long = Arc::new(Semaphore::new(LONG_AT_A_TIME));
     let app = Arc::new(App { service, access, admission, ending: ending.clone(), long });
@@ -126,10 +127,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_routes(routes.into())
-        .serve_with_incoming_shutdown(listener.accepted(), async move {
-            // Fails when the daemon is gone, which is an end, too.
-            let _ = ending.wait_for(|ends| *ends).await;
-        })
+        .serve_with_incoming_shutdown(listener.accepted(), async move { ending.begins().await })
         .await
         .map_err(io::Error::other)
 }

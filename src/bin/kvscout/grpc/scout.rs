@@ -64,10 +64,9 @@ async fn answer_all(
     mut questions: Streaming<ScoreRequest>,
     answers: mpsc::Sender<Result<ScoreResponse, Status>>,
 ) {
-    let mut ending = app.ending.clone();
     loop {
         let next = tokio::select! {
-            _ = ending.wait_for(|ends| *ends) => return,
+            () = app.ending.begins() => return,
             () = answers.closed() => return,
             next = questions.message() => next,
         };

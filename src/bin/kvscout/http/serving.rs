@@ -13,29 +13,29 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower_service::Service;
 use tracing::trace;
 
+use crate::ending::Ending;
 use crate::listen::{Connection, Listener};
 
 /// How long a connection for which there was no place may rest.
 const CROWDED: Duration = Duration::from_secs(1);
 
-/// Serves until `ending` says so, then lets requests in flight end. A connection may rest for `idle`, and the head of a
+/// Serves until the end begins, then lets requests in flight end. A connection may rest for `idle`, and the head of a
 /// request may take as long.
 pub(crate) async fn serve(
     listener: Listener,
     router: Router,
     idle: Duration,
-    ending: watch::Receiver<bool>,
+    ending: Ending,
 ) -> io::Result<()> {
     let mut accepted = listener.connections();
     let mut spoken = JoinSet::new();
     loop {
         tokio::select! {
-            () = over(ending.clone()) => break,
+            () = ending.begins() => break,
             connection = accepted.recv() => match connection {
                 Some(connection) => {
                     spoken.spawn(speak(connection?, router.clone(), idle, ending.clone()));
@@ -50,12 +50,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn speak(
-    connection: Connection,
-    router: Router,
-    idle: Duration,
-    ending: watch::Receiver<bool>,
-) {
+async fn speak(connection: Connection, router: Router, idle: Duration, ending: Ending) {
     let peer = connection.peer().clone();
     let rest = if peer.is_crowded() { CROWDED } else { idle };
     let answer = service_fn(move |mut request: Request<Incoming>| {
@@ -71,16 +66,11 @@ async fn speak(
     let mut spoken = pin!(builder.serve_connection(TokioIo::new(connection), answer));
     let ended = tokio::select! {
         ended = spoken.as_mut() => ended,
-        () = over(ending) => {
+        () = ending.begins() => {
             spoken.as_mut().graceful_shutdown();
             spoken.await
         }
     };
     // A client that goes away amid something is its own business.
     let _ = ended.inspect_err(|error| trace!(%error, "a connection ended"));
-}
-
-async fn over(mut ending: watch::Receiver<bool>) {
-    // Fails when the daemon is gone, which is an end, too.
-    let _ = ending.wait_for(|ends| *ends).await;
 }

@@ -11,10 +11,10 @@ use kvscout::block::{Tier, WorkerId};
 use parking_lot::Mutex;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{TRUSTS, gauge, trust_at};
+use super::series::Kind;
+use super::totals::{TRUSTS, trust_at};
 use crate::service::WorkerView;
 
 /// The pod of the series of all pods that have none of their own. One that is called so has none.
@@ -199,7 +199,7 @@ impl Pods {
         let mut family = to.encode_descriptor("pod_info", help, None, MetricType::Gauge)?;
         for ([tenant, pod], Present { model, .. }) in named().filter(|(l, _)| l[1].1 != OTHERS) {
             let model = ("model", model.as_deref().unwrap_or_default());
-            ConstGauge::new(1_i64).encode(family.encode_family(&[tenant, pod, model])?)?;
+            Kind::Gauge.write(family.encode_family(&[tenant, pod, model])?, 1)?;
         }
         let help = "Seconds without a batch from the quietest worker that is connected";
         let mut family =
@@ -209,9 +209,9 @@ impl Pods {
             ConstGauge::new(quiet.as_secs_f64()).encode(family.encode_family(&labels)?)?;
         }
         let gauges = named().map(|(labels, present)| (labels, &present.gauges[..]));
-        write(to, GAUGES, MetricType::Gauge, &gauges.collect::<Vec<_>>())?;
+        write(to, GAUGES, Kind::Gauge, &gauges.collect::<Vec<_>>())?;
         let counters = accounts.iter().map(|(name, account)| (labels(name), &account.sums[..]));
-        write(to, COUNTERS, MetricType::Counter, &counters.collect::<Vec<_>>())
+        write(to, COUNTERS, Kind::Counter, &counters.collect::<Vec<_>>())
     }
 }
 
@@ -263,21 +263,18 @@ fn labels((tenant, pod): &Name) -> Labels<'_> {
 fn write(
     to: &mut DescriptorEncoder<'_>,
     metrics: &[Metric],
-    kind: MetricType,
+    kind: Kind,
     pods: &[(Labels<'_>, &[u64])],
 ) -> fmt::Result {
     let mut from = 0;
     for Metric { name, help, label, series } in metrics {
-        let mut family = to.encode_descriptor(name, help, None, kind)?;
+        let mut family = to.encode_descriptor(name, help, None, kind.metric_type())?;
         for (of, values) in pods {
             for ((which, _), &value) in series.iter().zip(&values[from..]) {
                 let mut labels = of.to_vec();
                 labels.extend(label.map(|label| (label, *which)));
                 let metric = family.encode_family(&labels)?;
-                match kind {
-                    MetricType::Counter => ConstCounter::new(value).encode(metric)?,
-                    _ => ConstGauge::new(gauge(value)).encode(metric)?,
-                }
+                kind.write(metric, value)?;
             }
         }
         from += series.len();

@@ -1,24 +1,53 @@
 //! Workers come and go by request: each is registered with a source of its own, and leaves with it.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
 use kvscout::Error;
 use kvscout::block::WorkerId;
-use kvscout::ingest::zmq::{Mode, Source};
+use kvscout::ingest::zmq::{Endpoint, Mode, Source};
 use kvscout::scout::{self, Registration};
 use tracing::info;
 
-use super::{Enrolment, Refusal, Service};
+use super::{Labels, Refusal, Service};
 use crate::intake::{Feed, Heard, Route};
+
+/// A worker to be registered, with its own source.
+#[derive(Debug)]
+pub(crate) struct Enrolment {
+    /// Who it is.
+    pub(crate) registration: Registration,
+    /// Where its batches come from.
+    pub(crate) endpoint: Endpoint,
+    /// Who dials.
+    pub(crate) mode: Mode,
+    /// Where its past batches are asked for.
+    pub(crate) replay: Option<Endpoint>,
+    /// Who wants it.
+    pub(crate) origin: Origin,
+    /// What routers tell it apart by; the ones that it has if none are given.
+    pub(crate) labels: Option<Labels>,
+}
+
+/// Who had a worker registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The configuration, for as long as it does.
+    Configured,
+    /// A request, until another one takes it back.
+    Requested,
+    /// The so-manieth name of the configuration, for as long as its address is there.
+    Discovered(usize),
+}
 
 impl Service {
     /// Registers a worker and begins to receive its batches. Doing so again changes nothing.
     pub(crate) fn register(&self, enrolment: Enrolment) -> Result<(), Refusal> {
         self.follows_engines("register a worker")?;
-        if enrolment.mode == Mode::Connect && !enrolment.endpoint.is_connectable() {
-            let endpoint = &enrolment.endpoint;
+        let (endpoint, mode) = (enrolment.endpoint.clone(), enrolment.mode);
+        if mode == Mode::Connect && !endpoint.is_connectable() {
             return Err(Refusal::Invalid(format!(
                 "{endpoint} cannot be dialled; name host and port"
             )));
@@ -27,52 +56,38 @@ impl Service {
         let dialled = self.dialled(&enrolment)?;
         let _one_at_a_time = self.enrolling.lock();
         self.make_way(&enrolment)?;
-        let Enrolment { registration, endpoint, mode, replay, origin, labels } = enrolment;
-        let (pod, rank) = (registration.pod.clone(), registration.rank);
-        let conflict = |what: &str| {
-            Refusal::Conflict(format!(
-                "instance {pod:?} rank {rank} is registered {what}; unregister it first"
-            ))
-        };
         let source = self.new_source();
-        let worker = {
+        let (worker, pod, rank) = {
             let mut feeds = self.switchboard.feeds.lock();
-            let known = self.scout.find(&registration.tenant, &pod, rank);
-            match known.map(|worker| (worker, feeds.get(&worker))) {
-                Some((worker, Some(Feed::Source { endpoint: before, replay: past, .. }))) => {
-                    let same = self.scout.worker(worker).map(|status| status.registration);
-                    if same.as_ref() != Some(&registration) {
-                        return Err(conflict(
-                            "with another model, block size, version or hash profile",
-                        ));
-                    }
-                    if *before != endpoint || *past != replay {
-                        return Err(conflict(&format!("with endpoint {before}")));
-                    }
-                    labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
-                    return Ok(());
-                }
-                Some((_, Some(Feed::Topic))) => return Err(conflict("by its topic")),
-                // One that returns is itself again.
-                Some((_, None)) | None => {}
+            if let Some(worker) = self.fed_as(&feeds, &enrolment)? {
+                enrolment.labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
+                return Ok(());
             }
-            let model = registration.model.as_deref().map(Arc::from);
-            let worker = self.scout.register(registration)?;
-            if replay.is_some() {
+            let Registration { pod, rank, model, .. } = enrolment.registration.clone();
+            let worker = self.scout.register(enrolment.registration)?;
+            if enrolment.replay.is_some() {
                 // Not the same in two daemons, which would else ask together.
                 let seed = RandomState::new().build_hasher().finish();
                 self.scout.follow(worker, self.replay, seed)?;
             }
-            let past = dialled.replay.map(Arc::new);
-            let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay: past };
+            let replay = dialled.replay.map(Arc::new);
+            let model = model.as_deref().map(Arc::from);
+            let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay };
             self.switchboard.routes.write().insert(source, route);
             self.switchboard.down.lock().insert(source, Instant::now());
             let registered = Heard { at: Instant::now(), sequence: None };
             self.switchboard.heard.lock().insert(worker, registered);
-            let (endpoint, dialled) = (endpoint.clone(), dialled.endpoint.clone());
-            feeds.insert(worker, Feed::Source { source, endpoint, dialled, mode, replay, origin });
-            labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
-            worker
+            let feed = Feed::Source {
+                source,
+                endpoint: endpoint.clone(),
+                dialled: dialled.endpoint.clone(),
+                mode,
+                replay: enrolment.replay,
+                origin: enrolment.origin,
+            };
+            feeds.insert(worker, feed);
+            enrolment.labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
+            (worker, pod, rank)
         };
         if let Err(error) = self.receiver.add(source, Source::new(dialled.endpoint, mode)) {
             self.forget(worker)?;
@@ -80,6 +95,40 @@ impl Service {
         }
         info!(pod, rank, %endpoint, "registered");
         Ok(())
+    }
+
+    /// The worker of an enrolment, if it is registered and fed exactly so.
+    ///
+    /// # Errors
+    ///
+    /// It is registered or fed otherwise.
+    fn fed_as(
+        &self,
+        feeds: &BTreeMap<WorkerId, Feed>,
+        enrolment: &Enrolment,
+    ) -> Result<Option<WorkerId>, Refusal> {
+        let Registration { tenant, pod, rank, .. } = &enrolment.registration;
+        let conflict = |what: &str| {
+            Err(Refusal::Conflict(format!(
+                "instance {pod:?} rank {rank} is registered {what}; unregister it first"
+            )))
+        };
+        let Some(worker) = self.scout.find(tenant, pod, *rank) else { return Ok(None) };
+        match feeds.get(&worker) {
+            Some(Feed::Source { endpoint, replay, .. }) => {
+                let registered = self.scout.worker(worker).map(|status| status.registration);
+                if registered.as_ref() != Some(&enrolment.registration) {
+                    return conflict("with another model, block size, version or hash profile");
+                }
+                if *endpoint != enrolment.endpoint || *replay != enrolment.replay {
+                    return conflict(&format!("with endpoint {endpoint}"));
+                }
+                Ok(Some(worker))
+            }
+            Some(Feed::Topic) => conflict("by its topic"),
+            // One that returns is itself again.
+            None => Ok(None),
+        }
     }
 
     /// Makes an adapter's name stand for a model.

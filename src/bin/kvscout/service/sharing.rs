@@ -13,18 +13,12 @@ use crate::store::{Behind, Instead, Shared, SharedReport};
 impl Service {
     /// The store behind memory, if there is one.
     pub(crate) fn behind(&self) -> Option<&Behind> {
-        match &self.shared {
-            Some(Shared::Behind(behind)) => Some(behind),
-            _ => None,
-        }
+        self.shared.as_ref()?.behind()
     }
 
     /// The store in memory's place, if it is.
     pub(crate) fn instead(&self) -> Option<&Arc<Instead>> {
-        match &self.shared {
-            Some(Shared::Instead(instead)) => Some(instead),
-            _ => None,
-        }
+        self.shared.as_ref()?.instead()
     }
 
     /// What there is to count of a shared store.

@@ -1,7 +1,5 @@
 //! The daemon's state at a glance, as [`Status`] has it.
 
-use std::time::Duration;
-
 use kvscout::scout::{EventCounters, Registration};
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::histogram::Histogram;
@@ -47,34 +45,6 @@ impl Service {
             },
             workers: workers.iter().map(line).collect(),
         }
-    }
-}
-
-impl WorkerView {
-    /// Whether its publisher is connected, where it has a source of its own.
-    pub(crate) fn link(&self) -> &'static str {
-        match (&self.source, &self.feed) {
-            (Some(source), _) if source.up => "up",
-            (Some(_), _) => "down",
-            (None, Some(_)) => "shared",
-            (None, None) => "none",
-        }
-    }
-
-    /// How long it has published nothing although it could: at most since it was registered here, or its
-    /// link came up. None while that is down.
-    pub(crate) fn quiet(&self) -> Option<Duration> {
-        let source = self.source.as_ref();
-        let since = self.heard.map(|heard| heard.at).max(source.and_then(|source| source.since));
-        let is_down = source.is_some_and(|source| !source.up);
-        since.filter(|_| !is_down).map(|since| since.elapsed())
-    }
-
-    /// What an operator should look into.
-    pub(crate) fn warnings(&self) -> impl Iterator<Item = &'static str> {
-        let short = self.receipts.as_ref().filter(|record| record.is_off);
-        let warnings = self.status.warnings().map(|warning| warning.as_str());
-        warnings.chain(short.map(|_| "receipts_fall_short"))
     }
 }
 

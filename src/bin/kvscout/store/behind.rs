@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use kvscout::Error;
 use kvscout::hash::content::DigestKey;
 use kvscout::index::redis::RedisIndex;
-use kvscout::ingest::snapshot::{Snapshot, StateDirectory, parse_secret};
+use kvscout::ingest::snapshot::{Snapshot, StateDirectory};
 use kvscout::scout::Mirror;
 use kvscout::scout::shared::{Labelling, Outbox, Writer, WriterOptions, WriterReport, WriterWatch};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::Failure;
 use crate::config::Config;
+use crate::ending::Ending;
 use crate::service::Service;
 
 /// How often a store that is not there, or whose secret is another one, is asked again.
@@ -75,15 +76,6 @@ pub(crate) struct BehindReport {
     pub(crate) is_foreign: bool,
 }
 
-/// The secret in a file.
-pub(super) fn secret_of(path: &str) -> Result<[u8; 32], Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::unavailable(format!("store.secret_file {path}: {e}")))?;
-    parse_secret(&text).ok_or_else(|| {
-        Error::unavailable(format!("store.secret_file {path}: expected 64 hex digits"))
-    })
-}
-
 /// A name that no other process has.
 fn owner() -> Result<String, Error> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -105,7 +97,7 @@ impl Behind {
     pub(crate) fn open(
         config: &Config,
         state: Option<&StateDirectory>,
-    ) -> Result<Option<Behind>, Error> {
+    ) -> Result<Option<Behind>, Failure> {
         let known = state.map(StateDirectory::secret).transpose()?.flatten();
         let mut offer = match known {
             Some(known) => known,
@@ -285,17 +277,12 @@ async fn asked(index: &RedisIndex) -> [u8; 32] {
 }
 
 /// Keeps the store up until the daemon ends, and a little longer.
-pub(crate) fn start(service: &Arc<Service>, mut ending: watch::Receiver<bool>) -> JoinHandle<()> {
+pub(crate) fn start(service: &Arc<Service>, ending: Ending) -> JoinHandle<()> {
     let service = Arc::clone(service);
     tokio::spawn(async move {
         let Some(behind) = service.behind() else { return };
-        let ended = async {
-            // Fails when whoever says so is gone, which is an end, too.
-            let _ = ending.wait_for(|ends| *ends).await;
-        };
-        let mut ended = std::pin::pin!(ended);
         tokio::select! {
-            () = &mut ended => return,
+            () = ending.begins() => return,
             () = behind.joined() => {}
         }
         info!("the store is there");
@@ -311,7 +298,7 @@ pub(crate) fn start(service: &Arc<Service>, mut ending: watch::Receiver<bool>) -
         let watch = writer.watch();
         // It is set here only.
         let _ = behind.watch.set(watch.clone());
-        let running = writer.run(ended);
+        let running = writer.run(ending.begins());
         tokio::select! {
             () = running => {}
             () = tell(watch) => {}

@@ -3,21 +3,17 @@
 use std::fmt;
 
 use kvscout::scout::shared::WriterReport;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
+use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{BehindReport, SharedReport};
-use crate::metrics::{counters, gauge, gauges};
+use crate::metrics::{Kind, numbers, numbers_by, seconds};
 
 /// Writes everything that is counted.
 pub(crate) fn encode(to: &mut DescriptorEncoder<'_>, report: &SharedReport) -> fmt::Result {
     let link = &report.link;
     numbers(
         to,
-        MetricType::Gauge,
+        Kind::Gauge,
         &[
             ("store_servers", "Servers of the store", link.servers),
             ("store_servers_ready", "Servers with a connection in use", link.servers_ready),
@@ -26,7 +22,7 @@ pub(crate) fn encode(to: &mut DescriptorEncoder<'_>, report: &SharedReport) -> f
     )?;
     numbers(
         to,
-        MetricType::Counter,
+        Kind::Counter,
         &[
             ("store_calls", "Calls to the store", link.calls),
             ("store_breaker_opened", "Times that a breaker opened", link.opened),
@@ -40,7 +36,8 @@ pub(crate) fn encode(to: &mut DescriptorEncoder<'_>, report: &SharedReport) -> f
         ("denied", link.denied),
         ("server", link.server),
     ];
-    counters(to, "store_failures", "Calls and commands that failed", "why", failures)?;
+    let named = ("store_failures", "Calls and commands that failed");
+    numbers_by(to, Kind::Counter, named, "why", failures)?;
     if let Some(age) = report.workers_age {
         seconds(to, "store_read_age", "Time since it was read which workers there are", age)?;
     }
@@ -54,11 +51,12 @@ pub(crate) fn encode(to: &mut DescriptorEncoder<'_>, report: &SharedReport) -> f
 fn kept(to: &mut DescriptorEncoder<'_>, behind: &BehindReport) -> fmt::Result {
     let WriterReport { following, behind: to_build, elsewhere, .. } = behind.writer;
     let states = [("following", following), ("behind", to_build), ("elsewhere", elsewhere)];
-    gauges(to, "store_workers", "Workers by who keeps their part of the store", "state", states)?;
+    let named = ("store_workers", "Workers by who keeps their part of the store");
+    numbers_by(to, Kind::Gauge, named, "state", states)?;
     let (steps, bytes) = behind.queue;
     numbers(
         to,
-        MetricType::Gauge,
+        Kind::Gauge,
         &[
             ("store_queue_steps", "Steps that wait for the store", steps as u64),
             ("store_queue_bytes", "Bytes of them", bytes as u64),
@@ -73,7 +71,7 @@ fn kept(to: &mut DescriptorEncoder<'_>, behind: &BehindReport) -> fmt::Result {
     let (saved, failed) = behind.snapshots;
     numbers(
         to,
-        MetricType::Counter,
+        Kind::Counter,
         &[
             ("store_applied", "Steps applied to the store", behind.writer.applied),
             ("store_rebuilt", "Parts of the store built anew", behind.writer.rebuilt),
@@ -91,28 +89,8 @@ fn kept(to: &mut DescriptorEncoder<'_>, behind: &BehindReport) -> fmt::Result {
     match behind.snapshot_age {
         Some(age) => {
             let help = "Time since the last snapshot was left in the store";
-            seconds(to, "store_snapshot_age", help, age.as_secs_f64())
+            seconds(to, "store_snapshot_age", help, age)
         }
         None => Ok(()),
     }
-}
-
-fn numbers(
-    to: &mut DescriptorEncoder<'_>,
-    kind: MetricType,
-    all: &[(&str, &str, u64)],
-) -> fmt::Result {
-    for &(name, help, value) in all {
-        let metric = to.encode_descriptor(name, help, None, kind)?;
-        match kind {
-            MetricType::Counter => ConstCounter::new(value).encode(metric)?,
-            _ => ConstGauge::new(gauge(value)).encode(metric)?,
-        }
-    }
-    Ok(())
-}
-
-fn seconds(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
-    let metric = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
-    ConstGauge::new(value).encode(metric)
 }

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tracing::{error, info, warn};
 
+use crate::Failure;
 use crate::config::Config;
 use crate::config::adapter::AdapterEntry;
 
@@ -35,7 +36,7 @@ impl Instead {
     /// # Errors
     ///
     /// An option or a file is wrong.
-    pub(crate) fn open(config: &Config) -> Result<Option<Instead>, Error> {
+    pub(crate) fn open(config: &Config) -> Result<Option<Instead>, Failure> {
         let opened = super::open(config, |options| options.only_reads = true)?;
         let Some(index) = opened else { return Ok(None) };
         let options = ReaderOptions {

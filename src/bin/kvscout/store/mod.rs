@@ -5,14 +5,16 @@ mod counts;
 mod instead;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use kvscout::Error;
-use kvscout::index::redis::{RedisIndex, StoreCounters, WarningKind};
+use kvscout::index::redis::{RedisIndex, RedisOptions, StoreCounters, WarningKind};
+use kvscout::ingest::snapshot::StateDirectory;
 use tracing::warn;
 
 pub(crate) use self::behind::{Behind, BehindReport, start};
 pub(crate) use self::counts::encode;
 pub(crate) use self::instead::Instead;
+use crate::Failure;
 use crate::config::Config;
 
 /// What the store is to this daemon.
@@ -31,11 +33,43 @@ pub(crate) struct SharedReport {
     pub(crate) link: StoreCounters,
     /// What is kept there, if this daemon does that.
     pub(crate) behind: Option<BehindReport>,
-    /// How long ago a reader asked who there is, in seconds.
-    pub(crate) workers_age: Option<f64>,
+    /// How long ago a reader asked who there is.
+    pub(crate) workers_age: Option<Duration>,
 }
 
 impl Shared {
+    /// The configured store, if there is one; what it keeps is under the secret of the state directory, where that
+    /// knows one. Inside a runtime's context, outside of its tasks.
+    ///
+    /// # Errors
+    ///
+    /// An option or a file is wrong.
+    pub(crate) fn open(
+        config: &Config,
+        state: Option<&StateDirectory>,
+    ) -> Result<Option<Shared>, Failure> {
+        match config.store.is_reader() {
+            true => Ok(Instead::open(config)?.map(|instead| Shared::Instead(Arc::new(instead)))),
+            false => Ok(Behind::open(config, state)?.map(Shared::Behind)),
+        }
+    }
+
+    /// The store behind memory, if that is what it is.
+    pub(crate) fn behind(&self) -> Option<&Behind> {
+        match self {
+            Shared::Behind(behind) => Some(behind),
+            Shared::Instead(_) => None,
+        }
+    }
+
+    /// The store in memory's place, if that is what it is.
+    pub(crate) fn instead(&self) -> Option<&Arc<Instead>> {
+        match self {
+            Shared::Instead(instead) => Some(instead),
+            Shared::Behind(_) => None,
+        }
+    }
+
     /// What there is to count.
     pub(crate) fn report(&self) -> SharedReport {
         match self {
@@ -47,7 +81,7 @@ impl Shared {
             Shared::Instead(instead) => SharedReport {
                 link: instead.index().counters(),
                 behind: None,
-                workers_age: instead.age().map(|age| age.as_secs_f64()),
+                workers_age: instead.age(),
             },
         }
     }
@@ -56,15 +90,13 @@ impl Shared {
 /// Opens the configured store, which need not be there.
 fn open(
     config: &Config,
-    of: impl FnOnce(&mut kvscout::index::redis::RedisOptions),
-) -> Result<Option<RedisIndex>, Error> {
+    of: impl FnOnce(&mut RedisOptions),
+) -> Result<Option<RedisIndex>, Failure> {
     let Some(address) = config.store.place() else { return Ok(None) };
     let mut options = config.store.options();
-    if let Some(path) = &config.store.secret_file {
-        options.secret = Some(behind::secret_of(path)?);
-    }
+    options.secret = config.store.secret()?;
     of(&mut options);
-    RedisIndex::open(address, config.store.link(), options).map(Some)
+    Ok(Some(RedisIndex::open(address, config.store.link(), options)?))
 }
 
 /// Says what about the store will bite later. Who only reads needs no permission to change anything.

@@ -1,21 +1,15 @@
 //! Asks a daemon for its status.
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::Failure;
+use crate::client::{self, Client};
 use crate::status::Status;
-
-/// More than a hundred thousand workers take.
-const MAX_ANSWER: u64 = 64 << 20;
-
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A daemon, as seen from here.
 #[derive(Debug)]
 pub(super) struct Daemon {
-    agent: ureq::Agent,
+    client: Client,
     url: String,
     token: Option<String>,
 }
@@ -32,22 +26,14 @@ impl Daemon {
                 "--url {shown}: expected http://HOST:PORT (a tunnel or proxy speaks TLS for it)"
             )));
         }
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .build();
         let token = token_file.map(read_token).transpose()?;
-        Ok(Daemon { agent: config.into(), url: format!("{base}/v1/status"), token })
+        Ok(Daemon { client: Client::new(client::STATUS), url: format!("{base}/v1/status"), token })
     }
 
     /// How it stands; or why that is not known, in one line.
     pub(super) fn ask(&self) -> Result<Status, String> {
-        let mut request = self.agent.get(&self.url);
-        if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        let mut answer = request.call().map_err(|error| error.to_string())?;
+        let asked = self.client.get(&self.url, self.token.as_deref());
+        let answer = asked.map_err(|error| error.to_string())?;
         match answer.status().as_u16() {
             200 => {}
             status @ (401 | 403) => {
@@ -57,8 +43,7 @@ impl Daemon {
             404 => return Err("status 404: no kvscout, or one too old for this".to_owned()),
             status => return Err(format!("status {status}")),
         }
-        let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
-        let text = text.map_err(|error| error.to_string())?;
+        let text = answer.text().map_err(|error| error.to_string())?;
         let status: Result<Status, _> = serde_json::from_str(&text);
         status.map(plain).map_err(|error| format!("the answer is no status: {error}"))
     }

@@ -1,7 +1,6 @@
 //! The `/tokenize` of a model's engines.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use kvscout::Error;
 use kvscout::block::TokenId;
@@ -10,15 +9,10 @@ use parking_lot::{Mutex, RwLock};
 use ureq::http::StatusCode;
 
 use super::Refusal;
-
-/// How long an engine may take: longer than a router waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::client::{self, Client};
 
 /// How many engines are asked for one text, should the ones before not answer.
 const MOST_ASKED: usize = 3;
-
-/// More than two million ids take.
-const MAX_ANSWER: u64 = 16 << 20;
 
 /// More of an engine's own words says no more.
 const MAX_REASON: usize = 300;
@@ -32,7 +26,7 @@ pub(super) struct Engines {
     discovered: RwLock<Vec<String>>,
     /// Who is asked first, so that none does all the work.
     next: AtomicUsize,
-    agent: ureq::Agent,
+    client: Client,
 }
 
 /// Why an engine gives no ids.
@@ -46,19 +40,12 @@ enum Failed {
 impl Engines {
     /// The engines at these bases.
     pub(super) fn new<'a>(model: &str, bases: impl Iterator<Item = &'a str>) -> Engines {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
-            .max_redirects(0)
-            // A prompt goes to the engine that is configured and to nobody else.
-            .proxy(None)
-            .http_status_as_error(false)
-            .build();
         Engines {
             model: model.to_owned(),
             configured: bases.map(url).collect(),
             discovered: RwLock::default(),
             next: AtomicUsize::new(0),
-            agent: config.into(),
+            client: Client::new(client::TOKENIZE),
         }
     }
 
@@ -115,11 +102,9 @@ impl Engines {
 
     fn post_to(&self, url: &str, body: &str) -> Result<String, Failed> {
         let unavailable = |error: ureq::Error| Failed::Unavailable(error.to_string());
-        let request = self.agent.post(url).header("content-type", "application/json");
-        let mut answer = request.send(body).map_err(unavailable)?;
+        let answer = self.client.post(url, body, None).map_err(unavailable)?;
         let status = answer.status();
-        let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
-        let text = text.map_err(unavailable)?;
+        let text = answer.text().map_err(unavailable)?;
         match status {
             StatusCode::OK => Ok(text),
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
