@@ -423,7 +423,7 @@ fn a_dump_has_dynamos_hashes_where_they_are_kept_and_then_only_what_dynamos_inde
 }
 
 /// Bodies that are wrong, and the field that each error has to name.
-const MOONCAKE: [(&str, &str, &str); 26] = [
+const MOONCAKE: [(&str, &str, &str); 27] = [
     ("/query", r#"{"model": "m"}"#, "token_ids"),
     ("/query", r#"{"token_ids": [1]}"#, "model"),
     ("/query", r#"{"model": 5, "token_ids": [1]}"#, "model"),
@@ -441,6 +441,7 @@ const MOONCAKE: [(&str, &str, &str); 26] = [
     ("/query_by_hash", r#"{"model": "m", "block_size": 16}"#, "seq_hashes"),
     ("/query_by_hash", r#"{"model": "m", "seq_hashes": [1]}"#, "block_size"),
     ("/query_by_hash", r#"{"model": "m", "block_size": 16, "seq_hashes": ["1"]}"#, "seq_hashes"),
+    ("/query_by_hash", r#"{"model": "m", "block_size": 16, "block_hashes": [1]}"#, "block_hashes"),
     (
         "/query_by_hash",
         r#"{"model": "m", "block_size": 16, "seq_hashes": [18446744073709551616]}"#,
@@ -470,7 +471,7 @@ const MOONCAKE: [(&str, &str, &str); 26] = [
     ("/unregister", r#"{"dp_rank": 0}"#, "instance_id"),
 ];
 
-const DYNAMO: [(&str, &str, &str); 14] = [
+const DYNAMO: [(&str, &str, &str); 17] = [
     ("/query", r#"{"model_name": "m"}"#, "token_ids"),
     ("/query", r#"{"model_name": "m", "token_ids": "1"}"#, "token_ids"),
     ("/query", r#"{"model_name": "m", "token_ids": [1, -2]}"#, "token_ids"),
@@ -495,7 +496,10 @@ const DYNAMO: [(&str, &str, &str); 14] = [
         r#"{"model_name": "m", "instance_id": 7, "block_size": 16, "endpoint": "ipc:///a"}"#,
         "endpoint",
     ),
+    ("/query_by_hash", r#"{"model_name": "m", "seq_hashes": [1]}"#, "seq_hashes"),
+    ("/query_by_hash", r#"{"model_name": "m", "block_hash": [1]}"#, "block_hash"),
     ("/unregister", r#"{"model_name": "m"}"#, "instance_id"),
+    ("/unregister", r#"{"instance_id": 7}"#, "model_name"),
     ("/register_peer", r#"{"url": 5}"#, "url"),
 ];
 

@@ -212,15 +212,18 @@ fn chats_have_the_ids_of_the_whole_prompt_turn_by_turn() {
 
 #[test]
 fn what_was_said_before_is_not_tokenized_again() {
-    // By special tokens, and within a text by its words; what is looked up again is at most the last piece.
-    for (name, turn) in [
-        ("llama3", "<|im_start|>user\nquestion of words of words<|im_end|>\n".repeat(8)),
-        ("gpt2", "how many words are there and what do they say ".repeat(90)),
-    ] {
+    // By special tokens, and within a text by its words. No two pieces of a text are equal.
+    let message = |n: usize, k: usize| {
+        format!("<|im_start|>user\nquestion {k} of turn {n} {}<|im_end|>\n", "of words ".repeat(20))
+    };
+    let words = |n: usize, k: usize| format!("and {k} words of {n} say what they are made of ");
+    type Part<'a> = (&'a str, usize, &'a dyn Fn(usize, usize) -> String);
+    let parts: [Part<'_>; 2] = [("llama3", 8, &message), ("gpt2", 60, &words)];
+    for (name, number, part) in parts {
         let tokenizer = load(name, SMALL);
         let mut text = String::new();
         for n in 0..20 {
-            text += &format!("{n} {turn}");
+            text.extend((0..number).map(|k| part(n, k)));
             tokenizer.text(&text, false).unwrap();
         }
         let after = tokenizer.remembered();
