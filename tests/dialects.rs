@@ -364,6 +364,28 @@ fn an_instance_leaves_the_group_that_is_named_or_whichever_it_is_in() {
     assert_eq!(gone(json!({})).status, 404);
 }
 
+#[test]
+fn a_salt_of_dynamos_is_found_as_its_workers_hand_it_to_the_engine() {
+    let mut site = Site::new(&[("7", ""), ("8", "")], "");
+    let salted = |names: &[u64], salt: &str| {
+        with(stored(names, None, &TOKENS[..8]), &[("extra_keys", json!([[salt], null]))])
+    };
+    site.feed("7", &[salted(&[11, 12], "dynamo-cache-salt:t")]);
+    site.feed("8", &[salted(&[21, 22], "plain")]);
+    let scores = |salt: &str| {
+        let body = json!({ "model_name": "m", "token_ids": TOKENS, "cache_salt": salt });
+        site.daemon.post("/query", &body).json(200)["scores"].clone()
+    };
+    assert_eq!(scores("t"), json!({ "7": { "0": 8 }, "8": { "0": 0 } }));
+    assert_eq!(scores("plain"), json!({ "7": { "0": 0 }, "8": { "0": 8 } }));
+    assert_eq!(scores("dynamo-cache-salt:t"), scores("t"));
+    assert_eq!(scores("another"), json!({ "7": { "0": 0 }, "8": { "0": 0 } }));
+    // Elsewhere a salt is what it is.
+    let body = json!({ "model": "m", "token_ids": TOKENS, "cache_salt": "t" });
+    let answer = site.daemon.post("/query", &body).json(200);
+    assert_eq!(answer["default"]["7"]["longest_matched"], 0);
+}
+
 /// Blocks by their names, and by Dynamo's hashes of them where those are kept.
 fn told(worker: Value, tier: &str, at: u32, parent: Option<u64>, blocks: Value) -> Value {
     json!({

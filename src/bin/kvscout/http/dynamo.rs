@@ -47,21 +47,32 @@ pub(super) fn unregister(service: &Service, fields: &Fields<'_>) -> Result<Answe
     Ok(Answer::ok(&json!({ "status": "ok" })))
 }
 
-/// Who holds how much of a prompt.
+/// What Dynamo's workers put before a salt when they hand it to vLLM, so that it is told from other extra keys
+/// (dynamo-kv-router 1.6, `DYNAMO_CACHE_SALT_PREFIX`).
+const SALT_MARK: &str = "dynamo-cache-salt:";
+
+/// Who holds how much of a prompt. A salt is looked for as engines behind Dynamo have it; where nobody holds anything under
+/// that, as it is.
 pub(super) fn query(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
     let model = fields.required_text("model_name")?;
     let token_ids = fields.tokens("token_ids")?;
     let salt = fields.text("cache_salt")?;
     let lora = fields.text("lora_name")?;
     let lora = lora.as_deref().map(|name| Lora { name, id: None, path: None });
-    let prompt = Prompt { lora, cache_salt: salt.as_deref(), ..Prompt::new(&token_ids) };
-    let request = Request {
-        tenant: &group(fields)?,
-        model: Some(&model),
-        blocks: Blocks::Prompt(prompt),
-        candidates: None,
+    let tenant = group(fields)?;
+    let ask = |cache_salt: Option<&str>| {
+        let prompt = Prompt { lora, cache_salt, ..Prompt::new(&token_ids) };
+        let (blocks, candidates) = (Blocks::Prompt(prompt), None);
+        let request = Request { tenant: &tenant, model: Some(&model), blocks, candidates };
+        service.score(&request, by_instance)
     };
-    Ok(scores(&service.score(&request, by_instance)?))
+    if let Some(salt) = &salt {
+        let found = ask(Some(&format!("{SALT_MARK}{salt}")))?;
+        if found.values().any(|instance| instance.best()[3] > 0) {
+            return Ok(scores(&found));
+        }
+    }
+    Ok(scores(&ask(salt.as_deref())?))
 }
 
 fn scores(found: &BTreeMap<String, Instance>) -> Answer {
