@@ -165,6 +165,11 @@ fn tokens_alone_are_a_question_too() {
         let error: Value = serde_json::from_slice(&answer).unwrap();
         assert_eq!((status, &error["field"]), (400, &json!(field)), "{path}: {error}");
     }
+    // A million of them are neither too many nor read as JSON.
+    let many = [&TOKENS[..8], &vec![7; 999_992]].concat();
+    let (status, _, answer) = site.send("/v1/score?model=m", kind, "", &little_endian(&many));
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((status, &answer["workers"][0]["matched_blocks"]), (200, &json!(2)));
     let path = "/v1/picked?model=m&worker=8&rank=0";
     let (status, _, answer) = site.send(path, kind, "", &little_endian(&TOKENS));
     assert_eq!((status, &answer[..]), (200, &b"{\"predicted_blocks\":0}"[..]));
@@ -321,8 +326,126 @@ fn a_router_whose_index_is_elsewhere_is_answered_in_blocks_beyond_the_faster_tie
     }
 }
 
+#[test]
+fn an_instance_leaves_the_group_that_is_named_or_whichever_it_is_in() {
+    let daemon = Daemon::start(&[], "", &[]);
+    let register = |group: &str, rank: u32| {
+        let body = json!({
+            "endpoint": "tcp://127.0.0.1:9", "model_name": "m", "instance_id": 9, "block_size": 16,
+            "routing_group": group, "dp_rank": rank,
+        });
+        daemon.post("/register", &body).json(201);
+    };
+    let listed = |group: &str| {
+        let list = daemon.get(&format!("/workers?routing_group={group}")).json(200);
+        list.as_array().unwrap().iter().map(|one| one["endpoints"].clone()).collect::<Vec<_>>()
+    };
+    let (both, first) = (
+        json!({ "0": "tcp://127.0.0.1:9", "1": "tcp://127.0.0.1:9" }),
+        json!({ "0": "tcp://127.0.0.1:9" }),
+    );
+    for group in ["blue", "green"] {
+        register(group, 0);
+        register(group, 1);
+    }
+    let gone = |fields: Value| {
+        let mut body = json!({ "instance_id": 9, "model_name": "m" });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        daemon.post("/unregister", &body)
+    };
+    assert_eq!(gone(json!({ "model_name": "x" })).json(404)["reason"], "unknown_worker");
+    assert_eq!(gone(json!({ "routing_group": "default" })).status, 404);
+    gone(json!({ "routing_group": "blue", "dp_rank": 1 })).json(200);
+    assert_eq!((listed("blue"), listed("green")), (vec![first], vec![both]));
+    gone(json!({ "routing_group": "blue" })).json(200);
+    assert_eq!((listed("blue").len(), listed("green").len()), (0, 1));
+    gone(json!({})).json(200);
+    assert_eq!(listed("green").len(), 0);
+    assert_eq!(gone(json!({})).status, 404);
+}
+
+#[test]
+fn a_salt_of_dynamos_is_found_as_its_workers_hand_it_to_the_engine() {
+    let mut site = Site::new(&[("7", ""), ("8", "")], "");
+    let salted = |names: &[u64], salt: &str| {
+        with(stored(names, None, &TOKENS[..8]), &[("extra_keys", json!([[salt], null]))])
+    };
+    site.feed("7", &[salted(&[11, 12], "dynamo-cache-salt:t")]);
+    site.feed("8", &[salted(&[21, 22], "plain")]);
+    let scores = |salt: &str| {
+        let body = json!({ "model_name": "m", "token_ids": TOKENS, "cache_salt": salt });
+        site.daemon.post("/query", &body).json(200)["scores"].clone()
+    };
+    assert_eq!(scores("t"), json!({ "7": { "0": 8 }, "8": { "0": 0 } }));
+    assert_eq!(scores("plain"), json!({ "7": { "0": 0 }, "8": { "0": 8 } }));
+    assert_eq!(scores("dynamo-cache-salt:t"), scores("t"));
+    assert_eq!(scores("another"), json!({ "7": { "0": 0 }, "8": { "0": 0 } }));
+    // Elsewhere a salt is what it is.
+    let body = json!({ "model": "m", "token_ids": TOKENS, "cache_salt": "t" });
+    let answer = site.daemon.post("/query", &body).json(200);
+    assert_eq!(answer["default"]["7"]["longest_matched"], 0);
+}
+
+/// Blocks by their names, and by Dynamo's hashes of them where those are kept.
+fn told(worker: Value, tier: &str, at: u32, parent: Option<u64>, blocks: Value) -> Value {
+    json!({
+        "worker_id": worker, "storage_tier": tier,
+        "event": { "dp_rank": 0, "data": { "stored": {
+            "parent_hash": parent, "start_position": at, "blocks": blocks,
+        } } },
+    })
+}
+
+#[test]
+fn a_dump_has_dynamos_hashes_where_they_are_kept_and_then_only_what_dynamos_index_can_take() {
+    // Of tokens 0..4 and 4..8, as Python's `xxhash` computes them.
+    let [one, two] = [9_143_094_415_614_847_814_u64, 12_124_091_508_212_882_195];
+    let hashed = |name: u64, hash: u64| json!({ "block_hash": name, "tokens_hash": hash });
+    let named = |name: u64| json!({ "block_hash": name });
+    for kept in [true, false] {
+        let config = format!("[dialects]\ndynamo_hashes = {kept}\n");
+        let mut site = Site::new(&[("7", ""), ("text", ""), ("8", "")], &config);
+        site.feed("7", &[stored(&[11, 12], None, &TOKENS[..8])]);
+        let disk = [("medium", json!("DISK"))];
+        let second = with(stored(&[12], Some(11), &TOKENS[4..8]), &disk);
+        site.feed("8", &[stored(&[11], None, &TOKENS[..4]), second]);
+        let fourth = stored(&[14], Some(13), &[9; 4]);
+        let third = stored(&[13], Some(12), &[8; 4]);
+        // Behind a hole, and of a medium that nobody knows.
+        site.feed("7", &[third, fourth, removed(&[13], "GPU")]);
+        site.feed("7", &[with(stored(&[21], None, &[7; 4]), &[("medium", json!("NVX"))])]);
+        site.feed("text", &[stored(&[31], None, &[6; 4])]);
+        let answer = site.daemon.get("/dump").json(200);
+        assert_eq!(answer["m:default"]["block_size"], 4);
+        let mut events = answer["m:default"]["events"].as_array().unwrap().clone();
+        let mut numbers = Vec::new();
+        for event in &mut events {
+            numbers.push(event["event"].as_object_mut().unwrap().remove("event_id"));
+        }
+        assert_eq!(json!(numbers), json!((0..events.len()).collect::<Vec<_>>()));
+        let mut expected = match kept {
+            true => vec![
+                told(json!(7), "device", 0, None, json!([hashed(11, one), hashed(12, two)])),
+                told(json!(8), "device", 0, None, json!([hashed(11, one)])),
+                told(json!(8), "disk", 1, Some(11), json!([hashed(12, two)])),
+            ],
+            false => vec![
+                told(json!(7), "device", 0, None, json!([named(11), named(12)])),
+                told(json!(7), "device", 3, Some(13), json!([named(14)])),
+                told(json!(8), "device", 0, None, json!([named(11)])),
+                told(json!(8), "disk", 1, Some(11), json!([named(12)])),
+                told(json!("text"), "device", 0, None, json!([named(31)])),
+            ],
+        };
+        for list in [&mut events, &mut expected] {
+            list.sort_by_key(ToString::to_string);
+        }
+        assert_eq!(events, expected, "kept: {kept}");
+    }
+}
+
 /// Bodies that are wrong, and the field that each error has to name.
-const MOONCAKE: [(&str, &str, &str); 24] = [
+const MOONCAKE: [(&str, &str, &str); 27] = [
     ("/query", r#"{"model": "m"}"#, "token_ids"),
     ("/query", r#"{"token_ids": [1]}"#, "model"),
     ("/query", r#"{"model": 5, "token_ids": [1]}"#, "model"),
@@ -340,6 +463,7 @@ const MOONCAKE: [(&str, &str, &str); 24] = [
     ("/query_by_hash", r#"{"model": "m", "block_size": 16}"#, "seq_hashes"),
     ("/query_by_hash", r#"{"model": "m", "seq_hashes": [1]}"#, "block_size"),
     ("/query_by_hash", r#"{"model": "m", "block_size": 16, "seq_hashes": ["1"]}"#, "seq_hashes"),
+    ("/query_by_hash", r#"{"model": "m", "block_size": 16, "block_hashes": [1]}"#, "block_hashes"),
     (
         "/query_by_hash",
         r#"{"model": "m", "block_size": 16, "seq_hashes": [18446744073709551616]}"#,
@@ -360,10 +484,16 @@ const MOONCAKE: [(&str, &str, &str); 24] = [
         "block_size",
     ),
     ("/register", r#"{"modelname": "m", "endpoint": "tcp://h:1", "kind": "vLLM"}"#, "kind"),
+    (
+        "/register",
+        r#"{"modelname": "m", "endpoint": "tcp://h:1", "cache_group": 1}"#,
+        "cache_group",
+    ),
+    ("/query", r#"{"model": "m", "token_ids": [1], "cache_group": "0"}"#, "cache_group"),
     ("/unregister", r#"{"dp_rank": 0}"#, "instance_id"),
 ];
 
-const DYNAMO: [(&str, &str, &str); 14] = [
+const DYNAMO: [(&str, &str, &str); 17] = [
     ("/query", r#"{"model_name": "m"}"#, "token_ids"),
     ("/query", r#"{"model_name": "m", "token_ids": "1"}"#, "token_ids"),
     ("/query", r#"{"model_name": "m", "token_ids": [1, -2]}"#, "token_ids"),
@@ -388,7 +518,10 @@ const DYNAMO: [(&str, &str, &str); 14] = [
         r#"{"model_name": "m", "instance_id": 7, "block_size": 16, "endpoint": "ipc:///a"}"#,
         "endpoint",
     ),
+    ("/query_by_hash", r#"{"model_name": "m", "seq_hashes": [1]}"#, "seq_hashes"),
+    ("/query_by_hash", r#"{"model_name": "m", "block_hash": [1]}"#, "block_hash"),
     ("/unregister", r#"{"model_name": "m"}"#, "instance_id"),
+    ("/unregister", r#"{"instance_id": 7}"#, "model_name"),
     ("/register_peer", r#"{"url": 5}"#, "url"),
 ];
 
@@ -528,6 +661,10 @@ fn the_description_is_what_the_daemon_takes_and_gives() {
         let answered = serde_json::from_str::<Value>(&answer.body).ok();
         description.check_answer(path, operation, answer.status, answered.as_ref());
     }
+    let (_, workers) = description.operations("get").find(|(path, _)| *path == "/workers").unwrap();
+    let list = site.daemon.get("/workers?routing_group=default").json(200);
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    description.check_answer("/workers", workers, 200, Some(&list));
     for (path, operation) in description.operations("post") {
         for (name, example) in description.examples(operation) {
             description.check_body(path, operation, example);

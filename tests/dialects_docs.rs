@@ -15,6 +15,7 @@ use daemon_support::{Batch, Daemon};
 use failures_support::{batch, names, removed, stored, with};
 use kvscout::block::Prompt;
 use kvscout::hash::vllm::Algorithm;
+use kvscout::tokenize::{Options, Tokenize};
 use serde_json::{Value, json};
 use zmq_support::{bound_publisher, eventually};
 
@@ -56,9 +57,12 @@ fn every_call_has_the_answer_that_stands_below_it() {
     let daemon = Daemon::start(&["--source", &source, "--model", "m"], &file, &[]);
     eventually("the source is added", || daemon.get("/ready").status == 200);
     let tokens: Vec<u32> = (1..=16).collect();
-    let block = with(stored(&[11], None, &tokens), &[("block_size", json!(16))]);
-    // Of nobody's chain, so that no contract is found for it.
-    daemon.feed(&socket, "", &Batch { seq: 0, payload: batch(&[block]) }, "7");
+    let text = tokenize_support::load("llama3", Options::default());
+    let text = text.text(tokenize_support::PAGES_TEXT, true).unwrap();
+    let sixteen = |name, tokens| with(stored(&[name], None, tokens), &[("block_size", json!(16))]);
+    // Of nobody's chain, so that no contract is found for them.
+    let payload = batch(&[sixteen(11, &tokens), sixteen(21, &text[..16])]);
+    daemon.feed(&socket, "", &Batch { seq: 0, payload }, "7");
 
     let page = include_str!("../docs/dialects.md");
     // What follows is the business of tests/grpc.rs.

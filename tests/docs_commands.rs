@@ -43,6 +43,8 @@ const NOT_RUN: &[(&str, &str)] = &[
         "a release build; what is tested is built with the same features",
     ),
     ("openssl rand -hex 32 > /etc/kvscout/", "a place that only an operator should write to"),
+    ("pip install tokenizers==0.23.3 ", "packages from the network"),
+    ("scripts/tokenize-vectors ", "wants those packages"),
     ("KVSCOUT_CHAOS_SEED=7 ", "ten minutes"),
     ("KVSCOUT_SOAK_MINUTES=30 ", "half an hour"),
     ("RUSTFLAGS=\"--cfg modelled\" ", "every interleaving, in a build of its own: minutes"),

@@ -43,14 +43,8 @@ fn tests(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file)
 }
 
-/// A daemon with pods of these roles, whose pod 7 holds blocks of these tokens under these names; `config` goes before the sources.
-fn daemon(
-    pods: &[(&str, &str)],
-    size: u32,
-    tokens: &[u32],
-    names: &[u64],
-    config: &str,
-) -> (Daemon, Vec<zmq::Socket>) {
+/// A daemon with pods of these roles, whose pod 7 announced these events; `config` goes before the sources.
+fn daemon(pods: &[(&str, &str)], events: &[Value], config: &str) -> (Daemon, Vec<zmq::Socket>) {
     let mut file = config.to_owned();
     let mut sockets = Vec::new();
     for (pod, role) in pods {
@@ -65,8 +59,7 @@ fn daemon(
     for (pod, _) in pods {
         eventually("the link is up", || daemon.worker(pod, 0)["trust"] == "exact");
     }
-    let block = with(stored(names, None, tokens), &[("block_size", json!(size))]);
-    daemon.feed(&sockets[0], "", &Batch { seq: 0, payload: batch(&[block]) }, "7");
+    daemon.feed(&sockets[0], "", &Batch { seq: 0, payload: batch(events) }, "7");
     (daemon, sockets)
 }
 
@@ -75,8 +68,8 @@ fn every_method_answers_a_client_written_with_pythons_grpcio() {
     let Some(mut python) = python() else { return };
     let tokens: Vec<u32> = (0..8).collect();
     let limit = "[limits]\nmax_body_bytes = 65536\n";
-    let (daemon, _sockets) =
-        daemon(&[("7", "prefill"), ("8", "decode")], 4, &tokens, &[11, 12], limit);
+    let events = [stored(&[11, 12], None, &tokens)];
+    let (daemon, _sockets) = daemon(&[("7", "prefill"), ("8", "decode")], &events, limit);
     let run = python.arg(tests("grpc_client.py")).args([daemon.grpc(), daemon.address()]).output();
     let run = run.unwrap();
     let said = String::from_utf8_lossy(&run.stderr);
@@ -188,8 +181,16 @@ fn blocks(page: &str) -> Vec<(&str, &str)> {
 #[test]
 fn every_call_of_the_page_has_the_answer_that_stands_below_it() {
     let Some(mut python) = python() else { return };
+    // As the page's beginning says.
     let tokens: Vec<u32> = (1..=16).collect();
-    let (daemon, _sockets) = daemon(&[("7", "prefill")], 16, &tokens, &[11], "");
+    let source = tokenize_support::folder("llama3");
+    let text = tokenize_support::load("llama3", Options::default());
+    let text = text.text(tokenize_support::PAGES_TEXT, true).unwrap();
+    let sixteen = |name, tokens| with(stored(&[name], None, tokens), &[("block_size", json!(16))]);
+    let config =
+        format!("dialects.dynamo_hashes = true\nmodels.m.tokenizer = \"{}\"\n", source.display());
+    let events = [sixteen(11, &tokens), sixteen(21, &text[..16])];
+    let (daemon, _sockets) = daemon(&[("7", "prefill")], &events, &config);
     let page = include_str!("../docs/dialects.md").split_once("\n## gRPC").unwrap().1;
     let blocks: Vec<_> = blocks(page).into_iter().filter(|(kind, _)| *kind != "text").collect();
     let ((first, begin), calls) = blocks.split_first().unwrap();
@@ -230,7 +231,8 @@ fn llm_ds_call_scores_a_text_where_the_model_has_a_tokenizer() {
     let names: Vec<u64> = (1..).take(blocks).collect();
     let config = format!("models.m.tokenizer = \"{source}\"\n");
     let pods = [("7", "prefill"), ("8", "decode")];
-    let (daemon, _sockets) = daemon(&pods, 4, &tokens[..4 * blocks], &names, &config);
+    let events = [stored(&names, None, &tokens[..4 * blocks])];
+    let (daemon, _sockets) = daemon(&pods, &events, &config);
     let script = "import sys; stubs, address, prompt = sys.argv[1:]; sys.path.insert(0, stubs)\n\
                   import grpc, indexer_pb2, indexer_pb2_grpc\n\
                   llmd = indexer_pb2_grpc.IndexerServiceStub(grpc.insecure_channel(address))\n\

@@ -8,17 +8,19 @@ use kvscout::index::Image;
 use kvscout::scout::Registration;
 use serde_json::json;
 
-type Held = (WorkerId, Tier, Option<u64>, Vec<u64>);
+type Held = (WorkerId, Tier, u32, Option<u64>, Vec<u64>);
 
 fn held(site: &Site, workers: &[WorkerId]) -> Vec<Held> {
     let mut all = Vec::new();
     let each = |holding: kvscout::index::Holding<'_>| {
         let names: Vec<u64> = holding.names.iter().map(|name| name.0).collect();
-        all.push((holding.worker, holding.tier, holding.parent.map(|name| name.0), names));
+        assert_eq!(holding.contents.len(), names.len());
+        let parent = holding.parent.map(|name| name.0);
+        all.push((holding.worker, holding.tier, holding.at, parent, names));
     };
     site.scout.holdings(each).unwrap();
     all.retain(|(worker, ..)| workers.contains(worker));
-    all.sort_by_key(|(worker, tier, _, names)| (*worker, tier.rank(), names[0]));
+    all.sort_by_key(|(worker, tier, .., names)| (*worker, tier.rank(), names[0]));
     all
 }
 
@@ -36,17 +38,29 @@ fn each_stretch_is_said_with_what_comes_before_it() {
     // Known by name alone: nobody knows where it belongs.
     site.apply(b, &[stored_by_name(&[900], "CPU")]);
     let expected = [
-        (a, Tier::Gpu, None, vec![1, 2]),
-        (a, Tier::Gpu, Some(3), vec![4, 5]),
-        (a, Tier::Cpu, Some(1), vec![2]),
-        (b, Tier::Gpu, None, vec![101, 102]),
-        (b, Tier::Gpu, Some(102), vec![103]),
+        (a, Tier::Gpu, 0, None, vec![1, 2]),
+        (a, Tier::Gpu, 3, Some(3), vec![4, 5]),
+        (a, Tier::Cpu, 1, Some(1), vec![2]),
+        (b, Tier::Gpu, 0, None, vec![101, 102]),
+        (b, Tier::Gpu, 2, Some(102), vec![103]),
     ];
     assert_eq!(held(&site, &[a, b]), expected);
+    let mut contents = Vec::new();
+    let each = |holding: kvscout::index::Holding<'_>| {
+        contents.push((holding.at, holding.contents.to_vec()))
+    };
+    site.scout.holdings(each).unwrap();
+    let of = |at: u32, len: usize| {
+        contents.iter().filter(move |(a, held)| (*a, held.len()) == (at, len))
+    };
+    // Equal contents are equal whoever holds them, and different ones are not.
+    let begins: Vec<_> = of(0, 2).map(|(_, held)| held).collect();
+    assert!(begins.len() == 2 && begins[0] == begins[1] && begins[0][0] != begins[0][1]);
+    assert!(of(1, 1).all(|(_, held)| held[0] == begins[0][1]));
     let other = Registration { tenant: "t".into(), ..Registration::new("c", "m") };
     let c = site.register(other);
     site.apply(c, &[stored(&[7], None, &tokens[..4])]);
-    assert_eq!(held(&site, &[c]), [(c, Tier::Gpu, None, vec![7])]);
+    assert_eq!(held(&site, &[c]), [(c, Tier::Gpu, 0, None, vec![7])]);
     site.scout.unregister(a).unwrap();
     assert_eq!(held(&site, &[a]), []);
 }

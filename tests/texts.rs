@@ -70,7 +70,7 @@ fn matched(answer: &Value) -> u64 {
 /// What the prompts of Python's chats are; none where it refuses one. Not the chats with the template that writes
 /// the day.
 fn chats_of_python() -> Vec<(String, Option<Vec<u32>>)> {
-    let pairs = chats().into_iter().zip(lines("llama3/chats.jsonl"));
+    let pairs = chats("llama3").into_iter().zip(lines("llama3/prompts.jsonl"));
     let pairs = pairs.filter(|(chat, _)| !chat.contains("\"chat_template\":\"headers\""));
     pairs
         .map(|(chat, expected)| {

@@ -190,7 +190,7 @@ fn chats_have_the_ids_of_the_whole_prompt_turn_by_turn() {
     for name in TOKENIZERS {
         let (remembering, forgetful) =
             (load(name, SMALL), load(name, Options { memory: 0, ..SMALL }));
-        for chat in chats() {
+        for chat in chats(name) {
             let mut whole: Value = serde_json::from_str(&chat).unwrap();
             whole["chat_template"] = json!("default");
             whole["add_generation_prompt"] = json!(true);
@@ -212,17 +212,51 @@ fn chats_have_the_ids_of_the_whole_prompt_turn_by_turn() {
 
 #[test]
 fn what_was_said_before_is_not_tokenized_again() {
-    let tokenizer = load("llama3", SMALL);
-    let turn =
-        |n: usize| format!("<|im_start|>user\nquestion {n} {}<|im_end|>\n", "of words ".repeat(40));
-    let mut text = String::new();
-    for n in 0..20 {
-        text += &turn(n);
+    // By special tokens, and within a text by its words. No two pieces of a text are equal.
+    let message = |n: usize, k: usize| {
+        format!("<|im_start|>user\nquestion {k} of turn {n} {}<|im_end|>\n", "of words ".repeat(20))
+    };
+    let words = |n: usize, k: usize| format!("and {k} words of {n} say what they are made of ");
+    type Part<'a> = (&'a str, usize, &'a dyn Fn(usize, usize) -> String);
+    let parts: [Part<'_>; 2] = [("llama3", 8, &message), ("gpt2", 60, &words)];
+    for (name, number, part) in parts {
+        let tokenizer = load(name, SMALL);
+        let mut text = String::new();
+        for n in 0..20 {
+            text.extend((0..number).map(|k| part(n, k)));
+            tokenizer.text(&text, false).unwrap();
+        }
+        let after = tokenizer.remembered();
+        let (new, largest) = (text.len() as u64, 20 * 1100);
+        assert!(after.asked > 10 * new, "{name}: {after:?}");
+        assert!((new..=new + largest).contains(&after.tokenized), "{name}: {after:?} of {new}");
+        // The same again: nothing of it but, at most, the end.
         tokenizer.text(&text, false).unwrap();
+        let again = tokenizer.remembered();
+        assert_eq!(again.asked - after.asked, new);
+        assert!(again.tokenized - after.tokenized <= 1100, "{name}: {again:?} {after:?}");
+        // Without a memory all of it.
+        let forgetful = load(name, Options { memory: 0, ..SMALL });
+        forgetful.text(&text, false).unwrap();
+        forgetful.text(&text, false).unwrap();
+        let without = forgetful.remembered();
+        assert_eq!((without.asked, without.tokenized, without.bytes), (2 * new, 2 * new, 0));
     }
-    // Each turn adds what it brings, and the piece at the end of each text.
-    let pieces = tokenizer.remembered().pieces;
-    assert!((20..=60).contains(&pieces), "{pieces}");
-    tokenizer.text(&text, false).unwrap();
-    assert_eq!(tokenizer.remembered().pieces, pieces);
+}
+
+#[test]
+fn a_memory_that_is_full_forgets_and_gives_the_same_ids() {
+    let small = Options { memory: 256 << 10, ..SMALL };
+    let (remembering, forgetful) =
+        (load("llama3", small.clone()), load("llama3", Options { memory: 0, ..SMALL }));
+    for n in 0..1000 {
+        let text = format!("<|im_start|>user\n{}<|im_end|>", format!("question {n} ").repeat(40));
+        assert_eq!(remembering.text(&text, true).unwrap(), forgetful.text(&text, true).unwrap());
+        assert!(remembering.remembered().bytes <= small.memory);
+    }
+    assert!(remembering.remembered().pieces > 50, "{:?}", remembering.remembered());
+    let first = format!("<|im_start|>user\n{}<|im_end|>", "question 0 ".repeat(40));
+    let before = remembering.remembered().tokenized;
+    remembering.text(&first, true).unwrap();
+    assert!(remembering.remembered().tokenized > before, "forgotten");
 }

@@ -4,6 +4,8 @@
 
 mod tokenize_support;
 
+use std::collections::HashSet;
+
 use kvscout::tokenize::{Chat, Options, Tokenize};
 use tokenize_support::{TOKENIZERS, chats, lines, load, unpacked};
 
@@ -23,11 +25,13 @@ fn the_ids_of_texts_are_those_of_python() {
 
 #[test]
 fn the_prompts_of_chats_and_their_ids_are_those_of_python() {
-    let chats = chats();
     let (mut same, mut refused, mut prompts) = (0, 0, 0);
+    let mut different = HashSet::new();
     for name in TOKENIZERS {
         let tokenizer = load(name, Options::default());
-        let expected = lines(&format!("{name}/chats.jsonl"));
+        let chats = chats(name);
+        different.extend(chats.clone());
+        let expected = lines(&format!("{name}/prompts.jsonl"));
         assert_eq!(expected.len(), chats.len());
         for (n, (chat, expected)) in chats.iter().zip(expected).enumerate() {
             let chat = Chat::parse(chat).unwrap();
@@ -47,4 +51,5 @@ fn the_prompts_of_chats_and_their_ids_are_those_of_python() {
         }
     }
     assert!(same >= 250 && refused >= 5 && prompts >= 10, "{same} {refused} {prompts}");
+    assert!(different.len() >= 280, "{} chats", different.len());
 }

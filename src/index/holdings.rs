@@ -2,7 +2,7 @@
 
 use super::Image;
 use super::image::Reader;
-use crate::block::{BlockSize, Group, Name, Shape, Tier, WorkerId};
+use crate::block::{BlockSize, Digest, Group, Name, Shape, Tier, WorkerId};
 use crate::error::Error;
 
 /// Blocks of one chain, one after the other, that a worker holds in one group and tier.
@@ -16,19 +16,30 @@ pub struct Holding<'a> {
     pub tier: Tier,
     /// How the prompt was cut.
     pub shape: Shape,
+    /// How many blocks of the prompt come before the first one.
+    pub at: u32,
     /// The block before the first one, where that has a name; `None` also at the beginning of a prompt.
     pub parent: Option<Name>,
     /// What the worker's engine calls the blocks, in prompt order.
     pub names: &'a [Name],
+    /// The contents of the same blocks.
+    pub contents: &'a [Digest],
 }
 
-/// A run of blocks: where its names are, by vocabulary.
+/// A run of blocks: where it begins, its contents, and its names by vocabulary.
 struct Run<'a> {
     parent: Option<(usize, u32)>,
+    at: u32,
+    contents: &'a [u8],
     columns: Vec<(u32, &'a [u8])>,
 }
 
 impl Run<'_> {
+    fn content(&self, at: u32) -> Option<Digest> {
+        let word = *self.contents.as_chunks::<8>().0.get(at as usize)?;
+        Some(Digest(u64::from_le_bytes(word)))
+    }
+
     /// The name of a block, if it has one of its own.
     fn name(&self, vocabulary: u32, at: usize) -> Option<Name> {
         let (_, column) = self.columns.iter().find(|(of, _)| *of == vocabulary)?;
@@ -74,7 +85,7 @@ impl Image {
                 workers.get(worker).ok_or_else(|| from.wrong("a lane is nobody's"))?;
             lanes.push(Lane { worker, vocabulary, group, tier });
         }
-        let (mut runs, mut names) = (Vec::new(), Vec::new());
+        let (mut runs, mut blocks) = (Vec::new(), (Vec::new(), Vec::new()));
         for _ in 0..from.count(16)? {
             // The space says nothing here.
             from.take(4)?;
@@ -82,12 +93,12 @@ impl Image {
             let size = size.ok_or_else(|| from.wrong("blocks of a tree have no tokens"))?;
             let shape = Shape { size, lookahead: from.u32()? };
             for _ in 0..from.count(24)? {
-                let (run, len) = read_run(from, runs.len())?;
+                let (run, len) = read_run(from, &runs)?;
                 runs.push(run);
                 let mut held = |lane: u32, lo: u32, hi: u32| {
                     let lane = lanes.get(lane as usize)?;
                     let hi = hi.min(len);
-                    tell(&runs, lane, shape, lo..hi, &mut names, &mut each);
+                    tell(&runs, lane, shape, lo..hi, &mut blocks, &mut each);
                     Some(())
                 };
                 read_holders(from, &mut held)?;
@@ -97,21 +108,21 @@ impl Image {
     }
 }
 
-fn read_run<'a>(from: &mut Reader<'a>, before: usize) -> Result<(Run<'a>, u32), Error> {
+fn read_run<'a>(from: &mut Reader<'a>, before: &[Run<'_>]) -> Result<(Run<'a>, u32), Error> {
     let (parent, at, len) = (from.u32()? as usize, from.u32()?, from.u32()?);
     let parent = match parent {
         0 => None,
-        n if n <= before && at > 0 => Some((n - 1, at - 1)),
+        n if n <= before.len() && at > 0 => Some((n - 1, at - 1)),
         _ => return Err(from.wrong("a run comes before its parent")),
     };
-    // Its contents.
-    from.take((len as usize).saturating_mul(8))?;
+    let at = parent.map_or(0, |(run, at): (usize, u32)| before[run].at.saturating_add(at + 1));
+    let contents = from.take((len as usize).saturating_mul(8))?;
     let mut columns = Vec::new();
     for _ in 0..from.count((len as usize).saturating_mul(8).saturating_add(4))? {
         let vocabulary = from.u32()?;
         columns.push((vocabulary, from.take(len as usize * 8)?));
     }
-    Ok((Run { parent, columns }, len))
+    Ok((Run { parent, at, contents, columns }, len))
 }
 
 /// Reads who holds what of a run.
@@ -140,7 +151,7 @@ fn tell(
     lane: &Lane,
     shape: Shape,
     blocks: std::ops::Range<u32>,
-    names: &mut Vec<Name>,
+    (names, contents): &mut (Vec<Name>, Vec<Digest>),
     each: &mut impl FnMut(Holding<'_>),
 ) {
     let Some(run) = runs.last() else { return };
@@ -151,17 +162,20 @@ fn tell(
     };
     let mut from = blocks.start;
     names.clear();
+    contents.clear();
     for at in blocks.start..=blocks.end {
         let name = (at < blocks.end).then(|| run.name(vocabulary, at as usize)).flatten();
-        match name {
-            Some(name) => names.push(name),
-            None => {
-                if !names.is_empty() {
-                    each(Holding { worker, group, tier, shape, parent: before(from), names });
-                }
-                names.clear();
-                from = at + 1;
-            }
+        if let Some((name, content)) = name.zip(run.content(at)) {
+            names.push(name);
+            contents.push(content);
+            continue;
         }
+        if !names.is_empty() {
+            let (parent, at) = (before(from), run.at.saturating_add(from));
+            each(Holding { worker, group, tier, shape, at, parent, names, contents });
+        }
+        names.clear();
+        contents.clear();
+        from = at + 1;
     }
 }

@@ -116,6 +116,17 @@ impl LocalHashes {
             digests.push(digest);
         }
     }
+
+    /// The other way round: the hash of each content that has one of its own.
+    pub(super) fn by_content(&self) -> HashMap<Digest, u64> {
+        let known = self.known.lock();
+        let halves = known.young.iter().chain(&known.old);
+        let one = halves.filter_map(|(&hash, meaning)| match meaning {
+            Meaning::One(digest) => Some((*digest, hash)),
+            Meaning::Several => None,
+        });
+        one.collect()
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +161,11 @@ mod tests {
         assert_eq!(resolved(&local, &HASHES[..2]), digests);
         assert_eq!(resolved(&local, &HASHES[2..]), [block(&key, &tokens).digest.unwrap()]);
         assert_eq!(resolved(&local, &[HASHES[1], 5, HASHES[0]]), digests[1..], "as far as known");
+        let named = local.by_content();
+        assert_eq!(
+            (named.len(), named[&digests[0]], named[&digests[1]]),
+            (3, HASHES[0], HASHES[1])
+        );
     }
 
     #[test]
@@ -192,6 +208,7 @@ mod tests {
             local.learn(&key, &tokens, 4, None, &[block(&key, &tokens)]);
         }
         assert_eq!(resolved(&local, &HASHES[..1]), []);
+        assert!(local.by_content().is_empty());
     }
 
     #[test]

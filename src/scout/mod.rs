@@ -25,6 +25,7 @@ mod stream;
 mod vocabulary;
 mod warning;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -45,7 +46,7 @@ use self::local::LocalHashes;
 use self::roster::Generation;
 use self::stream::anchor::Room;
 use self::stream::{Shared, Stream};
-use crate::block::{BlockSize, Name, Prompt, WorkerId};
+use crate::block::{BlockSize, Digest, Name, Prompt, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DecodeError, Limits};
 use crate::hash::content::DigestKey;
@@ -191,7 +192,7 @@ pub enum Blocks<'a> {
     /// By Dynamo's hashes of its single blocks: XXH3-64, seed 1337, of each block's tokens as
     /// little-endian words of 32 bits.
     ///
-    /// They find what was stored since this scout was made, as text alone (without adapter, salt or
+    /// They find what was stored since this scout was made, as text alone or of an adapter (without salt or
     /// items) and with its tokens, as far as [`Options::local_hashes`] reach; never more than is held.
     Local {
         /// The hashes, in prompt order.
@@ -499,6 +500,12 @@ impl Scout {
     /// None that is known of: what was just written is readable.
     pub fn holdings(&self, each: impl FnMut(Holding<'_>)) -> Result<(), Error> {
         self.shared.index.export().holdings(each)
+    }
+
+    /// What Dynamo calls the contents of blocks that were stored lately, as far as [`Options::local_hashes`] reach; see
+    /// [`Blocks::Local`]. A copy, made under the lock that storing takes, too.
+    pub fn local_hashes(&self) -> HashMap<Digest, u64> {
+        self.shared.local.by_content()
     }
 
     /// Every adapter, and those that became something else under their old name.

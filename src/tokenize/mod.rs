@@ -57,6 +57,8 @@ mod template;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use minijinja::value::Value;
@@ -118,13 +120,17 @@ impl Default for Options {
     }
 }
 
-/// How much a [`Tokenizer`] remembers.
+/// How much a [`Tokenizer`] remembers, and what that spared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
     /// Bytes of texts, ids and what is needed to find them.
     pub bytes: usize,
     /// Pieces of texts.
     pub pieces: usize,
+    /// Bytes of all texts and prompts whose ids were asked for.
+    pub asked: u64,
+    /// How many of those had to be tokenized.
+    pub tokenized: u64,
 }
 
 /// One model's tokenizer and chat templates, read from files.
@@ -137,6 +143,8 @@ pub struct Tokenizer {
     templates: Templates,
     special: Vec<(String, Value)>,
     options: Options,
+    asked: AtomicU64,
+    tokenized: AtomicU64,
 }
 
 impl Tokenizer {
@@ -181,6 +189,8 @@ impl Tokenizer {
                 .filter_map(|(name, value)| Some((name, serde_json::from_value(value).ok()?)))
                 .collect(),
             options,
+            asked: AtomicU64::new(0),
+            tokenized: AtomicU64::new(0),
         })
     }
 
@@ -197,7 +207,8 @@ impl Tokenizer {
     /// What is remembered of texts.
     pub fn remembered(&self) -> Remembered {
         let (bytes, pieces) = self.pieces.size();
-        Remembered { bytes, pieces }
+        let [asked, tokenized] = [&self.asked, &self.tokenized].map(|n| n.load(Relaxed));
+        Remembered { bytes, pieces, asked, tokenized }
     }
 
     /// Whether texts of this tokenizer can be cut safely, so that pieces are remembered.
@@ -257,8 +268,9 @@ impl Tokenizer {
                 self.options.max_text
             )));
         }
+        self.asked.fetch_add(text.len() as u64, Relaxed);
         if !self.remembers() {
-            return self.encoder.append(text, out);
+            return self.encode(text, out);
         }
         let mut outcome = Ok(());
         self.cuts.pieces(text, |range| {
@@ -267,12 +279,17 @@ impl Tokenizer {
                 return;
             }
             let from = out.len();
-            outcome = self.encoder.append(piece, out);
+            outcome = self.encode(piece, out);
             if outcome.is_ok() {
                 self.pieces.insert(piece, &out[from..]);
             }
         });
         outcome
+    }
+
+    fn encode(&self, text: &str, out: &mut Vec<TokenId>) -> Result<(), Error> {
+        self.tokenized.fetch_add(text.len() as u64, Relaxed);
+        self.encoder.append(text, out)
     }
 
     fn framed(&self, text: &str, special: bool) -> Result<Vec<TokenId>, Error> {

@@ -11,6 +11,9 @@ use serde_json::Value;
 /// Every tokenizer there is a folder of.
 pub(crate) const TOKENIZERS: [&str; 5] = ["llama3", "gpt2", "prepend", "metaspace", "unigram"];
 
+/// What the engine of `docs/dialects.md` holds the first block of.
+pub(crate) const PAGES_TEXT: &str = "How warm is it in Rome, and how warm will it be?";
+
 /// The moment that `scripts/tokenize-vectors` takes for the present.
 pub(crate) fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_772_874_303)
@@ -25,9 +28,9 @@ pub(crate) fn load(name: &str, options: Options) -> Tokenizer {
     Tokenizer::load(name, folder(name).to_str().unwrap(), options).unwrap()
 }
 
-/// The lines of the chats as they are written: their order of keys is part of the prompt.
-pub(crate) fn chats() -> Vec<String> {
-    let text = fs::read_to_string(folder("chats.jsonl")).unwrap();
+/// A tokenizer's chats as they are written: their order of keys is part of the prompt.
+pub(crate) fn chats(name: &str) -> Vec<String> {
+    let text = fs::read_to_string(folder(name).join("chats.jsonl")).unwrap();
     text.lines().map(str::to_owned).collect()
 }
 

@@ -182,6 +182,14 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The tenant of this name; if there is none, the one that the caller is bound to, or all.
+    pub(super) fn tenant_or_all(&self, name: &str) -> Result<Option<String>, HttpError> {
+        match self.text(name)? {
+            Some(_) => self.tenant(name).map(Some),
+            None => Ok(self.tenant.map(str::to_owned)),
+        }
+    }
+
     /// A text that must be there.
     pub(super) fn required_text(&self, name: &str) -> Result<String, HttpError> {
         self.text(name)?.ok_or_else(|| self.missing(name, "a text that is not empty"))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use kvscout::block::{BlockSize, Lora, Name, Prompt};
+use kvscout::block::{BlockSize, Lora, Name, Prompt, Tier};
 use kvscout::ingest::zmq::Mode;
 use kvscout::scout::{Blocks, Registration, Request};
 use serde_json::{Map, Value, json};
@@ -14,7 +14,8 @@ use super::mooncake::{Instance, block_size, by_instance};
 use super::own;
 use super::refusal::HttpError;
 use super::{Answer, App};
-use crate::service::{Enrolment, Origin, Refusal, Service, Stored, WorkerView};
+use crate::service::dump::{Block, Stored, told_by_hash};
+use crate::service::{Enrolment, Origin, Refusal, Service, WorkerView};
 
 /// Registers a worker; the pod is the decimal text of `instance_id`, the tenant the routing group.
 pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
@@ -34,29 +35,44 @@ pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer,
     Ok(Answer::with(StatusCode::CREATED, &json!({ "status": "ok" })))
 }
 
-/// Removes one rank of an instance; without `dp_rank`, all.
+/// Removes one rank of an instance; without `dp_rank`, all, and without `routing_group` in whatever group it is.
 pub(super) fn unregister(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
     let instance = fields.required_u64("instance_id")?.to_string();
     let model = fields.required_text("model_name")?;
-    service.unregister(&group(fields)?, &instance, fields.u32("dp_rank")?, Some(&model))?;
+    let (rank, group) = (fields.u32("dp_rank")?, fields.tenant_or_all("routing_group")?);
+    match group {
+        Some(group) => service.unregister(&group, &instance, rank, Some(&model)).map(drop)?,
+        None => service.unregister_everywhere(&instance, rank, &model)?,
+    }
     Ok(Answer::ok(&json!({ "status": "ok" })))
 }
 
-/// Who holds how much of a prompt.
+/// What Dynamo's workers put before a salt when they hand it to vLLM, so that it is told from other extra keys
+/// (dynamo-kv-router 1.6, `DYNAMO_CACHE_SALT_PREFIX`).
+const SALT_MARK: &str = "dynamo-cache-salt:";
+
+/// Who holds how much of a prompt. A salt is looked for as engines behind Dynamo have it; where nobody holds anything under
+/// that, as it is.
 pub(super) fn query(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
     let model = fields.required_text("model_name")?;
     let token_ids = fields.tokens("token_ids")?;
     let salt = fields.text("cache_salt")?;
     let lora = fields.text("lora_name")?;
     let lora = lora.as_deref().map(|name| Lora { name, id: None, path: None });
-    let prompt = Prompt { lora, cache_salt: salt.as_deref(), ..Prompt::new(&token_ids) };
-    let request = Request {
-        tenant: &group(fields)?,
-        model: Some(&model),
-        blocks: Blocks::Prompt(prompt),
-        candidates: None,
+    let tenant = group(fields)?;
+    let ask = |cache_salt: Option<&str>| {
+        let prompt = Prompt { lora, cache_salt, ..Prompt::new(&token_ids) };
+        let (blocks, candidates) = (Blocks::Prompt(prompt), None);
+        let request = Request { tenant: &tenant, model: Some(&model), blocks, candidates };
+        service.score(&request, by_instance)
     };
-    Ok(scores(&service.score(&request, by_instance)?))
+    if let Some(salt) = &salt {
+        let found = ask(Some(&format!("{SALT_MARK}{salt}")))?;
+        if found.values().any(|instance| instance.best()[3] > 0) {
+            return Ok(scores(&found));
+        }
+    }
+    Ok(scores(&ask(salt.as_deref())?))
 }
 
 fn scores(found: &BTreeMap<String, Instance>) -> Answer {
@@ -66,7 +82,7 @@ fn scores(found: &BTreeMap<String, Instance>) -> Answer {
         found.iter().map(|(id, instance)| (id.clone(), tiers(instance))).collect();
     Answer::ok(&json!({
         "scores": scores,
-        // How often blocks were asked for lately, which is not kept; Dynamo's own default.
+        // How often blocks were asked for lately. Dynamo's own indexes leave it empty, too (dynamo-kv-router 1.6).
         "frequencies": [],
         "instances": instances,
     }))
@@ -122,7 +138,7 @@ pub(super) fn query_tiered_by_hash(app: &App, fields: Fields<'_>) -> Result<Answ
         }
     }
     let [device, below @ ..] = tiers;
-    let below = ["host_pinned", "disk", "external"].into_iter().zip(below);
+    let below = [Tier::Cpu, Tier::Disk, Tier::Remote].map(storage_tier).into_iter().zip(below);
     let below = below.filter(|(_, hits)| !hits.is_empty());
     let lower_tier: Vec<Value> =
         below.map(|(tier, hits)| json!([tier, { "hits": hits }])).collect();
@@ -165,29 +181,53 @@ fn by_hash(
 /// The instances of a model and a routing group; of all where those are not given.
 pub(super) fn workers(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
     let (model, group) = (fields.text("model_name")?, fields.text("routing_group")?);
-    let mut instances: BTreeMap<(String, String), (Map<String, Value>, WorkerView)> =
-        BTreeMap::new();
+    let mut instances: BTreeMap<(String, String), Vec<WorkerView>> = BTreeMap::new();
     for view in service.workers() {
-        let Registration { pod, rank, tenant, model: serves, .. } = &view.status.registration;
+        let Registration { pod, tenant, model: serves, .. } = &view.status.registration;
         let other_model = serves.is_some() && model.is_some() && *serves != model;
         if other_model || group.as_ref().is_some_and(|group| group != tenant) {
             continue;
         }
-        let (key, rank) = ((tenant.clone(), pod.clone()), rank.to_string());
-        let endpoint = view.endpoint().map(ToString::to_string).into();
-        instances.entry(key).or_insert_with(|| (Map::new(), view)).0.insert(rank, endpoint);
+        instances.entry((tenant.clone(), pod.clone())).or_default().push(view);
     }
-    let instance =
-        |((group, pod), (endpoints, view)): ((String, String), (Map<_, _>, WorkerView))| {
-            json!({
-                "instance_id": instance_id(&pod), "model_name": view.status.registration.model,
-                "routing_group": group, "block_size": block_size(&view), "endpoints": endpoints,
-            })
-        };
-    Ok(Answer::ok(&instances.into_iter().map(instance).collect::<Vec<_>>()))
+    let instances = instances.iter().map(|((group, pod), ranks)| instance(group, pod, ranks));
+    Ok(Answer::ok(&instances.collect::<Vec<_>>()))
 }
 
-/// Everything that is held, as events that would bring it about: names, no tokens and no salts.
+/// Dynamo's `WorkerInfo`.
+fn instance(group: &str, pod: &str, ranks: &[WorkerView]) -> Value {
+    let (mut endpoints, mut listeners) = (Map::new(), Map::new());
+    for view in ranks {
+        // One that a topic registered has none of its own.
+        let Some(endpoint) = view.endpoint().map(ToString::to_string) else { continue };
+        let rank = view.status.registration.rank.to_string();
+        let listener = json!({ "endpoint": &endpoint, "status": listener_status(view) });
+        listeners.insert(rank.clone(), listener);
+        endpoints.insert(rank, endpoint.into());
+    }
+    let is_active = ranks.iter().all(|view| listener_status(view) == ACTIVE);
+    json!({
+        "instance_id": instance_id(pod), "source": "zmq", "status": if is_active { ACTIVE } else { PENDING },
+        "model_name": ranks.iter().find_map(|view| view.status.registration.model.as_deref()),
+        "routing_group": group, "block_size": ranks.iter().find_map(block_size),
+        "endpoints": endpoints, "listeners": listeners,
+    })
+}
+
+/// What Dynamo says of a publisher that is connected, and of one that is dialled. It knows two more: nobody pauses
+/// a publisher here, and none is given up.
+const ACTIVE: &str = "active";
+const PENDING: &str = "pending";
+
+fn listener_status(view: &WorkerView) -> &'static str {
+    match view.link() {
+        "up" | "shared" => ACTIVE,
+        _ => PENDING,
+    }
+}
+
+/// Everything that is held, as events that would bring it about: names, no tokens and no salts; where Dynamo's
+/// hashes are kept, what of it an index of Dynamo's can take.
 pub(super) fn dump(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
     let Ok(_turn) = Arc::clone(&app.snapshots).try_acquire_owned() else {
         let busy = "a dump or a snapshot is being made; try again later".to_owned();
@@ -195,6 +235,7 @@ pub(super) fn dump(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
     };
     let (mut answer, mut number) = (Map::new(), 0_u64);
     for (context, stored) in app.service.dump()? {
+        let stored = if app.dynamo_hashes { told_by_hash(stored) } else { stored };
         let mut key = format!("{}:{}", context.model.as_deref().unwrap_or(""), context.tenant);
         if answer.contains_key(&key) {
             // Engines of one model that cut blocks differently.
@@ -210,16 +251,32 @@ pub(super) fn dump(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
     Ok(Answer::ok(&answer))
 }
 
+/// Dynamo's `RouterEvent`.
 fn event(number: u64, stored: &Stored) -> Value {
-    let Stored { pod, rank, tier, parent, names } = stored;
-    let blocks: Vec<Value> = names.iter().map(|name| json!({ "block_hash": name.0 })).collect();
+    let Stored { pod, rank, tier, at, parent, blocks, .. } = stored;
+    let block = |&Block { name, hash }: &Block| match hash {
+        Some(hash) => json!({ "block_hash": name.0, "tokens_hash": hash }),
+        None => json!({ "block_hash": name.0 }),
+    };
+    let blocks: Vec<Value> = blocks.iter().map(block).collect();
+    let parent = parent.map(|name| name.0);
     json!({
-        "worker_id": instance_id(pod), "tier": tier.as_str(),
+        "worker_id": instance_id(pod), "storage_tier": storage_tier(*tier),
         "event": {
             "event_id": number, "dp_rank": rank,
-            "data": { "stored": { "parent_hash": parent.map(|name| name.0), "blocks": blocks } },
+            "data": { "stored": { "parent_hash": parent, "start_position": at, "blocks": blocks } },
         },
     })
+}
+
+/// Dynamo's name for a tier.
+fn storage_tier(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Gpu => "device",
+        Tier::Cpu => "host_pinned",
+        Tier::Disk => "disk",
+        Tier::Remote | Tier::Unknown => "external",
+    }
 }
 
 /// A number, as it was registered; a pod of another name has none.

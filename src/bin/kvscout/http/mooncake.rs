@@ -59,8 +59,15 @@ const QUERY_BY_HASH: [&str; 8] = [
     "cache_group",
 ];
 
-/// Refuses other fields where the C++ implementation is meant.
+/// Refuses other fields where the C++ implementation is meant, and in any case another cache group than the one
+/// that there is for Mooncake: an answer about all of them would be taken for that group's.
 fn check(fields: &Fields<'_>, form: MooncakeAnswer, known: &[&str]) -> Result<(), HttpError> {
+    if fields.u32("cache_group")?.is_some_and(|group| group != 0) {
+        return Err(HttpError::field(
+            "cache_group",
+            "expected 0 or null: no other group can be asked about alone",
+        ));
+    }
     match form {
         MooncakeAnswer::Doc => Ok(()),
         MooncakeAnswer::Branch => fields.only(known),
@@ -69,7 +76,7 @@ fn check(fields: &Fields<'_>, form: MooncakeAnswer, known: &[&str]) -> Result<()
 
 /// The fields of a registration that both documented forms require, and what kvscout makes of the
 /// rest: `lora_name` registers an adapter of the model; `hash_profile` counts until the publisher's own
-/// events show something else; `additionalsalt` and `cache_group` are accepted and mean nothing.
+/// events show something else; `additionalsalt` is accepted and means nothing.
 pub(super) fn register(
     service: &Service,
     fields: &Fields<'_>,

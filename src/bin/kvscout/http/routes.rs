@@ -286,6 +286,11 @@ fn unregister(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
     // Mooncake identifies a worker without its model.
     if fields.has("model_name") {
         dynamo::unregister(&app.service, &fields)
+    } else if fields.required_u64("instance_id").is_ok() {
+        Err(HttpError::field(
+            "model_name",
+            "missing: 'instance_id' is a number, as Dynamo's, which needs the model; Mooncake's is a text",
+        ))
     } else {
         mooncake::unregister(&app.service, &fields, app.mooncake)
     }
@@ -299,9 +304,19 @@ fn query(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
 }
 
 fn query_by_hash(app: &App, fields: Fields<'_>) -> Result<Answer, HttpError> {
-    match dialect(&fields)? {
-        Dialect::Dynamo => dynamo::query_by_hash(app, &fields),
-        Dialect::Mooncake => mooncake::query_by_hash(&app.service, &fields, app.mooncake),
+    let (single, rolling) = ("block_hashes", ["seq_hashes", "block_hash"]);
+    let given = rolling.into_iter().find(|name| fields.has(name));
+    match (dialect(&fields)?, given) {
+        (Dialect::Dynamo, Some(given)) if !fields.has(single) => Err(HttpError::field(
+            given,
+            "rolling hashes, which go with 'model'; 'model_name' goes with 'block_hashes', of single blocks",
+        )),
+        (Dialect::Mooncake, None) if fields.has(single) => Err(HttpError::field(
+            single,
+            "hashes of single blocks, which go with 'model_name'; 'model' goes with 'seq_hashes', rolling ones",
+        )),
+        (Dialect::Dynamo, _) => dynamo::query_by_hash(app, &fields),
+        (Dialect::Mooncake, _) => mooncake::query_by_hash(&app.service, &fields, app.mooncake),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use kvscout::Error;
 use kvscout::block::WorkerId;
 use kvscout::ingest::zmq::{Endpoint, Mode, Source};
-use kvscout::scout::{self, Registration};
+use kvscout::scout::{self, Registration, WorkerStatus};
 use tracing::info;
 
 use super::{Labels, Refusal, Service};
@@ -149,20 +149,51 @@ impl Service {
     ) -> Result<Vec<u32>, Refusal> {
         self.follows_engines("unregister a worker")?;
         let _one_at_a_time = self.enrolling.lock();
+        let ranks = self.scout.ranks(tenant, pod).into_iter();
+        let ranks = ranks.filter_map(|worker| self.scout.worker(worker));
+        let removed = self.forget_those(ranks, rank, model)?;
+        if removed.is_empty() {
+            return Err(unknown_instance(tenant, pod, rank));
+        }
+        Ok(removed)
+    }
+
+    /// The same of the pods of this name that serve `model`, whatever their tenant.
+    pub(crate) fn unregister_everywhere(
+        &self,
+        pod: &str,
+        rank: Option<u32>,
+        model: &str,
+    ) -> Result<(), Refusal> {
+        self.follows_engines("unregister a worker")?;
+        let _one_at_a_time = self.enrolling.lock();
+        let workers = self.scout.workers().into_iter();
+        let ranks = workers.filter(|status| status.registration.pod == pod);
+        if self.forget_those(ranks, rank, Some(model))?.is_empty() {
+            let rank = rank.map_or(String::new(), |rank| format!(" rank {rank}"));
+            let unknown = format!("no instance {pod:?}{rank} is registered for model {model:?}");
+            return Err(Refusal::UnknownWorker(unknown));
+        }
+        Ok(())
+    }
+
+    /// Forgets those that have this rank and serve this model, as far as these are given; returns their ranks.
+    fn forget_those(
+        &self,
+        workers: impl Iterator<Item = WorkerStatus>,
+        rank: Option<u32>,
+        model: Option<&str>,
+    ) -> Result<Vec<u32>, Refusal> {
         let mut removed = Vec::new();
-        for worker in self.scout.ranks(tenant, pod) {
-            let Some(status) = self.scout.worker(worker) else { continue };
-            let Registration { rank: its_rank, model: serves, .. } = status.registration;
+        for status in workers {
+            let Registration { rank: its_rank, model: serves, pod, .. } = status.registration;
             let other_model = serves.is_some() && model.is_some() && serves.as_deref() != model;
             if other_model || rank.is_some_and(|rank| rank != its_rank) {
                 continue;
             }
-            self.forget(worker)?;
+            self.forget(status.worker)?;
             info!(pod, rank = its_rank, "unregistered");
             removed.push(its_rank);
-        }
-        if removed.is_empty() {
-            return Err(unknown_instance(tenant, pod, rank));
         }
         Ok(removed)
     }

@@ -144,9 +144,11 @@ fn slots_that_moved_are_followed() {
             assert_eq!(done, "OK");
         }
         assert_eq!(try_get(&link, &key).await.unwrap(), bytes("3"));
-        assert_eq!(link.counters().redirected, 4);
+        // Not redirected if the map was just drawn anew.
+        let redirected = link.counters().redirected;
+        assert!((3..=4).contains(&redirected), "{redirected}");
         assert_eq!(try_get(&link, &key).await.unwrap(), bytes("3"));
-        assert_eq!(link.counters().redirected, 4, "it is remembered");
+        assert_eq!(link.counters().redirected, redirected, "it is remembered");
         assert_eq!(link.counters().server, 0, "no caller saw any of it");
     });
 }
