@@ -358,7 +358,7 @@ fn r5_the_contract_holds_on_a_cluster_and_no_command_crosses_its_slots() {
     let namespaces = AtomicU32::new(0);
     conformance::check(|| {
         let namespace = format!("n{}", namespaces.fetch_add(1, SeqCst));
-        let options = RedisOptions { namespace, buckets: 2, ..RedisOptions::default() };
+        let options = RedisOptions { namespace, ..RedisOptions::default() };
         let index = open(host, &servers.address(), patient(), options);
         eventually("the cluster is found", || index.counters().servers_ready == 3);
         index
