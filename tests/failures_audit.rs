@@ -1,6 +1,7 @@
 //! Losses that leave no gap: what is held is compared with what the engine has kept, and what no replay
 //! brings back leaves its traces.
 
+mod audit_support;
 mod failures_support;
 mod wire_support;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use audit_support::{PERIOD, Pair, TOKENS, found};
 use failures_support::{SIZE, Site, batch, cleared, names, removed, stored, stored_as};
 use kvscout::block::{Prompt, WorkerId};
 use kvscout::hash::content::DigestKey;
@@ -20,126 +22,6 @@ use kvscout::scout::{
     Warning, WorkerStatus,
 };
 use serde_json::Value;
-
-const PERIOD: Duration = Duration::from_secs(600);
-const TOKENS: [u32; 17] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17];
-
-/// An engine, and the worker that follows it; the engine's buffer is what a test makes it.
-struct Pair {
-    site: Site,
-    worker: WorkerId,
-    now: Duration,
-    buffer: Vec<(u64, Vec<u8>)>,
-    next: u64,
-}
-
-impl Pair {
-    fn new() -> Pair {
-        Pair::of(Site::new(), Registration::new("a", "m"))
-    }
-
-    fn of(site: Site, registration: Registration) -> Pair {
-        let worker = site.register(registration);
-        let options = ReplayOptions { audit: PERIOD, ..ReplayOptions::default() };
-        site.scout.follow(worker, options, 7).unwrap();
-        let mut pair = Pair { site, worker, now: Duration::ZERO, buffer: Vec::new(), next: 0 };
-        let ask = pair.site.scout.link(worker, pair.now, true).unwrap().ask;
-        pair.serve(ask.expect("where it stands"));
-        pair
-    }
-
-    /// Publishes a batch; what is sent may be another one than what is kept.
-    fn publish(&mut self, sent: &[Value], kept: &[Value]) {
-        self.deliver(batch(sent), batch(kept));
-    }
-
-    fn deliver(&mut self, sent: Vec<u8>, kept: Vec<u8>) {
-        let ask = self.site.scout.apply(self.worker, self.next, &sent).unwrap().ask;
-        assert_eq!(ask, None);
-        self.buffer.push((self.next, kept));
-        self.next += 1;
-    }
-
-    /// A block and what follows it, as the engine stores them; all of it arrives.
-    fn store(&mut self, hashes: &[u64], parent: Option<u64>, tokens: &[u32]) {
-        self.same(stored(hashes, parent, tokens));
-    }
-
-    /// What is sent is what is kept.
-    fn same(&mut self, event: Value) {
-        let payload = batch(&[event]);
-        self.deliver(payload.clone(), payload);
-    }
-
-    /// The engine answers.
-    fn serve(&mut self, ask: Ask) -> Progress {
-        self.serve_some(ask, usize::MAX, Ended::Marker)
-    }
-
-    fn serve_some(&mut self, ask: Ask, most: usize, how: Ended) -> Progress {
-        let batches = self.buffer.iter().filter(|batch| batch.0 >= ask.from).take(most);
-        for (seq, payload) in batches {
-            let (flow, progress) =
-                self.site.scout.replayed(self.worker, self.now, ask.round, *seq, payload).unwrap();
-            if flow == Flow::Stop {
-                return progress;
-            }
-        }
-        self.site.scout.replay_ended(self.worker, self.now, ask.round, how).unwrap()
-    }
-
-    /// The engine answers until nothing more is asked.
-    fn repair(&mut self, ask: Option<Ask>) {
-        let mut ask = ask;
-        while let Some(next) = ask {
-            let progress = self.serve(next);
-            ask = progress.ask;
-            if let Some(at) = progress.wake_at
-                && self.status().stage == Some(Stage::Waiting)
-            {
-                self.now = self.now.max(at);
-                ask = self.site.scout.tick(self.worker, self.now).unwrap().ask;
-            }
-        }
-    }
-
-    /// A batch about something else, the same on both sides: the last one shows that it is the same publisher.
-    fn go_on(&mut self) {
-        let n = self.next as u32 + 100;
-        self.store(&[u64::from(n)], None, &[n, n, n, n]);
-    }
-
-    /// Time passes until an audit is due; what it asks for.
-    fn due(&mut self) -> Option<Ask> {
-        self.now += PERIOD;
-        self.site.scout.tick(self.worker, self.now).unwrap().audit
-    }
-
-    /// An audit to its end.
-    fn audit(&mut self) -> Progress {
-        self.audit_from(0)
-    }
-
-    fn audit_from(&mut self, from: u64) -> Progress {
-        let ask = self.due().expect("an audit");
-        assert_eq!(ask.from, from);
-        self.serve(ask)
-    }
-
-    fn status(&self) -> WorkerStatus {
-        self.site.status(self.worker)
-    }
-
-    fn matched(&self) -> u32 {
-        self.site.line("a", 0, Prompt::new(&TOKENS)).matched
-    }
-}
-
-#[track_caller]
-fn found(progress: &Progress) -> (Comparison, u64, u64) {
-    let Audited { comparison, missing, surplus, .. } = progress.audited.expect("a comparison");
-    (comparison, missing, surplus)
-}
 
 #[test]
 fn s7_an_audit_of_what_is_held_rightly_changes_nothing() {
