@@ -17,7 +17,7 @@ use kvscout::index::MemoryOptions;
 use kvscout::ingest::sequencer::{AuditState, Comparison};
 use kvscout::ingest::verify::Status;
 use kvscout::ingest::{Reason, ReplayOptions, Trust};
-use kvscout::scout::{Options, Registration};
+use kvscout::scout::{OnClear, Options, Registration};
 use serde_json::{Value, json};
 
 /// A pair whose buffer has left batch 0; what was held was kept, if there was room.
@@ -138,6 +138,13 @@ fn whoever_is_blind_to_salts_or_lost_copies_to_the_budget_is_not_audited() {
     assert_eq!(pair.due(), None);
     assert_eq!(pair.status().audit.state, AuditState::Unavailable);
 
+    let mut pair = evicted();
+    assert_eq!(pair.due(), None);
+    assert_eq!(pair.status().audit.state, AuditState::Unavailable);
+}
+
+/// One that lost copies to the budget.
+fn evicted() -> Pair {
     let memory = MemoryOptions { budget: 1 << 20, ..MemoryOptions::default() };
     let site = Site::with(Options { memory, ..Options::default() });
     let mut pair = Pair::of(site, Registration::new("a", "m"));
@@ -150,8 +157,37 @@ fn whoever_is_blind_to_salts_or_lost_copies_to_the_budget_is_not_audited() {
         }
     }
     assert_eq!(pair.status().trust, Trust::Degraded(Reason::Evicted));
-    assert_eq!(pair.due(), None);
-    assert_eq!(pair.status().audit.state, AuditState::Unavailable);
+    pair
+}
+
+#[test]
+fn removals_of_what_is_not_held_are_explained_by_clears_of_the_gpu_chunks_editions_and_the_budget()
+{
+    let site = Site::new();
+    let gpu = Registration { on_clear: OnClear::Gpu, ..Registration::new("gpu", "m") };
+    let gpu = site.register(gpu);
+    site.apply(gpu, &[removed(&[5], "GPU")]);
+    let chunks = site.worker("chunks");
+    let chunk = with(
+        stored(&[99], None, &TOKENS[..8]),
+        &[("medium", json!("CPU")), ("block_size", json!(8))],
+    );
+    site.apply(chunks, &[stored(&[1], None, &TOKENS[..4]), chunk, removed(&[99], "CPU")]);
+    for worker in [gpu, chunks] {
+        let status = site.status(worker);
+        assert_eq!((status.events.unknown_removals, status.unexplained.unknown), (1, 0));
+    }
+    let before = site.worker("before");
+    site.apply(before, &[removed(&[5], "GPU")]);
+    site.scout.clear_adapter("default", "x");
+    site.apply(before, &[removed(&[6], "GPU")]);
+    let status = site.status(before);
+    assert_eq!((status.events.unknown_removals, status.unexplained.unknown), (2, 1));
+
+    let mut pair = evicted();
+    let before = pair.status().unexplained.unknown;
+    pair.same(removed(&[7], "GPU"));
+    assert_eq!((before, pair.status().unexplained.unknown), (0, 0));
 }
 
 /// Hashes of a prompt under the rules of 0.13, whose events hide extra keys.

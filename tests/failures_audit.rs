@@ -6,6 +6,7 @@ mod failures_support;
 mod wire_support;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,8 +19,7 @@ use kvscout::ingest::sequencer::{AuditState, Comparison, Ended, Flow, Stage};
 use kvscout::ingest::verify::Status;
 use kvscout::ingest::{Reason, ReplayOptions, Trust};
 use kvscout::scout::{
-    Ask, AuditStatus, Audited, Copies, Mirror, Moved, Options, Progress, Registration, Scout,
-    Warning, WorkerStatus,
+    Ask, AuditStatus, Copies, Mirror, Moved, Options, Registration, Scout, Warning, WorkerStatus,
 };
 use serde_json::Value;
 
@@ -316,7 +316,8 @@ fn s7_a_restored_worker_is_audited_from_the_snapshots_watermark() {
     let missed = batch(&[removed(&[3], "GPU"), stored(&[7], None, &[7; 4])]);
     pair.buffer.push((2, missed));
     pair.next = 3;
-    pair.site.scout = Scout::restore(options(), &snapshot).unwrap();
+    let site = Rc::get_mut(&mut pair.site).expect("nobody else has it");
+    site.scout = Scout::restore(options(), &snapshot).unwrap();
     let replay = ReplayOptions { audit: PERIOD, ..ReplayOptions::default() };
     pair.site.scout.follow(pair.worker, replay, 7).unwrap();
     let ask = pair.site.scout.link(pair.worker, pair.now, true).unwrap().ask;
