@@ -75,7 +75,7 @@ pub(crate) struct Args {
     /// The block size that you expect
     #[arg(long, value_name = "TOKENS")]
     block_size: Option<u32>,
-    /// Data-parallel ranks, each at a port of its own: --events plus its number
+    /// Data-parallel ranks, each at the port of --events plus its number
     #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
           value_parser = clap::value_parser!(u32).range(1..=MOST_RANKS))]
     ranks: u32,
