@@ -5,39 +5,20 @@
 mod zmq_support;
 
 mod daemon_support;
+mod doctor_support;
 mod engine_support;
 mod tokenize_support;
 
 use std::net::TcpListener;
-use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use daemon_support::{batches, kvscout};
+use daemon_support::batches;
+use doctor_support::{doctor, findings, level, replay_socket};
 use engine_support::Engine;
-use serde_json::Value;
 use zmq_support::{bound_publisher, publish};
-
-fn doctor(flags: &[&str]) -> Output {
-    kvscout().arg("doctor").args(flags).output().unwrap()
-}
-
-/// The findings of `--json`, with the exit status.
-fn findings(flags: &[&str]) -> (Vec<Value>, i32) {
-    let output = doctor(&[flags, &["--json"]].concat());
-    let report: Value = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    (report["findings"].as_array().unwrap().clone(), output.status.code().unwrap())
-}
-
-#[track_caller]
-fn level(findings: &[Value], check: &str) -> String {
-    let found = findings.iter().find(|finding| finding["check"] == check);
-    let found = found.unwrap_or_else(|| panic!("no {check} in {findings:?}"));
-    found["level"].as_str().unwrap().to_owned()
-}
 
 /// Publishes a recording again and again, until the test ends.
 struct Recording(Arc<AtomicBool>);
@@ -114,35 +95,14 @@ fn wrong_flags_are_status_2_and_name_the_value() {
     assert_eq!(output.status.code(), Some(2), "--probe needs --engine");
 }
 
-/// Answers replay requests with the batches of the recording from number `kept` on, as vLLM 0.33 does.
-fn replay_socket(context: &zmq::Context, kept: u64) -> String {
-    let socket = context.socket(zmq::ROUTER).unwrap();
-    socket.set_linger(0).unwrap();
-    socket.bind("tcp://127.0.0.1:*").unwrap();
-    let endpoint = socket.get_last_endpoint().unwrap().unwrap();
-    thread::spawn(move || {
-        while let Ok(request) = socket.recv_multipart(0) {
-            let [peer, empty, from] = &request[..] else { panic!("{} frames", request.len()) };
-            assert!(empty.is_empty());
-            let from = u64::from_be_bytes(from[..].try_into().unwrap());
-            for batch in batches().iter().filter(|batch| batch.seq >= from.max(kept)) {
-                let seq = batch.seq.to_be_bytes();
-                let frames: [&[u8]; 5] = [peer, b"", b"kv@pod@m", &seq, &batch.payload];
-                socket.send_multipart(frames, 0).unwrap();
-            }
-            let end: [&[u8]; 5] = [peer, b"", b"", &[0xff; 8], b""];
-            socket.send_multipart(end, 0).unwrap();
-        }
-    });
-    endpoint
-}
-
 #[test]
 fn a_replay_tells_all_about_an_idle_engine() {
     let context = zmq::Context::new();
     let (_idle, events) = bound_publisher(&context, "tcp://127.0.0.1:*");
     let flags = |replay| ["--events".into(), events.clone(), "--replay".into(), replay];
     let ask = |kept| {
+        let kept = batches().into_iter().filter(|batch| batch.seq >= kept);
+        let kept = kept.map(|batch| (batch.seq, batch.payload)).collect();
         let flags = flags(replay_socket(&context, kept));
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         findings(&[&flags[..], &["--seconds", "1"]].concat())

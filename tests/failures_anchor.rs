@@ -3,6 +3,7 @@
 mod audit_support;
 mod failures_support;
 
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use audit_support::{PERIOD, Pair, TOKENS, found};
@@ -215,7 +216,8 @@ fn s7_a_restored_worker_is_audited_from_the_snapshots_watermark() {
     let missed = batch(&[removed(&[3], "GPU"), stored(&[7], None, &[7; 4])]);
     pair.buffer.push((2, missed));
     pair.next = 3;
-    pair.site.scout = Scout::restore(options(), &snapshot).unwrap();
+    let site = Rc::get_mut(&mut pair.site).expect("nobody else has it");
+    site.scout = Scout::restore(options(), &snapshot).unwrap();
     let replay = ReplayOptions { audit: PERIOD, ..ReplayOptions::default() };
     pair.site.scout.follow(pair.worker, replay, 7).unwrap();
     let ask = pair.site.scout.link(pair.worker, pair.now, true).unwrap().ask;

@@ -245,6 +245,19 @@ fn s9_endless_garbage_ends_the_round() {
 }
 
 #[test]
+fn s8_a_round_that_goes_on_for_ever_is_cut_although_something_always_comes() {
+    let context = zmq::Context::new();
+    let mut engine = Engine::start(&context, Shape::WithTopic, vec![Fault::Drip]);
+    (0..20).for_each(|_| drop(engine.lose(100)));
+    let (idle, overall) = (2 * PATIENCE, Duration::from_secs(1));
+    let setup = Setup::new(RoundOptions { idle, overall, ..RoundOptions::default() });
+    setup.add(1, &engine);
+    eventually("everything is there", || setup.fleet.is_complete(1, 20));
+    setup.fleet.check_complete(1, 20);
+    assert!(setup.replays.counters().cut >= 1);
+}
+
+#[test]
 fn s10_a_storm_of_replays_is_served_a_few_at_a_time() {
     let context = zmq::Context::new();
     let mut engine = Engine::start(&context, Shape::WithTopic, vec![]);

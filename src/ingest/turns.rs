@@ -161,4 +161,16 @@ mod tests {
         );
         assert_eq!((turns.end(1), turns.end(2), turns.waiting()), (Some(2), None, 0));
     }
+
+    #[test]
+    fn who_is_in_a_hurry_gives_nothing_back_and_who_waited_patiently_does() {
+        let mut turns = Turns::new(1);
+        assert!(turns.ask_patiently(1) && turns.ask(1) && !turns.ask(2));
+        assert_eq!(turns.to_give_back(), None, "the first is in a hurry by now");
+        assert_eq!(turns.end(1), Some(2));
+        assert!(!turns.ask_patiently(3));
+        assert_eq!(turns.end(2), Some(3));
+        assert!(!turns.ask(4));
+        assert_eq!(turns.to_give_back(), Some(3));
+    }
 }

@@ -1,6 +1,7 @@
 //! What tests of audits share: an engine whose buffer is what a test makes it, and the worker that follows it.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use kvscout::block::{Prompt, WorkerId};
@@ -16,7 +17,7 @@ pub(crate) const TOKENS: [u32; 17] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
 
 /// An engine, and the worker that follows it; the engine's buffer is what a test makes it.
 pub(crate) struct Pair {
-    pub(crate) site: Site,
+    pub(crate) site: Rc<Site>,
     pub(crate) worker: WorkerId,
     pub(crate) now: Duration,
     pub(crate) buffer: Vec<(u64, Vec<u8>)>,
@@ -28,7 +29,8 @@ impl Pair {
         Pair::of(Site::new(), Registration::new("a", "m"))
     }
 
-    pub(crate) fn of(site: Site, registration: Registration) -> Pair {
+    pub(crate) fn of(site: impl Into<Rc<Site>>, registration: Registration) -> Pair {
+        let site = site.into();
         let worker = site.register(registration);
         let options = ReplayOptions { audit: PERIOD, ..ReplayOptions::default() };
         site.scout.follow(worker, options, 7).unwrap();

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use kvscout::ingest::zmq::Endpoint;
 
@@ -28,6 +29,8 @@ pub(crate) enum Fault {
     Garbage,
     /// Nothing at all.
     Silence,
+    /// After the right ones the last one again and again, for some seconds, and no end marker.
+    Drip,
 }
 
 pub(crate) type Buffer = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
@@ -166,6 +169,13 @@ fn answer(
             _ => {}
         }
         send(b"kv@pod", *seq, payload);
+    }
+    if let (Some(Fault::Drip), Some((seq, payload))) = (fault, buffer.last()) {
+        for _ in 0..150 {
+            thread::sleep(Duration::from_millis(20));
+            send(b"kv@pod", *seq, payload);
+        }
+        return;
     }
     send(b"", u64::MAX, b"");
 }

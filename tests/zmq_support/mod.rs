@@ -6,8 +6,9 @@ pub(crate) mod engine;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kvscout::ingest::zmq::{Endpoint, Mode, Receiver, Sink, Source, SourceId};
@@ -128,6 +129,29 @@ pub(crate) fn publish_until_received(
         publish(socket, b"", sequence, b"payload");
         inbox.has(source, sequence)
     });
+}
+
+/// Publishes on a thread of its own, until it is dropped.
+pub(crate) struct Publishing(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+/// Calls `publish` with 0, 1, 2, ... every few milliseconds.
+pub(crate) fn publish_while(publish: impl Fn(u64) + Send + 'static) -> Publishing {
+    let ended = Arc::new(AtomicBool::new(false));
+    let end = Arc::clone(&ended);
+    let thread = thread::spawn(move || {
+        for n in (0..).take_while(|_| !end.load(Ordering::Relaxed)) {
+            publish(n);
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    Publishing(ended, Some(thread))
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        let _ = self.1.take().map(JoinHandle::join);
+    }
 }
 
 /// Reads and answers the other side's greeting and READY as a PUB socket (ZMTP 3.0, NULL), and

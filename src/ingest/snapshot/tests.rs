@@ -381,3 +381,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_secret_has_64_hex_digits_and_no_other_number_of_them() {
+    let digits = "ab".repeat(33);
+    assert_eq!(parse_secret(&digits[..64]), Some([0xab; 32]));
+    for length in [0, 2, 62, 63, 65, 66] {
+        assert_eq!(parse_secret(&digits[..length]), None, "{length}");
+    }
+    assert_eq!(parse_secret(&"xy".repeat(32)), None);
+}

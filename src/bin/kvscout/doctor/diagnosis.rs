@@ -1,10 +1,9 @@
 //! From what was seen to what a tired operator needs to hear. Pure: facts in, findings out.
 
-use kvscout::ingest::Trust;
-use kvscout::ingest::verify::Status;
 use kvscout::ingest::zmq::SourceStatus;
 use kvscout::scout::{Warning, WorkerStatus};
 
+use super::announced;
 use super::engine::{Metrics, Said};
 use super::heard::Heard;
 
@@ -97,6 +96,8 @@ pub(super) struct Facts<'a> {
     pub(super) endpoint: String,
     pub(super) seconds: f64,
     pub(super) link: Link,
+    /// The links to the ranks behind the first one.
+    pub(super) ranks: Vec<SourceStatus>,
     pub(super) live: u64,
     pub(super) heard: &'a Heard,
     pub(super) replay: Option<Replayed>,
@@ -123,10 +124,11 @@ pub(super) fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
     if facts.heard.batches > 0 {
         decoding(facts, &mut out);
         sequence(facts, &mut out);
-        contract(facts, &mut out);
-        blocks(facts, &mut out);
-        shape(facts, &mut out);
+        announced::contract(facts, &mut out);
+        announced::blocks(facts, &mut out);
+        announced::shape(facts, &mut out);
     }
+    ranks(facts, &mut out);
     replay(facts, &mut out);
     audit(facts, &mut out);
     scores(facts, &mut out);
@@ -134,14 +136,20 @@ pub(super) fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
 }
 
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+pub(super) struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn say(&mut self, check: &'static str, level: Level, text: String, advice: &'static str) {
+    pub(super) fn say(
+        &mut self,
+        check: &'static str,
+        level: Level,
+        text: String,
+        advice: &'static str,
+    ) {
         self.0.push(Finding { check, level, text, advice });
     }
 
-    fn fine(&mut self, check: &'static str, text: String) {
+    pub(super) fn fine(&mut self, check: &'static str, text: String) {
         self.say(check, Level::Fine, text, "");
     }
 }
@@ -214,6 +222,15 @@ fn engine(facts: &Facts<'_>, out: &mut Findings) {
         Some(true) => out.fine("prefix_caching", "prefix caching is on".to_owned()),
         None => {}
     }
+    if metrics.awake == Some(false) {
+        out.say(
+            "sleep",
+            Level::Note,
+            "the engine sleeps: its cache is gone, and it says so only with its next step"
+                .to_owned(),
+            "give kvscout its metrics (`metrics` of the source), which notices that",
+        );
+    }
 }
 
 fn events(facts: &Facts<'_>, out: &mut Findings) {
@@ -281,6 +298,14 @@ fn sequence(facts: &Facts<'_>, out: &mut Findings) {
         let advice = "a slow reader or network; the publisher's hwm may be too small. With a \
                       replay endpoint kvscout asks for them again";
         out.say("sequence", Level::Problem, text, advice);
+    } else if missing > 0 {
+        // Nothing came before: a late start, not a gap.
+        let text = format!(
+            "the first batch that came was number {missing}: what was stored before is unknown"
+        );
+        let advice = "prompts that go on from there score 0 until the engine clears its cache or starts anew: \
+                      give the replay endpoint, or start kvscout first";
+        out.say("sequence", Level::Note, text, advice);
     } else {
         out.fine("sequence", "no number is missing".to_owned());
     }
@@ -301,132 +326,6 @@ fn sequence(facts: &Facts<'_>, out: &mut Findings) {
             "no number is missing, so the engine loses events before it numbers them (a full queue?); \
              only a reset of its prefix cache makes up for that",
         );
-    }
-}
-
-fn contract(facts: &Facts<'_>, out: &mut Findings) {
-    for worker in &facts.workers {
-        let rank = worker.registration.rank;
-        match &worker.contract {
-            Status::Verified(contract) => {
-                let text = format!("rank {rank}: hashes are those of {}", contract.describe());
-                out.fine("contract", text);
-            }
-            Status::Private => out.say(
-                "contract",
-                Level::Note,
-                format!("rank {rank}: no known algorithm and seed gives these hashes"),
-                "a random seed, most likely: prompts still match by their tokens, but offloaded \
-                 blocks and questions by hash do not. Set PYTHONHASHSEED alike in all engines, and \
-                 give it as --seed",
-            ),
-            _ => out.say(
-                "contract",
-                Level::Unknown,
-                format!("rank {rank}: no prompt without salt and adapter was seen from its start"),
-                "listen longer, give the replay endpoint, or let --probe send one",
-            ),
-        }
-        if let Trust::Degraded(reason) = worker.trust {
-            let text = format!("rank {rank} is degraded: {}", reason.as_str());
-            out.say("trust", Level::Note, text, "docs/trust.md tells what each reason means");
-        }
-    }
-}
-
-fn blocks(facts: &Facts<'_>, out: &mut Findings) {
-    let heard = facts.heard;
-    let sizes: Vec<String> = heard.block_sizes.keys().map(u32::to_string).collect();
-    let announced = facts.said.metrics.as_ref().and_then(|m| m.as_ref().ok()?.block_size);
-    match (heard.block_sizes.len(), facts.block_size) {
-        (0, _) => {}
-        (_, Some(size)) if !heard.block_sizes.contains_key(&size) => {
-            let text = format!("blocks have {} tokens, not {size}", sizes.join(" or "));
-            let advice = "the size in the events counts; correct the registration";
-            out.say("block_size", Level::Problem, text, advice);
-        }
-        (1, _) => {
-            let mut text = format!("blocks have {} tokens", sizes[0]);
-            if let Some(said) = announced.filter(|said| !heard.block_sizes.contains_key(said)) {
-                text += &format!(" (its metrics say {said}: the hash unit differs)");
-            }
-            out.fine("block_size", text);
-        }
-        _ => {
-            let text = format!("blocks of {} tokens", sizes.join(", "));
-            let advice = "offloaded chunks or partial blocks; the unit of each group counts";
-            out.say("block_size", Level::Note, text, advice);
-        }
-    }
-    if heard.nameless > 0 && heard.nameless == heard.stored {
-        out.say(
-            "tokens",
-            Level::Problem,
-            "no stored event has tokens: blocks are known by their hashes only".to_owned(),
-            "prompts match only if the contract is known; is this an offload tier's publisher alone?",
-        );
-    } else if heard.nameless > 0 {
-        let text = format!("{} of {} stored events have no tokens", heard.nameless, heard.stored);
-        let advice =
-            "offloaded blocks: matched through the exact hashes where the contract is known";
-        out.say("tokens", Level::Note, text, advice);
-    }
-    if let Some(unknown) = heard.tiers.get("unknown") {
-        let text = format!("{unknown} stored events name a medium that kvscout does not know");
-        out.say("tiers", Level::Problem, text, "such copies never count as cached");
-    }
-}
-
-fn shape(facts: &Facts<'_>, out: &mut Findings) {
-    let heard = facts.heard;
-    let ranks: Vec<String> = heard.ranks.iter().map(u32::to_string).collect();
-    match heard.ranks.len() {
-        0 | 1 if heard.ranks.iter().all(|&rank| rank == 0) => {}
-        1 => {
-            let text = format!("this is data-parallel rank {}", ranks[0]);
-            let advice = "each rank publishes at a port of its own: base port + rank (ranks=N)";
-            out.say("ranks", Level::Note, text, advice);
-        }
-        _ => {
-            let text = format!("ranks {} share this endpoint", ranks.join(", "));
-            out.say("ranks", Level::Note, text, "register each of them at its own port");
-        }
-    }
-    let ruled = ["full_attention", "mla_attention", "sink_full_attention"];
-    let windows = ["sliding_window", "sliding_window_mla"];
-    let others: Vec<&str> = heard
-        .kinds
-        .iter()
-        .filter(|kind| !ruled.contains(kind) && !windows.contains(kind))
-        .copied()
-        .collect();
-    if !others.is_empty() {
-        let text = format!("cache groups without a known rule: {}", others.join(", "));
-        let advice = "matched blocks are right; expected_cached_tokens stays null with the reason";
-        out.say("groups", Level::Note, text, advice);
-    }
-    if heard.hides_extras {
-        out.say(
-            "extra_keys",
-            Level::Note,
-            "events of this version leave salts, adapters and images out".to_owned(),
-            "kvscout tells such blocks apart by their hashes; that needs a known seed \
-             (PYTHONHASHSEED), or vLLM 0.17 and newer",
-        );
-    }
-    if heard.plain == 0 && heard.with_extras > 0 {
-        out.say(
-            "extra_keys",
-            Level::Note,
-            "every block has a salt, an adapter or other extra keys".to_owned(),
-            "a request scores only if it gives the same ones (cache_salt, lora, mm)",
-        );
-    }
-    if !heard.adapters.is_empty() {
-        let adapters: Vec<&str> = heard.adapters.iter().map(String::as_str).collect();
-        let text = format!("adapters seen: {}", adapters.join(", "));
-        let advice = "register each with its path: since vLLM 0.31 the path is part of the hash";
-        out.say("adapters", Level::Note, text, advice);
     }
 }
 
@@ -462,6 +361,27 @@ fn replay(facts: &Facts<'_>, out: &mut Findings) {
         out.say("replay", Level::Note, text, advice);
     } else {
         out.fine("replay", format!("{range}, complete"));
+    }
+}
+
+/// Which data-parallel ranks are there.
+fn ranks(facts: &Facts<'_>, out: &mut Findings) {
+    for status in facts.ranks.iter().filter(|status| !Link::from(*status).answered) {
+        let text = format!("rank {}: nobody answers at {}", status.source, status.endpoint);
+        let advice = "what this rank holds scores 0: is the number of ranks right? Each publishes at the base port + \
+                      its number";
+        out.say("ranks", Level::Problem, text, advice);
+    }
+    let metrics = facts.said.metrics.as_ref().and_then(|metrics| metrics.as_ref().ok());
+    let (engine, looked_at) = (metrics.map_or(0, |it| it.ranks), facts.ranks.len() as u32 + 1);
+    if engine > looked_at {
+        let text =
+            format!("the engine has {engine} data-parallel ranks, and {looked_at} is looked at");
+        let advice = "each has a cache and a port of its own, and scores 0 until it is registered (ranks = N): give \
+                      --ranks to see whether all are there";
+        out.say("ranks", Level::Note, text, advice);
+    } else if looked_at > 1 && facts.ranks.iter().all(|status| Link::from(status).answered) {
+        out.fine("ranks", format!("ranks 0 to {} answer", looked_at - 1));
     }
 }
 
@@ -531,7 +451,7 @@ fn scores(facts: &Facts<'_>, out: &mut Findings) {
             "probe",
             Level::Problem,
             format!("{n} tokens were sent, and no event came for them"),
-            "the events are another engine's, or prompts never become full blocks",
+            "the events are another engine's or another data-parallel rank's, or prompts never become full blocks",
         ),
     }
 }

@@ -1,6 +1,7 @@
 //! What the engine says of itself over HTTP: version, models, metrics, and what two equal prompts
 //! cost it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kvscout::block::TokenId;
@@ -33,6 +34,9 @@ pub(super) struct Metrics {
     pub(super) cache_hits: Option<f64>,
     pub(super) block_size: Option<u32>,
     pub(super) prefix_caching: Option<bool>,
+    /// How many data-parallel ranks export series.
+    pub(super) ranks: u32,
+    pub(super) awake: Option<bool>,
 }
 
 impl Engine {
@@ -118,11 +122,23 @@ fn shorten(text: &str) -> String {
 /// Adds up vLLM's series over engines and models; the names of 0.9 and of later versions.
 fn read_metrics(text: &str) -> Metrics {
     let mut metrics = Metrics::default();
+    let mut ranks = BTreeSet::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap_or_default();
         let value = || line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
         let sum = match name {
-            "vllm:prompt_tokens_total" => &mut metrics.prompt_tokens,
+            "vllm:prompt_tokens_total" => {
+                ranks.extend(label(line, "engine"));
+                &mut metrics.prompt_tokens
+            }
+            "vllm:engine_sleep_state" => {
+                if label(line, "sleep_state") == Some("awake") {
+                    // One rank that sleeps is enough to look into.
+                    let awake = value().is_some_and(|value| value != 0.0);
+                    metrics.awake = Some(metrics.awake.unwrap_or(true) && awake);
+                }
+                continue;
+            }
             "vllm:prefix_cache_queries_total" | "vllm:gpu_prefix_cache_queries_total" => {
                 &mut metrics.cache_queries
             }
@@ -141,6 +157,7 @@ fn read_metrics(text: &str) -> Metrics {
             *sum = Some(sum.unwrap_or(0.0) + value);
         }
     }
+    metrics.ranks = ranks.len() as u32;
     metrics
 }
 
@@ -164,11 +181,14 @@ mod tests {
             vllm:prompt_tokens_total{engine=\"1\",model_name=\"m\"} 30.0\n\
             vllm:gpu_prefix_cache_queries_total{model_name=\"m\"} 7\n\
             vllm:prefix_cache_hits_total{model_name=\"m\"} 5e1\n\
-            vllm:cache_config_info{cpu_block_size=\"8\",block_size=\"16\",enable_prefix_caching=\"True\"} 1.0\n";
+            vllm:cache_config_info{cpu_block_size=\"8\",block_size=\"16\",enable_prefix_caching=\"True\"} 1.0\n\
+            vllm:engine_sleep_state{engine=\"0\",sleep_state=\"awake\"} 1.0\n\
+            vllm:engine_sleep_state{engine=\"1\",sleep_state=\"awake\"} 0.0\n";
         let metrics = read_metrics(text);
         assert_eq!(metrics.prompt_tokens, Some(150.0));
         assert_eq!((metrics.cache_queries, metrics.cache_hits), (Some(7.0), Some(50.0)));
         assert_eq!((metrics.block_size, metrics.prefix_caching), (Some(16), Some(true)));
+        assert_eq!((metrics.ranks, metrics.awake), (2, Some(false)));
         assert_eq!(read_metrics("no metrics\n"), Metrics::default());
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvscout::block::{Tier, TokenId};
+use kvscout::block::{ExtraKey, Tier, TokenId};
 use kvscout::event::{Batch, BlockExtras, Event, ExtraKeys, Form, Limits, SpecKind, Stored};
 
 /// How many tokens of a prompt are kept to ask about it again.
@@ -30,10 +30,16 @@ pub(super) struct Heard {
     pub(super) forms: Vec<Form>,
     pub(super) ranks: BTreeSet<u32>,
     pub(super) topics: BTreeSet<Vec<u8>>,
-    /// Blocks with a LoRA adapter, with a salt or other extra keys, and plain ones.
+    /// Adapters, and stored events with extra keys of any kind and without.
     pub(super) adapters: BTreeSet<String>,
     pub(super) with_extras: u64,
     pub(super) plain: u64,
+    /// Stored events that have extra keys of a kind, by what a request gives for it.
+    pub(super) keyed: BTreeMap<&'static str, u64>,
+    /// Those with extra keys that cannot be read.
+    pub(super) opaque: u64,
+    /// How many tokens behind a block are hashed with it.
+    pub(super) lookahead: u32,
     pub(super) hides_extras: bool,
     /// A plain prompt that was stored lately: its tokens from the first one on.
     pub(super) prompt: Vec<TokenId>,
@@ -99,6 +105,9 @@ impl Heard {
             return;
         }
         *self.block_sizes.entry(stored.block_size).or_default() += 1;
+        let lookahead = stored.lookahead.and_then(|lists| lists.depth());
+        self.lookahead = self.lookahead.max(lookahead.unwrap_or(0));
+        self.sort_extras(stored);
         let no_adapter = stored.lora_name.is_none() && stored.lora_id.is_none_or(|id| id == 0);
         let plain = match stored.extra_keys {
             ExtraKeys::Hidden => {
@@ -117,6 +126,24 @@ impl Heard {
         if plain && stored.tier == Tier::Gpu && stored.lookahead.is_none() {
             self.remember(stored, &tokens);
         }
+    }
+
+    /// Counts the kinds of extra keys that an event's blocks have.
+    fn sort_extras(&mut self, stored: &Stored<'_>) {
+        let mut kinds = BTreeSet::new();
+        kinds.extend(stored.lora_name.map(|_| "lora"));
+        let mut opaque = false;
+        if let ExtraKeys::Listed(listed) = stored.extra_keys {
+            for keys in listed.iter() {
+                match keys {
+                    BlockExtras::Plain => {}
+                    BlockExtras::Opaque => opaque = true,
+                    BlockExtras::Keys(keys) => kinds.extend(keys.map(given_as)),
+                }
+            }
+        }
+        self.opaque += u64::from(opaque);
+        kinds.into_iter().for_each(|kind| *self.keyed.entry(kind).or_default() += 1);
     }
 
     /// Keeps the prompt whose blocks these are, if all of it is known.
@@ -148,5 +175,15 @@ impl Heard {
     /// The versions of vLLM that write events like these.
     pub(super) fn versions(&self) -> &'static str {
         self.forms.last().map_or("unknown", |form| form.versions())
+    }
+}
+
+/// The field of a request that says the same.
+fn given_as(key: ExtraKey<'_>) -> &'static str {
+    match key {
+        ExtraKey::Lora(_) => "lora",
+        ExtraKey::Item { .. } => "mm",
+        ExtraKey::Salt(_) => "cache_salt",
+        ExtraKey::Embeds(_) => "embeds",
     }
 }

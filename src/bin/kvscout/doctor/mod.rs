@@ -1,5 +1,6 @@
 //! `kvscout doctor`: looks at one engine's event stream and says what is wrong with it.
 
+mod announced;
 mod diagnosis;
 mod engine;
 mod heard;
@@ -37,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long events may take to follow a probe.
 const AFTER_PROBE: Duration = Duration::from_secs(5);
 
+/// More data-parallel ranks than an engine on one host has.
+const MOST_RANKS: i64 = 256;
+
 const SOURCE: SourceId = SourceId(0);
 const POD: &str = "engine";
 
@@ -71,6 +75,10 @@ pub(crate) struct Args {
     /// The block size that you expect
     #[arg(long, value_name = "TOKENS")]
     block_size: Option<u32>,
+    /// Data-parallel ranks, each at the port of --events plus its number
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
+          value_parser = clap::value_parser!(u32).range(1..=MOST_RANKS))]
+    ranks: u32,
     /// The engine's vLLM version
     #[arg(long, value_name = "X.Y.Z")]
     vllm: Option<String>,
@@ -107,7 +115,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let failed = |error: kvscout::Error| Failure::Failed(error.to_string());
     let (send, inbox) = mpsc::sync_channel(BACKLOG);
     let receiver = Receiver::start(ZmqOptions::default(), Tap(send)).map_err(failed)?;
-    let at = receiver.add(SOURCE, Source::new(endpoint, mode)).map_err(usage)?;
+    let at = receiver.add(SOURCE, Source::new(endpoint.clone(), mode)).map_err(usage)?;
+    for rank in 1..args.ranks {
+        let at = endpoint.for_rank(rank).map_err(usage)?;
+        receiver.add(SourceId(rank), Source::new(at, mode)).map_err(usage)?;
+    }
 
     let engine = args.engine.as_deref();
     let engine = engine.map(|base| Engine::new(base, args.metrics.as_deref(), key, PATIENCE));
@@ -124,6 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let facts = Facts {
         endpoint: at.to_string(),
         seconds: begin.elapsed().as_secs_f64(),
+        ranks: (1..args.ranks).filter_map(|rank| receiver.status_of(SourceId(rank))).collect(),
         link: link.ok_or_else(|| Failure::Failed("the receiver has ended".to_owned()))?,
         live: patient.live,
         again: patient.ask_again(),
@@ -157,7 +170,11 @@ type Message = (Vec<u8>, u64, Vec<u8>);
 struct Tap(mpsc::SyncSender<Message>);
 
 impl Sink for Tap {
-    fn batch(&mut self, _: SourceId, topic: &[u8], sequence: u64, payload: &[u8]) {
+    fn batch(&mut self, source: SourceId, topic: &[u8], sequence: u64, payload: &[u8]) {
+        if source != SOURCE {
+            // Of the other ranks only whether they are there is looked at.
+            return;
+        }
         let _ = self.0.try_send((topic.to_vec(), sequence, payload.to_vec()));
     }
 }

@@ -15,6 +15,7 @@ fn healthy(heard: &Heard) -> Facts<'_> {
         endpoint: "tcp://host:5557".to_owned(),
         seconds: 10.0,
         link: Link { answered: true, ..Link::default() },
+        ranks: Vec::new(),
         live: heard.batches,
         heard,
         replay: Some(Replayed {
