@@ -1,7 +1,7 @@
 //! What owners say beside the index: notes about their workers, which readers need, and snapshots, with which
 //! others begin. Both are bytes here; whoever writes them knows what they mean.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::reply::{bytes, damaged, fields, int, list, value};
 use super::{Batch, RedisIndex, command, next};
@@ -111,8 +111,6 @@ impl RedisIndex {
             let (key, life) = (self.keys.notes(&owner), self.keys.owner(&owner));
             let said = fields(&key, value(&key, next(&mut replies))?)?;
             let lives = int(&life, value(&life, next(&mut replies))?)? == 1;
-            // Lookups need not ask again, and do not go on with what they heard before.
-            self.local.lock().owners.insert(owner.clone(), (lives, Instant::now()));
             let notes = said
                 .into_iter()
                 .filter_map(|(about, note)| Some((String::from_utf8(about).ok()?, note)));

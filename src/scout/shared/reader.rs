@@ -169,11 +169,18 @@ impl Reader {
             // Somebody speaks for another worker than he says.
             return Ok(None);
         }
-        let known = self.known.lock().by_text.get(text).copied();
+        let (known, was_missed) = {
+            let known = self.known.lock();
+            let worker = known.by_text.get(text).copied();
+            let of = worker.and_then(|worker| known.workers.get(&worker));
+            (worker, of.is_some_and(|of| of.unheard.is_some()))
+        };
         if let Some(worker) = known {
             let directory = self.scout.directory.read();
+            // After the store lost who spoke for it, it is met as if it were new.
             if let Some(found) = directory.get(worker)
                 && found.registration.model == *model
+                && !was_missed
             {
                 return Ok(Some((worker, found.space)));
             }
