@@ -1,6 +1,7 @@
 //! `kvscout serve` with a store behind its memory or in its place: real processes, real sockets, a real server.
 #![cfg(feature = "daemon")]
 
+mod daemon_store_support;
 mod daemon_support;
 mod metrics_support;
 mod redis_support;
@@ -12,74 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use daemon_support::{Batch, Daemon, Step, batches, recording};
+use daemon_store_support::*;
+use daemon_support::{Batch, Daemon, Step, batches, post_to, recording};
 use metrics_support::{documented_of, exposed_of};
 use redis_support::{Proxy, Server};
 use zmq_support::engine::{Engine, Shape};
-use zmq_support::{bound_publisher, eventually, publish};
-
-/// Deadlines that a machine under load keeps, and leases that end soon.
-const STORE: &str = "[state]\ninterval = \"50ms\"\n[store]\nread_deadline = \"10s\"\n\
-                     answer_deadline = \"20s\"\nwrite_deadline = \"10s\"\nlease = \"5s\"\n\
-                     owner_ttl = \"15s\"\nrefresh = \"50ms\"\n";
-
-fn publisher() -> (zmq::Socket, String) {
-    bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*")
-}
-
-/// A daemon that receives from pod 7 and keeps the store.
-fn writer(store: &str, source: &str, file: &str) -> Daemon {
-    let source = format!("7={source}");
-    let flags = ["--store", store, "--source", &source, "--model", "m"];
-    let daemon = Daemon::start(&flags, file, &[]);
-    eventually("the source is added", || daemon.get("/ready").status == 200);
-    daemon
-}
-
-fn reader(store: &str) -> Daemon {
-    let daemon = Daemon::start(&["--store", store, "--mode", "redis"], STORE, &[]);
-    eventually("the reader is ready", || daemon.get("/ready").status == 200);
-    daemon
-}
-
-fn feed(daemon: &Daemon, socket: &zmq::Socket, batches: &[Batch]) {
-    daemon.feed(socket, "", &batches[0], "7");
-    for batch in &batches[1..] {
-        publish(socket, b"", batch.seq, &batch.payload);
-    }
-    let last = batches.last().unwrap().seq;
-    eventually("all batches are applied", || daemon.has_applied("7", 0, last));
-}
-
-fn question(line: &Value) -> Value {
-    json!({
-        "model": "m", "token_ids": line["tokens"], "cache_salt": line["salt"], "lora": line["lora"],
-    })
-}
-
-/// What a daemon answers to every question of the recording.
-fn answers(daemon: &Daemon) -> Vec<Value> {
-    let ask = |step| match step {
-        Step::Question { line, .. } => Some(daemon.post("/v1/score", &question(&line)).json(200)),
-        Step::Batch(_) => None,
-    };
-    recording().into_iter().filter_map(ask).collect()
-}
-
-fn cached(answers: &[Value]) -> u64 {
-    let tokens = |answer: &Value| answer["workers"][0]["expected_cached_tokens"].as_u64().unwrap();
-    answers.iter().map(tokens).sum()
-}
-
-/// Waits until a reader shows the worker as of a batch, and whole.
-fn read_up_to(reader: &Daemon, seq: u64) {
-    eventually("the store is as of the batch", || {
-        let worker = reader.worker("7", 0);
-        worker["as_of"] == seq && worker["trust"] == "exact"
-    });
-}
+use zmq_support::{eventually, publish};
 
 fn in_store(server: &Server, pattern: &str) -> Vec<String> {
     let keys = server.ask(&["KEYS", pattern]);
@@ -279,7 +220,8 @@ fn r2_memory_answers_while_the_store_is_killed_and_the_store_is_whole_again_afte
         move || {
             let mut answered = 0;
             while !stop.load(Ordering::Relaxed) {
-                assert_eq!(ask(&address), 200);
+                let body = json!({ "model": "m", "token_ids": [1, 2, 3] });
+                assert_eq!(post_to(&address, "/v1/score", &body).status, 200);
                 answered += 1;
             }
             answered
@@ -299,23 +241,7 @@ fn r2_memory_answers_while_the_store_is_killed_and_the_store_is_whole_again_afte
     read_up_to(&reader, last);
     stop.store(true, Ordering::Relaxed);
     assert!(asking.join().unwrap() > 0);
-    assert_eq!(answers(&reader), answers(&writer));
-}
-
-/// The status of a small question.
-fn ask(address: &str) -> u16 {
-    use std::io::{Read, Write};
-    let body = json!({ "model": "m", "token_ids": [1, 2, 3] }).to_string();
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    let head = format!(
-        "POST /v1/score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all((head + &body).as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.split(' ').nth(1).unwrap().parse().unwrap()
+    eventually("the store has what memory has", || answers(&reader) == answers(&writer));
 }
 
 #[test]

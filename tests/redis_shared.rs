@@ -40,6 +40,21 @@ fn each_client_sees_what_the_others_applied() {
 }
 
 #[test]
+fn a_worker_that_was_met_before_it_was_named_here_has_its_name_from_then_on() {
+    let server = Server::start();
+    let one = client(&server, options());
+    assign(&server, &one, A);
+    store(&server, &one, A, 0..10);
+    let late = connected(&server, options());
+    late.name_space(SpaceId(1), "tenant/model");
+    assert_ne!(held(&server, &late, 10), [(5, 10)]);
+    for id in [5, 6] {
+        late.name_worker(WorkerId(id), "tenant/pod-a/0");
+        assert_eq!(held(&server, &late, 10), [(id, 10)]);
+    }
+}
+
+#[test]
 fn a_parent_that_one_client_stores_places_what_another_could_not() {
     let server = Server::start();
     let (one, two) = (client(&server, options()), client(&server, options()));

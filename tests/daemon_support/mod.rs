@@ -89,19 +89,7 @@ impl Daemon {
 
     /// One request on a connection of its own; each header ends with a line break.
     pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Response {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: kvscout\r\nconnection: close\r\n{headers}\
-             content-length: {length}\r\n\r\n"
-        );
-        stream.write_all((head + body).as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Response { status, head: head.to_owned(), body: body.to_owned() }
+        send_to(&self.address, method, path, headers, body)
     }
 
     /// A worker as `/workers` shows it; null when there is none.
@@ -170,6 +158,27 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A question to the daemon at an address, from a thread that does not have the daemon itself.
+pub(crate) fn post_to(address: &str, path: &str, body: &Value) -> Response {
+    send_to(address, "POST", path, "content-type: application/json\r\n", &body.to_string())
+}
+
+fn send_to(address: &str, method: &str, path: &str, headers: &str, body: &str) -> Response {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: kvscout\r\nconnection: close\r\n{headers}\
+         content-length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Response { status, head: head.to_owned(), body: body.to_owned() }
 }
 
 pub(crate) struct Response {

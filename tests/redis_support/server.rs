@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -119,7 +120,13 @@ impl Server {
             });
         self.child = Some(child);
         let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        // It listens on its port first.
+        let (port, socket) = (self.port, self.socket());
+        let listens = || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+                && (sentinel || UnixStream::connect(&socket).is_ok())
+        };
+        while !listens() {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             assert!(
                 ended.is_none() && start.elapsed() < Duration::from_secs(20),

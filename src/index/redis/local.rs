@@ -197,9 +197,10 @@ impl Texts {
         self.vocabularies.insert(id, text.to_owned());
     }
 
-    pub(super) fn name_worker(&mut self, id: WorkerId, text: &str) {
+    /// Whether the text meant another id until now, or none.
+    pub(super) fn name_worker(&mut self, id: WorkerId, text: &str) -> bool {
         self.workers.insert(id, text.to_owned());
-        self.by_text.insert(text.to_owned(), id);
+        self.by_text.insert(text.to_owned(), id) != Some(id)
     }
 
     /// The local id of a worker of the store.

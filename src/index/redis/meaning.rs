@@ -77,11 +77,14 @@ impl RedisIndex {
 
     /// The runs of these places, as far as they are there.
     pub(super) async fn runs(&self, of: impl Iterator<Item = (Tag, Key)>) -> Result<Runs, Error> {
-        self.read_runs(of.collect(), Some).await
+        Ok(self.read_runs(of.collect(), Some).await?.0)
     }
 
-    /// The same without those whose server is away.
-    pub(super) async fn present_runs(&self, wanted: Vec<(Tag, Key)>) -> Result<Runs, Error> {
+    /// The same without those whose server is away, and whether there was none of these.
+    pub(super) async fn present_runs(
+        &self,
+        wanted: Vec<(Tag, Key)>,
+    ) -> Result<(Runs, bool), Error> {
         self.read_runs(wanted, present).await
     }
 
@@ -89,20 +92,24 @@ impl RedisIndex {
         &self,
         mut wanted: Vec<(Tag, Key)>,
         counts: fn(Reply) -> Option<Reply>,
-    ) -> Result<Runs, Error> {
+    ) -> Result<(Runs, bool), Error> {
         wanted.sort_unstable();
         wanted.dedup();
         let keys: Vec<Vec<u8>> = wanted.iter().map(|(tag, run)| self.keys.run(tag, run)).collect();
         let mut batch = Batch::reading();
         keys.iter().for_each(|key| batch.push(key, command("HGETALL", &[key])));
         let (mut replies, mut runs) = (self.send(batch).await?, Runs::new());
+        let mut is_whole = true;
         for (at, key) in wanted.into_iter().zip(&keys) {
-            let Some(reply) = counts(next(&mut replies)) else { continue };
+            let Some(reply) = counts(next(&mut replies)) else {
+                is_whole = false;
+                continue;
+            };
             if let Some(run) = Run::read(key, value(key, reply)?)? {
                 runs.insert(at, run);
             }
         }
-        Ok(runs)
+        Ok((runs, is_whole))
     }
 
     /// What a name means: of the meanings that fit the first one of which these slots hold a copy,

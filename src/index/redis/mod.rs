@@ -247,7 +247,11 @@ impl RedisIndex {
 
     /// What a worker is called in the store: its tenant, pod and rank. Before it is used.
     pub fn name_worker(&self, worker: WorkerId, text: &str) {
-        self.local.lock().texts.name_worker(worker, text);
+        let mut local = self.local.lock();
+        if local.texts.name_worker(worker, text) {
+            // Tables that were read before know the worker by another id.
+            local.tables.clear();
+        }
     }
 
     /// Whose calls these are, if anybody's.
@@ -322,13 +326,7 @@ impl Index for RedisIndex {
         blocks: &mut (impl BlockSource + Send),
         matches: &mut Matches,
     ) -> Result<(), Error> {
-        let lives = self.local.lock().lives;
-        self.read(query, blocks, matches).await?;
-        if self.local.lock().lives != lives {
-            // The store was emptied, and perhaps filled again, since it was looked at last.
-            self.read(query, blocks, matches).await?;
-        }
-        Ok(())
+        self.lookup_present(query, blocks, matches).await.map(drop)
     }
 
     async fn remove(&self, worker: WorkerId) -> Result<(), Error> {

@@ -68,6 +68,8 @@ struct Gathering<'a> {
     pieces: Vec<Piece>,
     /// Owners whose workers do not count.
     gone: HashSet<String>,
+    /// The path ended where a server is away, and not because nobody holds more.
+    is_torn: bool,
     /// By vocabulary: the blocks that the path of names has come to, and how many it has passed.
     named: HashMap<u32, (BTreeSet<Place>, usize)>,
 }
@@ -89,22 +91,48 @@ impl Gathering<'_> {
 }
 
 impl RedisIndex {
-    pub(super) async fn read(
+    /// A lookup; whether the answer is whole: `false` where the path ended because a server of the cluster is away,
+    /// and not because nobody holds more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Index::lookup`](crate::index::Index::lookup).
+    pub async fn lookup_present(
         &self,
         query: &Query<'_>,
         blocks: &mut (impl BlockSource + Send),
         matches: &mut Matches,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
+        let lives = self.local.lock().lives;
+        let is_whole = self.read(query, blocks, matches).await?;
+        if self.local.lock().lives == lives {
+            return Ok(is_whole);
+        }
+        // The store was emptied, and perhaps filled again, since it was looked at last.
+        self.read(query, blocks, matches).await
+    }
+
+    async fn read(
+        &self,
+        query: &Query<'_>,
+        blocks: &mut (impl BlockSource + Send),
+        matches: &mut Matches,
+    ) -> Result<bool, Error> {
         matches.clear();
-        let Some(space) = self.known_space(query.space).await? else { return Ok(()) };
+        let Some(space) = self.known_space(query.space).await? else { return Ok(true) };
         if blocks.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let opened = self.opened().await?;
         let text = self.local.lock().texts.space(query.space);
         let mut above = opened.chain.root(text.as_bytes(), query.shape);
-        let mut gathering =
-            Gathering { query, pieces: Vec::new(), gone: HashSet::new(), named: HashMap::new() };
+        let mut gathering = Gathering {
+            query,
+            pieces: Vec::new(),
+            gone: HashSet::new(),
+            is_torn: false,
+            named: HashMap::new(),
+        };
         let mut done = 0;
         while done < blocks.len() {
             let to = blocks.len().min(done + CHUNK);
@@ -122,7 +150,7 @@ impl RedisIndex {
             }
             let by_content = !links.is_empty();
             let (about, whole) = self.content(space, &links, &mut gathering).await?;
-            let Some((table, unplaced)) = about else { return Ok(()) };
+            let Some((table, unplaced)) = about else { return Ok(true) };
             if unplaced || !by_content {
                 self.names(&table, space, done..to, blocks, by_content, &mut gathering).await?;
             }
@@ -134,7 +162,7 @@ impl RedisIndex {
                 break;
             }
         }
-        Ok(())
+        Ok(!gathering.is_torn)
     }
 }
 
@@ -171,18 +199,19 @@ impl RedisIndex {
         let table = match cached {
             None => {
                 let reply = value(&table_key, next(&mut replies))?;
-                let table = self.read_table(&table_key, record.generation, reply)?;
-                self.local.lock().tables.insert(space, table.clone());
-                table
+                self.keep_table(space, record.generation, reply)?
             }
             Some(table) if table.generation == record.generation => table,
             Some(_) => self.load_table(space).await?,
         };
-        let mut runs = Vec::with_capacity(segments.len());
-        for key in &keys {
+        let (mut runs, mut away) = (Vec::with_capacity(segments.len()), None);
+        for (at, key) in keys.iter().enumerate() {
             runs.push(match present(next(&mut replies)) {
                 Some(reply) => Run::read(key, value(key, reply)?)?,
-                None => None,
+                None => {
+                    away = away.or(Some(at));
+                    None
+                }
             });
         }
         self.heard(due, &mut replies)?;
@@ -198,7 +227,10 @@ impl RedisIndex {
             self.heard(strange, &mut replies)?;
         }
         gathering.gone = self.gone();
-        let parted = self.parted(&segments, &runs).await?;
+        let (parted, all_there) = self.parted(&segments, &runs).await?;
+        // Behind where the path ends anyway it makes no difference who is away.
+        let comes_to = |at| at == 0 || walk(&segments[..at], &runs[..at], &parted, |_, _, _| {});
+        gathering.is_torn |= !all_there || away.is_some_and(comes_to);
         let whole = walk(&segments, &runs, &parted, |slot, from, to| {
             gathering.add(&table, slot, from, to);
         });
@@ -225,8 +257,13 @@ impl RedisIndex {
         Ok(())
     }
 
-    /// The runs that the path may go on in where it leaves the first run of a segment.
-    async fn parted(&self, segments: &[&[Link]], runs: &[Option<Run>]) -> Result<Runs, Error> {
+    /// The runs that the path may go on in where it leaves the first run of a segment, and whether none of their
+    /// servers is away.
+    async fn parted(
+        &self,
+        segments: &[&[Link]],
+        runs: &[Option<Run>],
+    ) -> Result<(Runs, bool), Error> {
         let mut wanted: Vec<(super::chain::Tag, Key)> = Vec::new();
         for (path, run) in segments.iter().zip(runs) {
             let Some(run) = run else { break };
@@ -241,7 +278,7 @@ impl RedisIndex {
             wanted.extend(path[to..].iter().map(|link| (link.tag, link.key)));
         }
         if wanted.is_empty() {
-            return Ok(Runs::new());
+            return Ok((Runs::new(), true));
         }
         self.present_runs(wanted).await
     }

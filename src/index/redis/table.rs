@@ -132,19 +132,22 @@ impl RedisIndex {
         batch.push(&key, command("HGETALL", &[&key]));
         let mut replies = self.send(batch).await?;
         let generation = int(&about, value(&about, next(&mut replies))?)?;
-        let table = self.read_table(&key, generation, value(&key, next(&mut replies))?)?;
-        self.local.lock().tables.insert(space, table.clone());
-        Ok(table)
+        self.keep_table(space, generation, value(&key, next(&mut replies))?)
     }
 
-    pub(super) fn read_table(
+    /// Reads a table and keeps it at hand, under the names that workers have at that moment.
+    pub(super) fn keep_table(
         &self,
-        key: &[u8],
+        space: u32,
         generation: i64,
         value: Value,
     ) -> Result<Arc<Table>, Error> {
-        let texts = &mut self.local.lock().texts;
-        Ok(Arc::new(Table { generation, ..Table::read(key, value, texts)? }))
+        let key = self.keys.table(space);
+        let mut local = self.local.lock();
+        let read = Table::read(&key, value, &mut local.texts)?;
+        let table = Arc::new(Table { generation, ..read });
+        local.tables.insert(space, table.clone());
+        Ok(table)
     }
 
     /// The slot of one of the member's (group, tier), made if there is none; `None` if the worker holds

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::facts::{WorkerFacts, adapters_from_json};
+use super::writer::AGAIN;
 use super::{space_text, worker_text};
 use crate::block::{SpaceId, WorkerId};
 use crate::error::{Error, ErrorKind};
+use crate::index::Query;
 use crate::index::redis::{Notes, RedisIndex};
-use crate::index::{Index as _, Query};
 use crate::ingest::snapshot::KeptContract;
 use crate::ingest::verify::Status;
 use crate::ingest::{Reason, Trust};
@@ -65,6 +66,8 @@ pub struct KnownWorker {
     pub facts: WorkerFacts,
     /// Who keeps its part of the store.
     pub owner: String,
+    /// Since when nobody speaks of it although nobody took it back: the store has lost who said so, perhaps.
+    unheard: Option<Instant>,
 }
 
 /// Answers the same questions as a [`Scout`] from a store that others write, and hears no engine itself.
@@ -137,11 +140,16 @@ impl Reader {
             }
             let mut known = self.known.lock();
             let facts = WorkerFacts { trust, ..facts };
-            known.workers.insert(worker, KnownWorker { worker, facts, owner });
+            let unheard = None;
+            known.workers.insert(worker, KnownWorker { worker, facts, owner, unheard });
             known.by_text.insert(text, worker);
         }
+        let speaking: HashSet<&str> =
+            said.iter().filter(|of| !of.notes.is_empty()).map(|of| of.owner.as_str()).collect();
         for (text, worker) in gone {
-            self.part(&text, worker);
+            if !self.is_missed(worker, &speaking) {
+                self.part(&text, worker);
+            }
         }
         for (space, vocabulary) in strange {
             self.index.understand(space, vocabulary).await?;
@@ -161,11 +169,18 @@ impl Reader {
             // Somebody speaks for another worker than he says.
             return Ok(None);
         }
-        let known = self.known.lock().by_text.get(text).copied();
+        let (known, was_missed) = {
+            let known = self.known.lock();
+            let worker = known.by_text.get(text).copied();
+            let of = worker.and_then(|worker| known.workers.get(&worker));
+            (worker, of.is_some_and(|of| of.unheard.is_some()))
+        };
         if let Some(worker) = known {
             let directory = self.scout.directory.read();
+            // After the store lost who spoke for it, it is met as if it were new.
             if let Some(found) = directory.get(worker)
                 && found.registration.model == *model
+                && !was_missed
             {
                 return Ok(Some((worker, found.space)));
             }
@@ -187,6 +202,25 @@ impl Reader {
         self.index.name_worker(worker, text);
         self.index.name_space(space, &space_text(tenant, model.as_deref()));
         Ok(Some((worker, space)))
+    }
+
+    /// Whether it is only that the store does not have what the worker's owner said, for as long as what was read
+    /// before counts; such a worker is not believed.
+    fn is_missed(&self, worker: WorkerId, speaking: &HashSet<&str>) -> bool {
+        let mut known = self.known.lock();
+        let Some(missed) = known.workers.get_mut(&worker) else { return false };
+        // Until everything was said anew.
+        let missed_for = self.options.stale_after.max(AGAIN * 3);
+        let since = *missed.unheard.get_or_insert_with(Instant::now);
+        if speaking.contains(missed.owner.as_str()) || since.elapsed() > missed_for {
+            return false;
+        }
+        missed.facts.trust = Trust::Degraded(Reason::Store);
+        let WorkerFacts { trust, as_of, ref groups, .. } = missed.facts;
+        if let Some(of) = self.scout.directory.read().get(worker) {
+            of.say(Standing { trust, as_of, groups: 0 }, groups, &self.scout.shared.generation);
+        }
+        true
     }
 
     /// Nobody speaks of a worker any more.
@@ -272,7 +306,8 @@ impl Reader {
     /// Ranks the workers by what they hold of a prompt, as [`Scout::score`] does.
     ///
     /// Where the store does not answer in time, or not at all, every worker is in the answer, holds nothing, and
-    /// is [`Degraded`](Trust::Degraded) for the reason [`Store`](Reason::Store).
+    /// is [`Degraded`](Trust::Degraded) for the reason [`Store`](Reason::Store). Where a part of a cluster is away that
+    /// the prompt comes to, they are so, too, with what they hold up to there.
     ///
     /// # Errors
     ///
@@ -297,18 +332,18 @@ impl Reader {
         let any = roster.shapes.iter().any(|shape| shape.blocks_in(begun.length.tokens) > 0);
         let lookup = self.look_up(roster, &begun, answer, work);
         let found = tokio::time::timeout(self.options.deadline, lookup).await;
-        let is_answered = match found {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) if is_away(&error) => false,
+        let (is_answered, is_whole) = match found {
+            Ok(Ok(is_whole)) => (true, is_whole),
+            Ok(Err(error)) if is_away(&error) => (false, false),
             Ok(Err(error)) => return Err(error),
-            Err(_late) => false,
+            Err(_late) => (false, false),
         };
         if !is_answered {
             // What was found so far is part of an answer.
             self.scout.begin(roster, request, answer, work);
             roster.read(&mut answer.readings);
         }
-        if !is_answered || age > self.options.stale_after {
+        if !is_whole || age > self.options.stale_after {
             for reading in &mut answer.readings {
                 *reading = reading.without_store();
             }
@@ -332,25 +367,27 @@ impl Reader {
         }
     }
 
+    /// Credits what the store says; whether that is all.
     async fn look_up(
         &self,
         roster: &Roster,
         begun: &Begun<'_>,
         answer: &mut Answer,
         work: &mut Work,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let &Begun { ref blocks, length, edition } = begun;
         let (shared, weights) = (&self.scout.shared, &self.options.weights);
         let Work { candidates, digests, matches, found, spans, .. } = work;
         let candidates = answer.asked().map(|_| &candidates[..]);
         if let Some(plain @ Plain { space, shape, .. }) = roster.plain {
             let asked = Asked::new(shared, blocks, edition, shape, digests);
-            let Some(mut asked) = asked else { return Ok(()) };
+            let Some(mut asked) = asked else { return Ok(true) };
             let query = Query { space, shape, candidates, spans: false };
-            self.index.lookup(&query, &mut asked, matches).await?;
+            let is_whole = self.index.lookup_present(&query, &mut asked, matches).await?;
             credit_plain(roster, plain, matches, length, weights, answer);
-            return Ok(());
+            return Ok(is_whole);
         }
+        let mut is_whole = true;
         found.clear();
         spans.clear();
         for &shape in &roster.shapes {
@@ -363,13 +400,13 @@ impl Reader {
                 let asked = Asked::new(shared, blocks, edition, shape, digests);
                 let Some(mut asked) = asked else { continue };
                 let query = Query { space, shape, candidates, spans: roster.spans };
-                self.index.lookup(&query, &mut asked, matches).await?;
+                is_whole &= self.index.lookup_present(&query, &mut asked, matches).await?;
                 found.extend(matches.iter().filter(|m| fits(m.worker, m.group)));
                 spans.extend(matches.spans.iter().filter(|s| fits(s.worker, s.group)));
             }
         }
         credit_general(roster, found, spans, length, weights, answer);
-        Ok(())
+        Ok(is_whole)
     }
 }
 

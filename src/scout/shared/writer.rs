@@ -33,7 +33,7 @@ use crate::scout::{Scout, WorkerStatus};
 const TOGETHER: usize = 16;
 
 /// How often everything is said again: somebody may have emptied the store.
-const AGAIN: Duration = Duration::from_secs(5);
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
 
 /// How long to rest when the store did not answer.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -157,6 +157,10 @@ pub struct Writer {
     spoke: Option<Instant>,
     /// When everything was said last.
     told_all: Option<Instant>,
+    /// Connections that had broken when parts were last looked at for what that may have cost.
+    broken: u64,
+    /// When that was.
+    doubted: Option<Instant>,
 }
 
 impl Writer {
@@ -178,6 +182,8 @@ impl Writer {
             said_adapters: Vec::new(),
             spoke: None,
             told_all: None,
+            broken: 0,
+            doubted: None,
         }
     }
 
@@ -236,6 +242,7 @@ impl Writer {
         let is_time = self.spoke.is_none_or(|at| at.elapsed() >= self.desk.options.every);
         if is_time {
             self.meet();
+            self.doubt();
         }
         let mut ready: Vec<&mut Part> =
             self.parts.values_mut().filter(|part| part.is_due(&self.desk)).collect();
@@ -295,6 +302,21 @@ impl Writer {
             self.parts.remove(&worker);
             self.desk.outbox.forget(worker);
         }
+    }
+
+    /// A server whose connection broke may have been started anew with less, or another one may be in its place that
+    /// had not heard all. Once all servers are there, parts are looked at.
+    fn doubt(&mut self) {
+        let link = self.desk.index.counters();
+        let is_there = link.servers > 0 && link.servers_ready == link.servers;
+        // A store that is late with everything would only get more to do.
+        let is_early = self.doubted.is_some_and(|at| at.elapsed() < self.desk.options.lease);
+        if link.opened == self.broken || !is_there || is_early {
+            return;
+        }
+        (self.broken, self.doubted) = (link.opened, Some(Instant::now()));
+        let several = link.servers > 1;
+        self.parts.values_mut().for_each(|part| part.doubt(several));
     }
 
     /// Begins anew what has to be, all from one snapshot.

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use super::Told;
 use crate::Failure;
 use crate::config::Config;
 use crate::ending::Ending;
@@ -242,7 +243,7 @@ impl Behind {
 
     /// Waits until the store is there and has this process's secret.
     async fn joined(&self) {
-        let mut complained: Option<Instant> = None;
+        let (mut complained, mut told) = (None::<Instant>, Told::default());
         loop {
             let theirs = self.index.shared_secret().await;
             let wrong = match &theirs {
@@ -253,7 +254,12 @@ impl Behind {
                 Err(error) if error.kind() == kvscout::ErrorKind::InvalidInput => {
                     Some(error.to_string())
                 }
-                Err(_) => None,
+                Err(wrong) => {
+                    if told.is_new(&wrong.to_string()) {
+                        warn!(%wrong, "the store is not there");
+                    }
+                    None
+                }
             };
             self.kept.lock().is_foreign = wrong.is_some();
             let is_time = complained.is_none_or(|at| at.elapsed() >= COMPLAINT);
@@ -308,15 +314,14 @@ pub(crate) fn start(service: &Arc<Service>, ending: Ending) -> JoinHandle<()> {
 
 /// Logs when something begins to go wrong, and when it is well again.
 async fn tell(watch: WriterWatch) {
-    let mut told = None;
+    let mut told = Told::default();
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let WriterReport { error, .. } = watch.report();
-        match (&told, &error) {
-            (None, Some(wrong)) => warn!(wrong, "the store is not kept up"),
-            (Some(_), None) => info!("the store is kept up again"),
+        match &error {
+            Some(wrong) if told.is_new(wrong) => warn!(wrong, "the store is not kept up"),
+            None if told.is_over() => info!("the store is kept up again"),
             _ => {}
         }
-        told = error;
     }
 }

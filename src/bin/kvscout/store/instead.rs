@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tracing::{error, info, warn};
 
+use super::Told;
 use crate::Failure;
 use crate::config::Config;
 use crate::config::adapter::AdapterEntry;
@@ -100,19 +101,20 @@ impl Instead {
 
     /// Reads again and again which workers there are.
     pub(crate) async fn keep(self: Arc<Self>) {
-        let (mut told, mut checked) = (None, false);
+        let (mut told, mut checked) = (Told::default(), false);
         loop {
             let read = self.read().await;
-            match (&told, &read) {
-                (None, Err(wrong)) => warn!(%wrong, "the store is not read"),
-                (Some(_), Ok(())) => info!("the store is read again"),
+            match &read {
+                Err(wrong) if told.is_new(&wrong.to_string()) => {
+                    warn!(%wrong, "the store is not read");
+                }
+                Ok(()) if told.is_over() => info!("the store is read again"),
                 _ => {}
             }
             if read.is_ok() && !checked {
                 super::warn_of(&self.index, true).await;
                 checked = true;
             }
-            told = read.err();
             tokio::time::sleep(self.every).await;
         }
     }

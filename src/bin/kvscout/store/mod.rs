@@ -17,6 +17,30 @@ pub(crate) use self::instead::Instead;
 use crate::Failure;
 use crate::config::Config;
 
+/// Different reasons that are told in one outage.
+const MOST_REASONS: usize = 8;
+
+/// Why the store cannot be used, as far as it was told: the first reason is often only that nothing is connected yet,
+/// and what an operator has to mend comes behind.
+#[derive(Debug, Default)]
+struct Told(Vec<String>);
+
+impl Told {
+    /// Whether this reason was not told yet.
+    fn is_new(&mut self, reason: &str) -> bool {
+        let is_new = self.0.len() < MOST_REASONS && !self.0.iter().any(|told| told == reason);
+        if is_new {
+            self.0.push(reason.to_owned());
+        }
+        is_new
+    }
+
+    /// All is well; whether something was told before.
+    fn is_over(&mut self) -> bool {
+        !std::mem::take(&mut self.0).is_empty()
+    }
+}
+
 /// What the store is to this daemon.
 #[derive(Debug)]
 pub(crate) enum Shared {

@@ -25,6 +25,8 @@ const CHANGES: usize = 64;
 /// The shortest and the longest rest before a part is begun anew again.
 const REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(60);
+/// The rest before that where the store, or a part of it, is away.
+const AWAY_REST: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 pub(super) struct Part {
@@ -43,6 +45,8 @@ pub(super) struct Part {
     line: u64,
     /// The store holds less of it than memory.
     lacks: bool,
+    /// The store may have lost some of it.
+    is_doubtful: bool,
     /// The last step that another writer is known to have applied.
     done: Option<(Mark, Home, u64)>,
 }
@@ -90,6 +94,7 @@ impl Part {
             rest: REST,
             line: 0,
             lacks: false,
+            is_doubtful: false,
             done: None,
         }
     }
@@ -150,14 +155,42 @@ impl Part {
         let waits = || desk.outbox.look(self.worker, |steps| !steps.is_empty()).unwrap_or(false);
         match self.place {
             Place::Left | Place::Behind(_) => false,
-            Place::Following(_) => self.due <= Instant::now() || waits(),
+            Place::Following(_) => self.is_doubtful || self.due <= Instant::now() || waits(),
             Place::Unknown | Place::Elsewhere | Place::Leaving => self.due <= Instant::now(),
         }
+    }
+
+    /// The store may have less than it had. One server has all up to some step, or nothing, so the worker's record
+    /// says whether this is so; the masters of a cluster lose each for itself, and nothing shows what.
+    pub(super) fn doubt(&mut self, several: bool) {
+        match (self.is_following(), several) {
+            (true, true) => self.begin_in(Duration::ZERO),
+            (is_following, _) => self.is_doubtful = is_following,
+        }
+    }
+
+    /// Whether the store has what was sent, and perhaps more of what was sent last; otherwise the part is to be begun
+    /// anew.
+    async fn is_there(&mut self, desk: &Desk) -> Result<bool, Error> {
+        let Place::Following(kept) = &self.place else { return Ok(false) };
+        let seq = |at: Option<Mark>| at.map(|at| at.seq);
+        let progress = desk.index.progress(self.worker).await?;
+        let is_there =
+            progress.is_some_and(|of| of.life == kept.life && seq(of.at) >= seq(kept.at));
+        self.is_doubtful = false;
+        if !is_there {
+            self.fall_behind();
+        }
+        Ok(is_there)
     }
 
     /// Does what is to be done.
     pub(super) async fn go_on(&mut self, desk: &Desk) -> Result<(), Error> {
         let done = match self.place {
+            Place::Following(_) if self.is_doubtful => match self.is_there(desk).await {
+                Ok(true) => self.send(desk).await,
+                other => other.map(drop),
+            },
             Place::Following(_) => self.send(desk).await,
             Place::Unknown | Place::Elsewhere => self.look(desk).await,
             Place::Leaving => self.leave(desk).await,
@@ -182,13 +215,17 @@ impl Part {
 
     /// From now on the part is to be begun anew; after a rest, which grows with each time in a row.
     fn fall_behind(&mut self) {
+        self.begin_in(if self.rest == REST { Duration::ZERO } else { self.rest });
+        self.rest = (self.rest * 2).min(LONGEST_REST);
+    }
+
+    fn begin_in(&mut self, rest: Duration) {
         let kept = match std::mem::replace(&mut self.place, Place::Unknown) {
             Place::Following(kept) | Place::Behind(Some(kept)) => Some(kept),
             _ => None,
         };
         self.place = Place::Behind(kept);
-        self.due = Instant::now() + if self.rest == REST { Duration::ZERO } else { self.rest };
-        self.rest = (self.rest * 2).min(LONGEST_REST);
+        self.due = Instant::now() + rest;
     }
 
     /// Another writer has the lease: its word counts until that has ended.
@@ -419,7 +456,11 @@ impl Part {
             }
             Ok(false) => Ok(()),
             Err(error) => {
-                self.fall_behind();
+                match error.kind() {
+                    // It is not this part that goes wrong again and again.
+                    ErrorKind::Unavailable => self.begin_in(AWAY_REST),
+                    _ => self.fall_behind(),
+                }
                 Err(error)
             }
         }
