@@ -18,7 +18,7 @@ use crate::error::Error;
 /// The group that a name belongs to. All of a group lies in one slot of a cluster.
 pub(super) fn group(name: Name, groups: u32) -> u32 {
     let mixed = name.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    (mixed * u64::from(groups) >> 32) as u32
+    ((mixed * u64::from(groups)) >> 32) as u32
 }
 
 /// Names as they lie in the store.
