@@ -1,5 +1,6 @@
--- Questions for wrk: `-- json|binary LENGTH PROMPTS`. Each thread has one connection, so that what lies between a request and the
--- next answer is that request's time; answers of 503 are counted apart.
+-- Questions for wrk: `-- json|binary DIRECTORY PROMPTS [wait]`; DIRECTORY has the bodies, so that a thread begins at once. Each thread has one
+-- connection, so that what lies between a request and the next answer is that request's time; answers of 503 are counted apart. With
+-- `wait` whoever got one waits for as long as it says.
 local ffi = require("ffi")
 ffi.cdef [[
 typedef struct { long sec; long nsec; } timespec_t;
@@ -19,49 +20,44 @@ function setup(thread)
     thread:set("number", #threads)
 end
 
-local bodies, path, kind, sent, turn = {}, nil, nil, 0, 0
-accepted, refused, wrong = {}, 0, 0
+local bodies, sent, turn, patient, pause = {}, 0, 0, false, 0
+accepted, refused, wrong, first, last = {}, 0, 0, 0, 0
 
 function init(args)
-    local form, length, prompts = args[1], tonumber(args[2]), tonumber(args[3])
+    local form, directory, prompts = args[1], args[2], tonumber(args[3])
+    local path = form == "binary" and "/v1/score?model=m" or "/v1/score"
+    local kind = form == "binary" and "application/octet-stream" or "application/json"
     for prompt = 0, prompts - 1 do
-        local parts = {}
-        for i = 0, length - 1 do
-            local token = (i * 7919 + prompt * 104729 + length) % 120000
-            if form == "binary" then
-                parts[i + 1] = string.char(token % 256, math.floor(token / 256) % 256, math.floor(token / 65536), 0)
-            else
-                parts[i + 1] = tostring(token)
-            end
-        end
-        if form == "binary" then
-            bodies[prompt + 1] = table.concat(parts)
-        else
-            bodies[prompt + 1] = '{"model":"m","token_ids":[' .. table.concat(parts, ",") .. "]}"
-        end
+        local file = assert(io.open(directory .. "/" .. prompt, "rb"))
+        bodies[prompt + 1] = wrk.format("POST", path, { ["Content-Type"] = kind }, file:read("*a"))
+        file:close()
     end
-    path = form == "binary" and "/v1/score?model=m" or "/v1/score"
-    kind = form == "binary" and "application/octet-stream" or "application/json"
-    for n, body in ipairs(bodies) do
-        bodies[n] = wrk.format("POST", path, { ["Content-Type"] = kind }, body)
-    end
-    turn = number
+    patient, turn = args[4] == "wait", number
+end
+
+function delay()
+    local wait = pause
+    pause = 0
+    return wait
 end
 
 function request()
     turn = turn % #bodies + 1
     sent = micros()
+    if first == 0 then first = sent end
     return bodies[turn]
 end
 
-function response(status)
-    local took = micros() - sent
+function response(status, headers)
+    last = micros()
+    local took = last - sent
     if status == 200 then
         -- Buckets of 2 %.
         local bucket = math.floor(math.log(took) / math.log(1.02))
         accepted[bucket] = (accepted[bucket] or 0) + 1
     elseif status == 503 then
         refused = refused + 1
+        if patient then pause = 1000 * tonumber(headers["retry-after"]) end
     else
         wrong = wrong + 1
     end
@@ -69,7 +65,9 @@ end
 
 function done(summary)
     local counts, total, refused, wrong, highest = {}, 0, 0, 0, 0
+    local first, last = math.huge, 0
     for _, thread in ipairs(threads) do
+        first, last = math.min(first, thread:get("first")), math.max(last, thread:get("last"))
         refused = refused + thread:get("refused")
         wrong = wrong + thread:get("wrong")
         for bucket, count in pairs(thread:get("accepted")) do
@@ -86,7 +84,7 @@ function done(summary)
         end
         return 0
     end
-    local seconds = summary.duration / 1e6
+    local seconds = (last - first) / 1e6
     print(string.format("accepted/s %.0f p50_us %.0f p99_us %.0f refused/s %.0f wrong %d", total / seconds,
         quantile(0.5), quantile(0.99), refused / seconds, wrong + summary.errors.connect + summary.errors.read
         + summary.errors.write + summary.errors.timeout))

@@ -1,9 +1,14 @@
 //! How many questions are answered at a time, and how many may wait for that. Whoever comes beyond is told at once:
 //! a router that knows goes on without an answer, one that waits does not.
+//!
+//! A burst may wait: it is over soon. A line that does not end makes every answer late and none of them sooner, so it is
+//! kept short for as long as there are more questions than answers.
 
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Limits;
@@ -14,12 +19,68 @@ pub(crate) const PIECE: usize = 64 << 10;
 /// Where no other number is configured, for each core: one that is computed and one that is there when it is done.
 const FOR_EACH_CORE: usize = 2;
 
+/// A line in which somebody has always waited for so long is no burst.
+const BURST: Duration = Duration::from_millis(100);
+
+/// For so long after the last refusal a line stays short: those who were refused come back.
+const SHORT: Duration = Duration::from_secs(10);
+
 /// The bounds.
 #[derive(Debug)]
 pub(crate) struct Admission {
     running: Arc<Semaphore>,
-    waiting: Semaphore,
+    line: Mutex<Line>,
     bodies: Arc<Semaphore>,
+}
+
+/// Those who wait for a turn.
+#[derive(Debug)]
+struct Line {
+    waiting: usize,
+    /// How many may wait in a burst, and how many where the line does not end.
+    most: (usize, usize),
+    /// Since when somebody has always waited.
+    since: Option<Instant>,
+    short_until: Option<Instant>,
+}
+
+impl Line {
+    /// Whether whoever came now would be refused; if the line does not end, that keeps it short.
+    fn refuses(&mut self, now: Instant) -> bool {
+        let is_standing = self.since.is_some_and(|since| now.duration_since(since) >= BURST);
+        let is_short = is_standing || self.short_until.is_some_and(|until| now < until);
+        let refused = self.waiting >= if is_short { self.most.1 } else { self.most.0 };
+        if is_short && refused {
+            self.short_until = Some(now + SHORT);
+        }
+        refused
+    }
+
+    fn enter(&mut self, now: Instant) -> Result<(), Overloaded> {
+        if self.refuses(now) {
+            return Err(Overloaded);
+        }
+        self.waiting += 1;
+        self.since.get_or_insert(now);
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        self.waiting -= 1;
+        if self.waiting == 0 {
+            self.since = None;
+        }
+    }
+}
+
+/// A place in the line, until it is dropped: by whoever has got a turn, or has given up.
+#[derive(Debug)]
+struct Place<'a>(&'a Mutex<Line>);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.lock().leave();
+    }
 }
 
 /// Leave to compute an answer now.
@@ -40,14 +101,19 @@ impl Admission {
         let most = |count: usize| count.min(Semaphore::MAX_PERMITS);
         Admission {
             running: Arc::new(Semaphore::new(most(running))),
-            waiting: Semaphore::new(most(limits.queue)),
+            line: Mutex::new(Line {
+                waiting: 0,
+                most: (limits.queue, limits.queue.min(running.div_ceil(2))),
+                since: None,
+                short_until: None,
+            }),
             bodies: Arc::new(Semaphore::new(most(limits.body_memory / PIECE))),
         }
     }
 
     /// Whether whoever came now would neither be answered nor wait.
     pub(crate) fn is_full(&self) -> bool {
-        self.running.available_permits() == 0 && self.waiting.available_permits() == 0
+        self.running.available_permits() == 0 && self.line.lock().refuses(Instant::now())
     }
 
     /// A turn, after those of whoever came before.
@@ -58,7 +124,8 @@ impl Admission {
             tokio::task::yield_now().await;
             return Ok(Turn { _permit: permit });
         }
-        let _place = self.waiting.try_acquire().map_err(|_| Overloaded)?;
+        self.line.lock().enter(Instant::now())?;
+        let _place = Place(&self.line);
         let permit = Arc::clone(&self.running).acquire_owned().await.map_err(|_| Overloaded)?;
         Ok(Turn { _permit: permit })
     }
@@ -122,6 +189,30 @@ mod tests {
         drop(first);
         assert_eq!(second.await.unwrap(), Ok(()));
         assert!(admission.turn().await.is_ok());
+    }
+
+    #[test]
+    fn a_burst_may_wait_and_a_line_that_does_not_end_is_kept_short_while_somebody_is_refused() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut line = Line { waiting: 0, most: (5, 2), since: None, short_until: None };
+        for _ in 0..5 {
+            assert_eq!(line.enter(at(0)), Ok(()));
+        }
+        assert_eq!(line.enter(at(99)), Err(Overloaded), "a burst has a bound, too");
+        (0..3).for_each(|_| line.leave());
+        assert_eq!(line.enter(at(99)), Ok(()));
+        line.leave();
+        assert_eq!(line.enter(at(100)), Err(Overloaded), "two have always waited");
+        // Short although it was empty for a moment: who was refused comes back.
+        (0..2).for_each(|_| line.leave());
+        assert_eq!((line.enter(at(1000)), line.enter(at(1000))), (Ok(()), Ok(())));
+        assert_eq!(line.enter(at(1001)), Err(Overloaded));
+        (0..2).for_each(|_| line.leave());
+        // Until nobody has been refused for a while.
+        for _ in 0..5 {
+            assert_eq!(line.enter(at(11_001)), Ok(()));
+        }
     }
 
     #[test]
