@@ -11,7 +11,7 @@
 //! two-round AES", 2007, squared), so that two blocks have equal accumulators about as rarely; what
 //! decides is then the 64 bits that are kept.
 //!
-//! The same digest comes from the CPU's AES instructions, one word or four at a time, and from software.
+//! The same digest comes from the CPU's AES instructions, one word, two or four at a time, and from software.
 //!
 //! Invariant of the `unsafe` here: a function compiled for a feature is called only where that feature
 //! was found; what is loaded and stored by address is a whole array behind a reference.
@@ -68,12 +68,17 @@ impl Schedule {
         let tokens = &tokens[..out.len() * size];
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("aes") {
-            let done = if wide::is_there() {
+            let mut done = 0;
+            if wide::is_there() {
                 // SAFETY: the CPU has the features that the function is compiled for.
-                unsafe { wide::digests(self, tokens, size, out) }
-            } else {
-                0
-            };
+                done += unsafe { wide::digests(self, tokens, size, out) };
+            }
+            if double::is_there() {
+                // SAFETY: the CPU has the features that the function is compiled for.
+                done += unsafe {
+                    double::digests(self, &tokens[done * size..], size, &mut out[done..])
+                };
+            }
             // SAFETY: the CPU has the one feature that the function is compiled for.
             unsafe { instructions::digests(self, &tokens[done * size..], size, &mut out[done..]) };
             return;
@@ -224,6 +229,88 @@ mod wide {
     impl Plain for TokenId {}
 }
 
+/// The CPU's AES instructions, on two words at once.
+#[cfg(target_arch = "x86_64")]
+mod double {
+    use std::arch::x86_64::{
+        __m256i, _mm256_aesenc_epi128, _mm256_loadu_si256, _mm256_permute2x128_si256,
+        _mm256_set_epi64x, _mm256_storeu_si256, _mm256_xor_si256,
+    };
+
+    use super::{Digest, STRIDE, Schedule, TokenId, Word};
+
+    /// Blocks that are digested side by side: their accumulators fill one register.
+    const ABREAST: usize = 2;
+
+    #[inline]
+    pub(super) fn is_there() -> bool {
+        std::arch::is_x86_feature_detected!("vaes") && std::arch::is_x86_feature_detected!("avx2")
+    }
+
+    /// Writes the digests of the first blocks, two at a time, and says of how many; none of blocks
+    /// whose size is no multiple of the stride. `tokens` are `size` for each digest of `out`.
+    #[target_feature(enable = "avx2,vaes")]
+    pub(super) fn digests(
+        keys: &Schedule,
+        tokens: &[TokenId],
+        size: usize,
+        out: &mut [Digest],
+    ) -> usize {
+        if !size.is_multiple_of(STRIDE) || size == 0 {
+            return 0;
+        }
+        let [first, second, third, fourth] = keys.words;
+        let words = [load(&[first, second]), load(&[third, fourth])];
+        let word_rounds = keys.word_rounds.each_ref().map(|key| load(&[*key; 2]));
+        let sum_rounds = keys.sum_rounds.each_ref().map(|key| load(&[*key; 2]));
+        let n = size as i64;
+        let start = _mm256_xor_si256(load(&[keys.start; 2]), _mm256_set_epi64x(0, n, 0, n));
+        let rounds = |words: __m256i, keys: &[__m256i; 4]| {
+            keys.iter().fold(words, |words, &key| _mm256_aesenc_epi128(words, key))
+        };
+        // Words 0 and 2 of a stride in the lower half, 1 and 3 in the upper.
+        let halves = |stride: &[TokenId; STRIDE]| {
+            let (pairs, _) = stride.as_chunks::<8>();
+            let [a, b] = [0, 1]
+                .map(|at| rounds(_mm256_xor_si256(load(&pairs[at]), words[at]), &word_rounds));
+            _mm256_xor_si256(a, b)
+        };
+        let (strides, _) = tokens.as_chunks::<STRIDE>();
+        let per = size / STRIDE;
+        let (groups, _) = out.as_chunks_mut::<ABREAST>();
+        let done = groups.len() * ABREAST;
+        for (group, strides) in groups.iter_mut().zip(strides.chunks_exact(ABREAST * per)) {
+            let mut sum = start;
+            for at in 0..per {
+                let (a, b) = (halves(&strides[at]), halves(&strides[per + at]));
+                let lower = _mm256_permute2x128_si256::<0x20>(a, b);
+                let upper = _mm256_permute2x128_si256::<0x31>(a, b);
+                // The four words of each block together, a block a lane.
+                sum = _mm256_xor_si256(sum, _mm256_xor_si256(lower, upper));
+                sum = rounds(sum, &sum_rounds);
+            }
+            let mut all = [0_u64; 4];
+            // SAFETY: `all` is 32 bytes; the store needs no alignment.
+            unsafe { _mm256_storeu_si256(all.as_mut_ptr().cast(), sum) };
+            *group = [0, 2].map(|low| Digest(all[low]));
+        }
+        done
+    }
+
+    /// 32 bytes of words or tokens.
+    #[target_feature(enable = "avx2")]
+    fn load<T: Plain, const N: usize>(from: &[T; N]) -> __m256i {
+        const { assert!(size_of::<[T; N]>() == 32) }
+        // SAFETY: the reference is to 32 bytes, all of them written; the load needs no alignment.
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+
+    /// Types without padding.
+    trait Plain {}
+    impl Plain for Word {}
+    impl Plain for TokenId {}
+}
+
 /// The last tokens of a block whose size is no multiple of the stride. The number of tokens is in
 /// the accumulator already, so zeros cannot be taken for tokens.
 fn padded(rest: &[TokenId]) -> [TokenId; STRIDE] {
@@ -320,6 +407,24 @@ mod tests {
             schedule.digests(&tokens[1..], size, &mut fast);
             software::digests(&schedule, &tokens[1..][..blocks * size], size, &mut slow);
             prop_assert_eq!(fast, slow);
+        }
+
+        /// Also where the CPU has wider ones.
+        #[test]
+        #[cfg(target_arch = "x86_64")]
+        fn two_words_at_once_give_the_same(
+            secret: [u8; 16],
+            strides in 1_usize..4,
+            tokens in prop::collection::vec(any::<TokenId>(), 5 * 4 * STRIDE),
+        ) {
+            prop_assume!(double::is_there());
+            let (schedule, size) = (Schedule::of(&secret), strides * STRIDE);
+            let tokens = &tokens[1..][..5 * size];
+            let (mut fast, mut slow) = ([Digest(0); 5], [Digest(0); 5]);
+            // SAFETY: it is there.
+            let done = unsafe { double::digests(&schedule, tokens, size, &mut fast) };
+            software::digests(&schedule, tokens, size, &mut slow);
+            prop_assert_eq!((done, &fast[..4]), (4, &slow[..4]));
         }
 
         #[test]
