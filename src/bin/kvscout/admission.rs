@@ -19,7 +19,7 @@ pub(crate) const PIECE: usize = 64 << 10;
 /// Where no other number is configured, for each core: one that is computed and one that is there when it is done.
 const FOR_EACH_CORE: usize = 2;
 
-/// A line in which somebody has always waited for so long is no burst.
+/// A line that is long for half of such a time, or more, is no burst.
 const BURST: Duration = Duration::from_millis(100);
 
 /// For so long after the last refusal a line stays short: those who were refused come back.
@@ -37,19 +37,43 @@ pub(crate) struct Admission {
 #[derive(Debug)]
 struct Line {
     waiting: usize,
-    /// How many may wait in a burst, and how many where the line does not end.
-    most: (usize, usize),
-    /// Since when somebody has always waited.
-    since: Option<Instant>,
+    /// How many may wait in a burst.
+    most: usize,
+    /// How many may wait where the line does not end. It is long where more do.
+    few: usize,
+    /// Since when it is looked at, for how much of that it was long, and up to when that is counted.
+    since: Instant,
+    long: Duration,
+    counted: Instant,
     short_until: Option<Instant>,
 }
 
 impl Line {
+    fn new(most: usize, few: usize, now: Instant) -> Line {
+        let (since, counted, long) = (now, now, Duration::ZERO);
+        Line { waiting: 0, most, few: few.min(most), since, long, counted, short_until: None }
+    }
+
+    fn count(&mut self, now: Instant) {
+        if self.waiting > self.few {
+            self.long += now.saturating_duration_since(self.counted);
+        }
+        self.counted = now;
+        let looked_at = now.saturating_duration_since(self.since);
+        if looked_at < BURST {
+            return;
+        }
+        if self.long >= looked_at / 2 {
+            self.short_until = Some(now + SHORT);
+        }
+        (self.since, self.long) = (now, Duration::ZERO);
+    }
+
     /// Whether whoever came now would be refused; if the line does not end, that keeps it short.
     fn refuses(&mut self, now: Instant) -> bool {
-        let is_standing = self.since.is_some_and(|since| now.duration_since(since) >= BURST);
-        let is_short = is_standing || self.short_until.is_some_and(|until| now < until);
-        let refused = self.waiting >= if is_short { self.most.1 } else { self.most.0 };
+        self.count(now);
+        let is_short = self.short_until.is_some_and(|until| now < until);
+        let refused = self.waiting >= if is_short { self.few } else { self.most };
         if is_short && refused {
             self.short_until = Some(now + SHORT);
         }
@@ -61,15 +85,12 @@ impl Line {
             return Err(Overloaded);
         }
         self.waiting += 1;
-        self.since.get_or_insert(now);
         Ok(())
     }
 
-    fn leave(&mut self) {
+    fn leave(&mut self, now: Instant) {
+        self.count(now);
         self.waiting -= 1;
-        if self.waiting == 0 {
-            self.since = None;
-        }
     }
 }
 
@@ -79,7 +100,7 @@ struct Place<'a>(&'a Mutex<Line>);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.lock().leave();
+        self.0.lock().leave(Instant::now());
     }
 }
 
@@ -101,12 +122,7 @@ impl Admission {
         let most = |count: usize| count.min(Semaphore::MAX_PERMITS);
         Admission {
             running: Arc::new(Semaphore::new(most(running))),
-            line: Mutex::new(Line {
-                waiting: 0,
-                most: (limits.queue, limits.queue.min(running.div_ceil(2))),
-                since: None,
-                short_until: None,
-            }),
+            line: Mutex::new(Line::new(limits.queue, running.div_ceil(4), Instant::now())),
             bodies: Arc::new(Semaphore::new(most(limits.body_memory / PIECE))),
         }
     }
@@ -195,24 +211,26 @@ mod tests {
     fn a_burst_may_wait_and_a_line_that_does_not_end_is_kept_short_while_somebody_is_refused() {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
-        let mut line = Line { waiting: 0, most: (5, 2), since: None, short_until: None };
-        for _ in 0..5 {
-            assert_eq!(line.enter(at(0)), Ok(()));
-        }
-        assert_eq!(line.enter(at(99)), Err(Overloaded), "a burst has a bound, too");
-        (0..3).for_each(|_| line.leave());
-        assert_eq!(line.enter(at(99)), Ok(()));
-        line.leave();
-        assert_eq!(line.enter(at(100)), Err(Overloaded), "two have always waited");
-        // Short although it was empty for a moment: who was refused comes back.
-        (0..2).for_each(|_| line.leave());
-        assert_eq!((line.enter(at(1000)), line.enter(at(1000))), (Ok(()), Ok(())));
-        assert_eq!(line.enter(at(1001)), Err(Overloaded));
-        (0..2).for_each(|_| line.leave());
-        // Until nobody has been refused for a while.
-        for _ in 0..5 {
-            assert_eq!(line.enter(at(11_001)), Ok(()));
-        }
+        let mut line = Line::new(5, 2, start);
+        let come = |line: &mut Line, milliseconds| line.enter(at(milliseconds));
+        // A burst, over after 40 of 100 ms.
+        (0..5).for_each(|_| assert_eq!(come(&mut line, 0), Ok(())));
+        assert_eq!(come(&mut line, 1), Err(Overloaded), "a burst has a bound, too");
+        (0..5).for_each(|_| line.leave(at(40)));
+        (0..5).for_each(|_| assert_eq!(come(&mut line, 100), Ok(())));
+        // More than two for 60 of 100 ms, although it was empty in between.
+        (0..5).for_each(|_| line.leave(at(130)));
+        (0..5).for_each(|_| assert_eq!(come(&mut line, 150), Ok(())));
+        (0..3).for_each(|_| line.leave(at(180)));
+        assert_eq!(come(&mut line, 200), Err(Overloaded), "two wait");
+        line.leave(at(200));
+        assert_eq!(come(&mut line, 201), Ok(()));
+        // So it stays while somebody is refused, and for a while after that.
+        (0..2).for_each(|_| line.leave(at(202)));
+        (0..2).for_each(|_| assert_eq!(come(&mut line, 9_000), Ok(())));
+        assert_eq!(come(&mut line, 9_001), Err(Overloaded));
+        (0..2).for_each(|_| line.leave(at(9_002)));
+        (0..5).for_each(|_| assert_eq!(come(&mut line, 19_001), Ok(())));
     }
 
     #[test]
