@@ -68,12 +68,12 @@ impl Schedule {
         let tokens = &tokens[..out.len() * size];
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("aes") {
-            let mut done = 0;
-            if wide::is_there() {
+            let (mut done, whole) = (0, size > 0 && size.is_multiple_of(STRIDE));
+            if whole && wide::is_there() {
                 // SAFETY: the CPU has the features that the function is compiled for.
                 done += unsafe { wide::digests(self, tokens, size, out) };
             }
-            if double::is_there() {
+            if whole && double::is_there() {
                 // SAFETY: the CPU has the features that the function is compiled for.
                 done += unsafe {
                     double::digests(self, &tokens[done * size..], size, &mut out[done..])
@@ -86,6 +86,14 @@ impl Schedule {
         software::digests(self, tokens, size, out);
     }
 }
+
+/// Types without padding, which are loaded by address.
+#[cfg(target_arch = "x86_64")]
+trait Plain {}
+#[cfg(target_arch = "x86_64")]
+impl Plain for Word {}
+#[cfg(target_arch = "x86_64")]
+impl Plain for TokenId {}
 
 /// The CPU's AES instructions.
 #[cfg(target_arch = "x86_64")]
@@ -139,7 +147,7 @@ mod wide {
         _mm512_storeu_si512, _mm512_xor_si512,
     };
 
-    use super::{Digest, STRIDE, Schedule, TokenId, Word};
+    use super::{Digest, Plain, STRIDE, Schedule, TokenId, Word};
 
     /// Blocks that are digested side by side: their accumulators fill one register.
     const ABREAST: usize = 4;
@@ -150,8 +158,8 @@ mod wide {
             && std::arch::is_x86_feature_detected!("avx512f")
     }
 
-    /// Writes the digests of the first blocks, four at a time, and says of how many; none of blocks
-    /// whose size is no multiple of the stride. `tokens` are `size` for each digest of `out`.
+    /// Writes the digests of the first blocks, four at a time, and says of how many. `tokens` are `size` for
+    /// each digest of `out`, and that is a multiple of the stride.
     #[target_feature(enable = "avx512f,vaes")]
     pub(super) fn digests(
         keys: &Schedule,
@@ -159,9 +167,6 @@ mod wide {
         size: usize,
         out: &mut [Digest],
     ) -> usize {
-        if !size.is_multiple_of(STRIDE) || size == 0 {
-            return 0;
-        }
         let words = load(&keys.words);
         let word_rounds = keys.word_rounds.each_ref().map(|key| broadcast(key));
         let sum_rounds = keys.sum_rounds.each_ref().map(|key| broadcast(key));
@@ -222,11 +227,6 @@ mod wide {
         // SAFETY: the reference is to 64 bytes, all of them written; the load needs no alignment.
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
-
-    /// Types without padding.
-    trait Plain {}
-    impl Plain for Word {}
-    impl Plain for TokenId {}
 }
 
 /// The CPU's AES instructions, on two words at once.
@@ -237,7 +237,7 @@ mod double {
         _mm256_set_epi64x, _mm256_storeu_si256, _mm256_xor_si256,
     };
 
-    use super::{Digest, STRIDE, Schedule, TokenId, Word};
+    use super::{Digest, Plain, STRIDE, Schedule, TokenId};
 
     /// Blocks that are digested side by side: their accumulators fill one register.
     const ABREAST: usize = 2;
@@ -247,8 +247,8 @@ mod double {
         std::arch::is_x86_feature_detected!("vaes") && std::arch::is_x86_feature_detected!("avx2")
     }
 
-    /// Writes the digests of the first blocks, two at a time, and says of how many; none of blocks
-    /// whose size is no multiple of the stride. `tokens` are `size` for each digest of `out`.
+    /// Writes the digests of the first blocks, two at a time, and says of how many. `tokens` are `size` for
+    /// each digest of `out`, and that is a multiple of the stride.
     #[target_feature(enable = "avx2,vaes")]
     pub(super) fn digests(
         keys: &Schedule,
@@ -256,9 +256,6 @@ mod double {
         size: usize,
         out: &mut [Digest],
     ) -> usize {
-        if !size.is_multiple_of(STRIDE) || size == 0 {
-            return 0;
-        }
         let [first, second, third, fourth] = keys.words;
         let words = [load(&[first, second]), load(&[third, fourth])];
         let word_rounds = keys.word_rounds.each_ref().map(|key| load(&[*key; 2]));
@@ -304,11 +301,6 @@ mod double {
         // SAFETY: the reference is to 32 bytes, all of them written; the load needs no alignment.
         unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
     }
-
-    /// Types without padding.
-    trait Plain {}
-    impl Plain for Word {}
-    impl Plain for TokenId {}
 }
 
 /// The last tokens of a block whose size is no multiple of the stride. The number of tokens is in
