@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use ureq::http::{Response, StatusCode};
-use ureq::{Agent, Body, Error};
+use ureq::{Agent, Body, Error, RequestBuilder};
 
 /// What a question may take.
 #[derive(Clone, Copy, Debug)]
@@ -70,24 +70,24 @@ impl Client {
 
     /// Asks for what is at a URL, and shows a token if one is wanted.
     pub(crate) fn get(&self, url: &str, token: Option<&str>) -> Result<Answer, Error> {
-        let mut request = self.agent.get(url);
-        if let Some(token) = token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        request.call().map(|response| self.answer(response))
+        showing(self.agent.get(url), token).call().map(|response| self.answer(response))
     }
 
     /// Sends JSON to a URL.
     pub(crate) fn post(&self, url: &str, json: &str, token: Option<&str>) -> Result<Answer, Error> {
-        let mut request = self.agent.post(url).header("content-type", "application/json");
-        if let Some(token) = token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        request.send(json).map(|response| self.answer(response))
+        let request = self.agent.post(url).header("content-type", "application/json");
+        showing(request, token).send(json).map(|response| self.answer(response))
     }
 
     fn answer(&self, response: Response<Body>) -> Answer {
         Answer { response, most: self.bounds.answer }
+    }
+}
+
+fn showing<B>(request: RequestBuilder<B>, token: Option<&str>) -> RequestBuilder<B> {
+    match token {
+        Some(token) => request.header("authorization", format!("Bearer {token}")),
+        None => request,
     }
 }
 
