@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::local::{Member, Table};
 use super::meaning::name_bytes;
 use super::place::Place;
-use super::reply::{bytes, damaged, fields, int, list, value};
+use super::reply::{bytes, damaged, fields, int, value};
 use super::sweep::Leaving;
 use super::table::record_bytes;
 use super::unplaced::Waiter;
@@ -134,17 +134,12 @@ impl RedisIndex {
     async fn entries(&self, key: &[u8]) -> Result<BTreeMap<Name, Vec<u8>>, Error> {
         let (mut cursor, mut entries) = (b"0".to_vec(), BTreeMap::new());
         loop {
-            let some = command("HSCAN", &[key, &cursor, b"COUNT", b"1000"]);
-            let mut batch = Batch::reading();
-            batch.push(key, some);
-            let reply = list(key, value(key, next(&mut self.send(batch).await?))?)?;
-            let [next, found]: [redis::Value; 2] =
-                reply.try_into().map_err(|_| damaged(key, "answer"))?;
+            let (next, found) = self.scan("HSCAN", key, &cursor).await?;
             for (name, found) in fields(key, found)? {
                 let name: [u8; 8] = name.try_into().map_err(|_| damaged(key, "name"))?;
                 entries.insert(Name(u64::from_le_bytes(name)), found);
             }
-            cursor = bytes(key, next)?;
+            cursor = next;
             if cursor == b"0" {
                 return Ok(entries);
             }

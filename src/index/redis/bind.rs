@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::meaning::{group, name_bytes};
+use super::meaning::{by_group, group, name_bytes};
 use super::place::Place;
 use super::reply::{bytes, damaged, int, list, value};
 use super::{Batch, RedisIndex, command, next, script};
@@ -78,16 +78,13 @@ impl RedisIndex {
     ) -> Result<Bound, Error> {
         let count = self.opened().await?.groups;
         let mut bound = Bound { status: vec![b'0'; names.len()], ..Bound::default() };
-        let mut groups: Vec<Vec<usize>> = vec![Vec::new(); count as usize];
-        for (n, (name, _)) in names.iter().enumerate() {
-            groups[group(*name, count) as usize].push(n);
-        }
+        let groups = by_group(names.iter().map(|(name, _)| *name), count);
         let (first, most, mut order) = (batch.len(), most.to_string(), Vec::new());
-        for (group, of) in (0..).zip(&groups) {
+        for (group, of) in &groups {
             for of in of.chunks(AT_ONCE) {
-                let key = self.keys.meanings(vocabulary, group);
-                let unplaced = self.keys.unplaced(vocabulary, group);
-                let waiting = self.keys.waiting(vocabulary, group);
+                let key = self.keys.meanings(vocabulary, *group);
+                let unplaced = self.keys.unplaced(vocabulary, *group);
+                let waiting = self.keys.waiting(vocabulary, *group);
                 let stretches = stretches(of.iter().map(|&n| &names[n]));
                 let ttl = self.ttl();
                 let mut args: Vec<&[u8]> = vec![most.as_bytes(), &ttl];

@@ -21,6 +21,16 @@ pub(super) fn group(name: Name, groups: u32) -> u32 {
     ((mixed * u64::from(groups)) >> 32) as u32
 }
 
+/// Which of these names, by their places among them, each group has; without the groups that have none.
+pub(super) fn by_group(names: impl Iterator<Item = Name>, groups: u32) -> Vec<(u32, Vec<usize>)> {
+    let mut all: Vec<(u32, Vec<usize>)> = (0..groups).map(|group| (group, Vec::new())).collect();
+    for (at, name) in names.enumerate() {
+        all[group(name, groups) as usize].1.push(at);
+    }
+    all.retain(|(_, of)| !of.is_empty());
+    all
+}
+
 /// Names as they lie in the store.
 pub(super) fn name_bytes(name: Name) -> [u8; 8] {
     name.0.to_le_bytes()
@@ -50,12 +60,8 @@ impl RedisIndex {
         names: &[Name],
     ) -> Result<Vec<Vec<Place>>, Error> {
         let groups = self.opened().await?.groups;
-        let mut asked: Vec<Vec<usize>> = vec![Vec::new(); groups as usize];
-        for (at, &name) in names.iter().enumerate() {
-            asked[group(name, groups) as usize].push(at);
-        }
         let (mut batch, mut keys) = (Batch::reading(), Vec::new());
-        for (group, of) in (0..).zip(asked).filter(|(_, of)| !of.is_empty()) {
+        for (group, of) in by_group(names.iter().copied(), groups) {
             let key = self.keys.meanings(vocabulary, group);
             let mut ask = command("HMGET", &[&key]);
             for &at in &of {

@@ -125,8 +125,10 @@ impl fmt::Debug for RedisOptions {
     }
 }
 
-/// How many groups the names of a vocabulary may be divided into.
+/// How many groups the names of a vocabulary may be divided into, and into how many they are where nobody says so: in a
+/// cluster, where each is a slot, and on one server.
 const GROUPS: RangeInclusive<u32> = 1..=256;
+const USUAL_GROUPS: [u32; 2] = [8, 1];
 
 /// An [`Index`] in a store that other processes use, too.
 ///
@@ -278,6 +280,15 @@ impl RedisIndex {
         let mut batch = Batch::new();
         batch.push(key, command);
         reply::value(key, next(&mut self.send(batch).await?))
+    }
+
+    /// One step through a set or a hash: the cursor to go on from, `0` at the end, and what lies in between.
+    async fn scan(&self, how: &str, key: &[u8], from: &[u8]) -> Result<(Vec<u8>, Value), Error> {
+        let some = command(how, &[key, from, b"COUNT", b"256"]);
+        let reply = reply::list(key, self.ask(key, some).await?)?;
+        let [cursor, found]: [Value; 2] =
+            reply.try_into().map_err(|_| reply::damaged(key, "answer"))?;
+        Ok((reply::bytes(key, cursor)?, found))
     }
 
     fn ttl(&self) -> Vec<u8> {

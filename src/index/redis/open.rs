@@ -10,7 +10,7 @@ use super::chain::ChainKey;
 use super::local::{Kept, Member, Opened};
 use super::read::present;
 use super::reply::{self, bytes, damaged, fields, list, value};
-use super::{Batch, GROUPS, RedisIndex, Replies, command, next, script};
+use super::{Batch, GROUPS, RedisIndex, Replies, USUAL_GROUPS, command, next, script};
 use crate::block::{SpaceId, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::hash::content::DigestKey;
@@ -168,8 +168,9 @@ impl RedisIndex {
         let given = self.options.secret;
         let key = self.keys.meta();
         let check = given.map(|secret| derived(&secret, b"kvscout secret check"));
-        let groups =
-            self.options.groups.unwrap_or(if self.link.is_cluster() { 8 } else { 1 }).to_string();
+        let [of_cluster, of_one] = USUAL_GROUPS;
+        let usual = if self.link.is_cluster() { of_cluster } else { of_one };
+        let groups = self.options.groups.unwrap_or(usual).to_string();
         let mut batch = Batch::new();
         let secret = match &check {
             Some(check) => (b"x", &check[..]),

@@ -8,7 +8,7 @@ use redis::Value;
 use super::chain::{Key, Link, SEGMENT, first, shape_bytes};
 use super::link::Fault;
 use super::local::Table;
-use super::meaning::{Runs, group, name_bytes, spot};
+use super::meaning::{Runs, by_group, name_bytes, spot};
 use super::place::Place;
 use super::reply::{bytes, list, value};
 use super::run::Run;
@@ -304,17 +304,14 @@ impl RedisIndex {
         for (id, vocabulary) in mine {
             let names: Vec<(usize, Name)> =
                 range.clone().filter_map(|at| Some((at, blocks.name(id, at)?))).collect();
-            let mut groups: Vec<Vec<(usize, Name)>> = vec![Vec::new(); count as usize];
-            for &(at, name) in &names {
-                groups[group(name, count) as usize].push((at, name));
-            }
+            let groups = by_group(names.iter().map(|(_, name)| *name), count);
             let mut batch = Batch::reading();
             let mut keys = Vec::new();
-            for (group, of) in groups.iter().enumerate().filter(|(_, of)| !of.is_empty()) {
-                let key = self.keys.unplaced(vocabulary, group as u32);
+            for (group, of) in groups {
+                let key = self.keys.unplaced(vocabulary, group);
                 let mut ask = command("HMGET", &[&key]);
-                for (_, name) in of {
-                    ask.arg(&name_bytes(*name)[..]);
+                for &n in &of {
+                    ask.arg(&name_bytes(names[n].1)[..]);
                 }
                 batch.push(&key, ask);
                 keys.push((key, of));
@@ -322,7 +319,7 @@ impl RedisIndex {
             let mut replies = self.send(batch).await?;
             for (key, of) in keys {
                 let found = list(&key, value(&key, next(&mut replies))?)?;
-                for (&(at, _), one) in of.iter().zip(found) {
+                for ((at, _), one) in of.into_iter().map(|n| names[n]).zip(found) {
                     let one = bytes(&key, one)?;
                     if one.is_empty() {
                         continue;

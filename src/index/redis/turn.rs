@@ -136,11 +136,7 @@ impl RedisIndex {
             keys.push(held.clone());
             let mut cursor = b"0".to_vec();
             loop {
-                let some = command("SSCAN", &[&held, &cursor, b"COUNT", b"256"]);
-                let reply = list(&held, self.ask(&held, some).await?)?;
-                let reply: [redis::Value; 2] =
-                    reply.try_into().map_err(|_| damaged(&held, "answer"))?;
-                let [next, members] = reply;
+                let (next, members) = self.scan("SSCAN", &held, &cursor).await?;
                 for one in list(&held, members)? {
                     let one = bytes(&held, one)?;
                     if let (Some(tag), Some(run), 24) =
@@ -151,7 +147,7 @@ impl RedisIndex {
                     }
                 }
                 self.put_off(&mut keys).await?;
-                cursor = bytes(&held, next)?;
+                cursor = next;
                 if cursor == b"0" {
                     break;
                 }
