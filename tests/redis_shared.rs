@@ -248,6 +248,19 @@ fn a_successor_sweeps_what_a_dead_owner_retired() {
 }
 
 #[test]
+fn a_user_who_may_not_run_what_changes_need_is_warned_of() {
+    let server = Server::start();
+    let index = client(&server, options());
+    let deny = ["SETUSER", "default", "-hscan", "-unlink"];
+    let _: () = redis::cmd("ACL").arg(&deny).query(&mut server.raw()).unwrap();
+    let warnings = server.block_on(index.check());
+    for command in ["HSCAN", "UNLINK"] {
+        let needs = format!("needs {command}");
+        assert!(warnings.iter().any(|warning| warning.text.contains(&needs)), "{warnings:?}");
+    }
+}
+
+#[test]
 fn r8_keys_of_others_are_not_touched_and_ours_end() {
     let server = Server::start();
     let mut raw = server.raw();

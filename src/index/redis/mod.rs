@@ -213,9 +213,11 @@ impl RedisIndex {
             ("HGET", &[one]),
             ("HMGET", &[one]),
             ("HGETALL", &[]),
+            ("HSCAN", &[b"0"]),
             ("HDEL", &[one]),
             ("EXPIRE", &[one]),
             ("EXISTS", &[]),
+            ("UNLINK", &[]),
         ] {
             attempt(&hash, name, args);
         }
