@@ -115,9 +115,11 @@ fn recorded() -> String {
     text
 }
 
-fn is_replayed(trace: &str) {
+/// Replays the first twenty requests of a trace; the least share of cached tokens of any policy.
+fn replayed(trace: &str) -> f64 {
     // As many as every machine serves before time runs out: one round.
-    let path = scratch("trace.html");
+    let name = trace.rsplit('/').next().unwrap();
+    let path = scratch(&format!("{name}.html"));
     let arguments =
         ["--trace", trace, "--requests", "20", "--blocks", "8192", "--json", "--report"];
     let (status, stdout, stderr) = demo(&[&arguments[..], &[path.to_str().unwrap()]].concat());
@@ -132,26 +134,23 @@ fn is_replayed(trace: &str) {
         assert_eq!(policy["prompt_tokens"], tokens);
         assert_eq!(policy["predicted_equals_actual"], 20, "{policy}");
     }
-    // Whoever served one before has the tokens that all begin with.
-    let rate = |n: usize| report["policies"][n]["cached_rate"].as_f64().unwrap();
-    assert!((0..4).all(|n| rate(n) > 0.01), "{report:#}");
-    let name = trace.rsplit('/').next().unwrap();
     assert!(fs::read_to_string(path).unwrap().contains(name));
+    let rate = |n: usize| report["policies"][n]["cached_rate"].as_f64().unwrap();
+    (0..4).map(rate).fold(1.0, f64::min)
 }
 
 #[test]
 fn a_trace_is_replayed_in_its_order_and_every_prediction_holds() {
     let path = scratch("recorded.jsonl");
     fs::write(&path, recorded()).unwrap();
-    is_replayed(path.to_str().unwrap());
+    // Whoever served one before has the tokens that all begin with.
+    assert!(replayed(path.to_str().unwrap()) > 0.04);
 }
 
-/// `KVSCOUT_TRACE` names a file of the public Mooncake traces; without it there is nothing to replay.
 #[test]
-fn a_public_trace_is_replayed_where_there_is_one() {
-    if let Ok(trace) = std::env::var("KVSCOUT_TRACE") {
-        is_replayed(&trace);
-    }
+#[ignore = "wants a file of the public Mooncake traces: KVSCOUT_TRACE"]
+fn a_public_trace_is_replayed_in_its_order_and_every_prediction_holds() {
+    assert!(replayed(&std::env::var("KVSCOUT_TRACE").unwrap()) > 0.0);
 }
 
 #[test]
