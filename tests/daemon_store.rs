@@ -241,7 +241,15 @@ fn r2_memory_answers_while_the_store_is_killed_and_the_store_is_whole_again_afte
     read_up_to(&reader, last);
     stop.store(true, Ordering::Relaxed);
     assert!(asking.join().unwrap() > 0);
-    eventually("the store has what memory has", || answers(&reader) == answers(&writer));
+    // The writer looks at its part after each connection, and may begin it anew once more: then it is not believed.
+    eventually("the store has what memory has", || {
+        let said = answers(&reader);
+        let is_sure = said.iter().all(|answer| answer["workers"][0]["trust"] == "exact");
+        if is_sure {
+            assert_eq!(said, answers(&writer));
+        }
+        is_sure
+    });
 }
 
 #[test]
