@@ -10,7 +10,7 @@ mod zmq_support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -19,13 +19,10 @@ use daemon_support::{Batch, Daemon, Step, batches, recording};
 use redis_support::{Certificates, ClusterServers, SentinelServers, Server, free_port};
 use zmq_support::{eventually, publish};
 
-/// Far above every deadline of the daemons here, for a machine that is busy with other things.
-const LIMIT: Duration = Duration::from_secs(60);
-
 /// Questions that are asked without a pause until told to stop.
 struct Asking {
     stop: Arc<AtomicBool>,
-    asks: JoinHandle<(usize, Duration)>,
+    asks: JoinHandle<usize>,
 }
 
 impl Asking {
@@ -34,25 +31,22 @@ impl Asking {
         let stop = Arc::new(AtomicBool::new(false));
         let (stops, address, body) = (Arc::clone(&stop), daemon.address().to_owned(), longest());
         let asks = thread::spawn(move || {
-            let (mut answered, mut longest) = (0, Duration::ZERO);
+            let mut answered = 0;
             while !stops.load(Ordering::Relaxed) {
-                let started = Instant::now();
                 let answer = daemon_support::post_to(&address, "/v1/score", &body).json(200);
-                longest = longest.max(started.elapsed());
                 check(&answer["workers"][0]);
                 answered += 1;
                 thread::sleep(Duration::from_millis(2));
             }
-            (answered, longest)
+            answered
         });
         Asking { stop, asks }
     }
 
-    /// Every question was answered within the limit.
+    /// Every question was answered: each fails that takes longer than a test has patience.
     fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let (answered, longest) = self.asks.join().unwrap();
-        assert!(answered > 0 && longest < LIMIT, "{answered} answers, one took {longest:?}");
+        assert!(self.asks.join().unwrap() > 0);
     }
 }
 

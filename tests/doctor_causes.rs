@@ -321,9 +321,8 @@ fn h15_ranks_are_looked_for_each_at_its_own_port() {
 fn s3_a_late_start_without_a_replay_endpoint_is_no_whole_stream() {
     let context = zmq::Context::new();
     let (socket, events) = bound_publisher(&context, "tcp://127.0.0.1:*");
-    let _publishing = numbered(socket, batch(&[stored(&[9], Some(8), &TOKENS[..4])]));
-    // It has published for a while.
-    thread::sleep(std::time::Duration::from_millis(200));
+    let late = batch(&[stored(&[9], Some(8), &TOKENS[..4])]);
+    let _publishing = publish_while(move |n| publish(&socket, b"kv@pod@m", 40 + n, &late));
     let (found, _) = findings(&["--events", &events, "--seconds", "4"]);
     says(&found, "sequence", "note", "the first batch that came was number");
     says(&found, "trust", "note", "missed_start");
