@@ -1,7 +1,7 @@
 """Engines that hold prompts: publishes vLLM's KV events over ZMQ until every worker's index has them.
 
-publish.py URL CONFIG PROMPTS: writes the configuration's sources to CONFIG, waits for the line "go" on stdin (by then the
-daemon runs), publishes, waits until /workers has applied everything, and stays so that the links stay up.
+publish.py CONFIG PROMPTS: writes the configuration's sources to CONFIG, waits for the daemon's URL on stdin (by then it
+runs), publishes, waits until /workers has applied everything, and stays so that the links stay up.
 """
 
 import json
@@ -18,7 +18,7 @@ LENGTHS = (1024, 16 * 1024, 128 * 1024)
 
 
 def tokens(prompt, length):
-    """What score.lua asks for: the same numbers, for each prompt others."""
+    """What bodies.py writes: the same numbers, for each prompt others."""
     return [(i * 7919 + prompt * 104729 + length) % 120000 for i in range(length)]
 
 
