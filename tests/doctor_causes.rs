@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use doctor_support::{findings, replay_socket};
+use doctor_support::{findings, of_buffer};
 use failures_support::{
     SIZE, batch, names, of_adapter, removed, stored, stored_as, stored_by_name, with,
 };
@@ -41,10 +41,7 @@ fn says(findings: &[Value], check: &str, level: &str, text: &str) {
 
 /// What is said of an idle engine whose replay socket has these batches, from this number on; with its exit status.
 fn of_batches(first: u64, batches: Vec<Vec<u8>>, flags: &[&str]) -> (Vec<Value>, i32) {
-    let context = zmq::Context::new();
-    let (_idle, events) = bound_publisher(&context, "tcp://127.0.0.1:*");
-    let replay = replay_socket(&context, (first..).zip(batches).collect());
-    findings(&[&["--events", &events, "--replay", &replay, "--seconds", "1"], flags].concat())
+    of_buffer((first..).zip(batches).collect(), flags)
 }
 
 fn of_events(events: &[Value], flags: &[&str]) -> (Vec<Value>, i32) {
