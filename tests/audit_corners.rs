@@ -7,7 +7,7 @@ mod failures_support;
 use std::rc::Rc;
 use std::time::Duration;
 
-use audit_support::{PERIOD, Pair, TOKENS, found};
+use audit_support::{PERIOD, Pair, TOKENS, anchored, found};
 use failures_support::{
     SIZE, Site, batch, bytes, names, removed, stored, stored_as, stored_by_name, with,
 };
@@ -19,19 +19,6 @@ use kvscout::ingest::verify::Status;
 use kvscout::ingest::{Reason, ReplayOptions, Trust};
 use kvscout::scout::{OnClear, Options, Registration};
 use serde_json::{Value, json};
-
-/// A pair whose buffer has left batch 0; what was held was kept, if there was room.
-fn anchored(site: Rc<Site>, pod: &str) -> Pair {
-    let mut pair = Pair::of(site, Registration::new(pod, "m"));
-    let many: Vec<u64> = (1..=200).collect();
-    let tokens: Vec<u32> = (0..800).collect();
-    pair.store(&many, None, &tokens);
-    pair.go_on();
-    pair.buffer.remove(0);
-    let ask = pair.due().expect("an attempt");
-    pair.serve(ask);
-    pair
-}
 
 #[test]
 fn what_the_engine_kept_and_nobody_can_read_decides_nothing() {
@@ -106,8 +93,7 @@ fn a_mended_worker_knows_the_groups_that_it_was_given() {
     pair.store(&[1, 2], None, &TOKENS[..8]);
     pair.go_on();
     pair.buffer.remove(0);
-    let ask = pair.due().expect("an attempt");
-    pair.serve(ask);
+    pair.attempt();
     let window = [
         ("group_idx", json!(1)),
         ("kv_cache_spec_kind", json!("sliding_window")),
