@@ -11,8 +11,8 @@ use audit_support::{PERIOD, Pair, TOKENS, anchored, found};
 use failures_support::{
     SIZE, Site, batch, bytes, names, removed, stored, stored_as, stored_by_name, with,
 };
-use kvscout::block::Prompt;
-use kvscout::hash::vllm::Algorithm;
+use kvscout::block::{BlockSize, Prompt, Shape};
+use kvscout::hash::vllm::{Algorithm, Contract, Root, Version};
 use kvscout::index::MemoryOptions;
 use kvscout::ingest::sequencer::{AuditState, Comparison};
 use kvscout::ingest::verify::Status;
@@ -69,8 +69,8 @@ fn the_room_of_an_anchor_is_free_when_it_is_replaced_or_not_needed_any_more() {
     let options = Options { anchor_memory: room_for_one(), ..Options::default() };
     let site: Rc<Site> = Site::with(options).into();
     let mut a = anchored(site.clone(), "a");
-    for from in [1, 1, 1] {
-        assert_eq!(found(&a.audit_from(from)), (Comparison::Equal, 0, 0));
+    for _ in 0..3 {
+        assert_eq!(found(&a.audit_from(1)), (Comparison::Equal, 0, 0));
         assert_eq!(a.status().audit.state, AuditState::Ok);
     }
     let b = anchored(site.clone(), "b");
@@ -230,9 +230,6 @@ fn a_prompt_of_plain_blocks_whose_extra_keys_are_hidden_has_its_place() {
 
 #[test]
 fn a_whole_hash_in_an_event_is_a_parent_as_good_as_one_that_was_kept() {
-    use kvscout::block::{BlockSize, Shape};
-    use kvscout::hash::vllm::{Contract, Root, Version};
-
     let contract =
         Contract::new(Version::new(0, 13, 0), Algorithm::Sha256, Root::Seed("0")).unwrap();
     let shape = Shape::plain(BlockSize::new(SIZE).unwrap());

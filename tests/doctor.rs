@@ -20,7 +20,7 @@ use doctor_support::{doctor, findings, level, of_buffer};
 use engine_support::Engine;
 use zmq_support::{bound_publisher, publish};
 
-/// Publishes a recording again and again, until the test ends.
+/// Publishes a recording once, and is there until the test ends.
 struct Recording(Arc<AtomicBool>);
 
 impl Recording {

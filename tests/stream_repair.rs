@@ -403,10 +403,10 @@ fn an_audit_that_cannot_keep_what_comes_meanwhile_is_dropped() {
 
 #[test]
 fn a_publishers_clock_makes_an_anchor_due_neither_at_once_nor_later_than_any_audit() {
-    for (first, soonest, latest) in [(1, PERIOD / 32, PERIOD / 16), (9, PERIOD / 32, PERIOD / 16)] {
+    for first in [1, 9] {
         // The buffer spans a few seconds, or none.
         let lane = Lane::anchored(9, first);
         let wait = lane.sequencer.wake_at().unwrap() - lane.now;
-        assert!((soonest..=latest).contains(&wait), "{wait:?}");
+        assert!((PERIOD / 32..=PERIOD / 16).contains(&wait), "{wait:?}");
     }
 }
