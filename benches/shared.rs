@@ -7,6 +7,8 @@
 
 #[path = "../tests/redis_support/mod.rs"]
 mod redis_support;
+#[path = "../tests/scout_support/mod.rs"]
+mod scout_support;
 
 use std::future::pending;
 use std::hint::black_box;
@@ -22,6 +24,7 @@ use kvscout::scout::shared::{
 };
 use kvscout::scout::{Mirror, Options, Ranked, Ranking, Registration, Request, Scout, Scratch};
 use redis_support::Server;
+use scout_support::{SIZE, tokens};
 use serde_json::{Value, json};
 
 const CHAINS: usize = 256;
@@ -29,22 +32,8 @@ const BLOCKS: usize = 1_000;
 const WORKERS: usize = 64;
 const HOLDERS: usize = 4;
 const BATCH: usize = 64;
-const SIZE: usize = 16;
 /// Answers that are timed of each side and kind.
 const ANSWERS: usize = 2_000;
-
-/// SplitMix64's output function.
-fn mix(z: u64) -> u64 {
-    let z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// A prompt, longer by a token, so that its last block may count as cached.
-fn prompt(chain: usize) -> Vec<TokenId> {
-    (0..=(BLOCKS * SIZE) as u64).map(|at| (mix(mix(chain as u64) ^ at) >> 40) as TokenId).collect()
-}
 
 /// The last chain is everybody's.
 fn holds(worker: usize, chain: usize) -> bool {
@@ -271,7 +260,9 @@ fn write_behind(server: &Server, all: &[Vec<Vec<u8>>]) -> Behind {
 fn main() {
     let contract = Contract::new(Version::new(0, 33, 0), Algorithm::Sha256Cbor, Root::Seed("0"));
     let contract = contract.expect("0.33 has it");
-    let prompts: Vec<Vec<TokenId>> = (0..=CHAINS).map(prompt).collect();
+    // Longer by a token, so that the last block may count as cached.
+    let prompt = |chain| tokens(chain, BLOCKS * SIZE + 1);
+    let prompts: Vec<Vec<TokenId>> = (0..=CHAINS as u64).map(prompt).collect();
     let all: Vec<Vec<Vec<u8>>> = prompts.iter().map(|tokens| batches(&contract, tokens)).collect();
 
     let server = Server::start();

@@ -8,15 +8,12 @@ mod redis_support;
 mod zmq_support;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use daemon_store_support::*;
-use daemon_support::{Batch, Daemon, Step, batches, post_to, recording};
+use daemon_support::{Daemon, Step, batches, recording};
 use metrics_support::{documented_of, exposed_of};
 use redis_support::{Proxy, Server};
 use zmq_support::engine::{Engine, Shape};
@@ -32,12 +29,7 @@ fn r8_a_reader_answers_what_the_writer_answers_and_leaves_the_keys_of_others_alo
     let server = Server::start();
     server.ask(&["SET", "someone:else", "1"]);
     server.ask(&["HSET", "kvscout:other", "a", "1"]);
-    let (socket, endpoint) = publisher();
-    let writer = writer(&server.address(), &endpoint, STORE);
-    let all = batches();
-    feed(&writer, &socket, &all);
-    let reader = reader(&server.address());
-    read_up_to(&reader, all.last().unwrap().seq);
+    let (_socket, writer, reader) = both(&server.address(), &batches());
     let expected = answers(&writer);
     assert!(cached(&expected) > 0);
     assert_eq!(answers(&reader), expected);
@@ -164,12 +156,7 @@ fn r7_two_daemons_keep_one_store_and_one_that_is_killed_and_comes_back_costs_and
         a.has_applied("7", 0, all[0].seq) && b.has_applied("7", 0, all[0].seq)
     });
     let reader = reader(&server.address());
-    let send = |batches: &[Batch]| {
-        for batch in batches {
-            publish(&socket, b"", batch.seq, &batch.payload);
-        }
-    };
-    send(&all[1..third]);
+    publish_all(&socket, &all[1..third]);
     read_up_to(&reader, all[third - 1].seq);
     eventually("both have it", || {
         [&a, &b].iter().all(|daemon| daemon.has_applied("7", 0, all[third - 1].seq))
@@ -184,7 +171,7 @@ fn r7_two_daemons_keep_one_store_and_one_that_is_killed_and_comes_back_costs_and
         _ => (b, a),
     };
     writing.kill();
-    send(&all[third..2 * third]);
+    publish_all(&socket, &all[third..2 * third]);
     let at = all[2 * third - 1].seq;
     eventually("the other one has it", || other.has_applied("7", 0, at));
     read_up_to(&reader, at);
@@ -193,7 +180,7 @@ fn r7_two_daemons_keep_one_store_and_one_that_is_killed_and_comes_back_costs_and
 
     let back = start();
     eventually("it is back", || back.metric("kvscout_sources_up") == Some(1.0));
-    send(&all[2 * third..]);
+    publish_all(&socket, &all[2 * third..]);
     let last = all.last().unwrap().seq;
     eventually("the survivor has all", || other.has_applied("7", 0, last));
     read_up_to(&reader, last);
@@ -206,31 +193,12 @@ fn r7_two_daemons_keep_one_store_and_one_that_is_killed_and_comes_back_costs_and
 #[test]
 fn r2_memory_answers_while_the_store_is_killed_and_the_store_is_whole_again_afterwards() {
     let mut server = Server::start();
-    let (socket, endpoint) = publisher();
-    let writer = writer(&server.address(), &endpoint, STORE);
     let all = batches();
     let (before, after) = all.split_at(all.len() / 2);
-    feed(&writer, &socket, before);
-    let reader = reader(&server.address());
-    read_up_to(&reader, before.last().unwrap().seq);
-
-    let (stop, address) = (Arc::new(AtomicBool::new(false)), writer.address().to_owned());
-    let asking = thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || {
-            let mut answered = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let body = json!({ "model": "m", "token_ids": [1, 2, 3] });
-                assert_eq!(post_to(&address, "/v1/score", &body).status, 200);
-                answered += 1;
-            }
-            answered
-        }
-    });
+    let (socket, writer, reader) = both(&server.address(), before);
+    let asking = Asking::begin(&writer, is_sure);
     server.kill();
-    for batch in after {
-        publish(&socket, b"", batch.seq, &batch.payload);
-    }
+    publish_all(&socket, after);
     let last = all.last().unwrap().seq;
     eventually("memory has all", || writer.has_applied("7", 0, last));
     eventually("it is said that the store is away", || {
@@ -239,8 +207,7 @@ fn r2_memory_answers_while_the_store_is_killed_and_the_store_is_whole_again_afte
     // Without persistence it comes back empty.
     server.restart();
     read_up_to(&reader, last);
-    stop.store(true, Ordering::Relaxed);
-    assert!(asking.join().unwrap() > 0);
+    asking.end();
     // The writer looks at its part after each connection, and may begin it anew once more: then it is not believed.
     eventually("the store has what memory has", || {
         let said = answers(&reader);
@@ -307,11 +274,7 @@ fn l14_both_kinds_boot_without_the_store_and_join_it_when_it_comes() {
 #[test]
 fn a_worker_whose_writer_is_gone_is_not_believed() {
     let server = Server::start();
-    let (socket, endpoint) = publisher();
-    let writer = writer(&server.address(), &endpoint, STORE);
-    feed(&writer, &socket, &batches()[..40]);
-    let reader = reader(&server.address());
-    read_up_to(&reader, batches()[39].seq);
+    let (_socket, writer, reader) = both(&server.address(), &batches()[..40]);
     writer.kill();
     eventually("nobody keeps the worker any more", || {
         let worker = reader.worker("7", 0);

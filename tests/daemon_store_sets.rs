@@ -7,62 +7,12 @@ mod daemon_support;
 mod redis_support;
 mod zmq_support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
-
 use serde_json::Value;
 
 use daemon_store_support::*;
-use daemon_support::{Batch, Daemon, Step, batches, recording};
+use daemon_support::{Batch, Daemon, batches};
 use redis_support::{Certificates, ClusterServers, SentinelServers, Server, free_port};
-use zmq_support::{eventually, publish};
-
-/// Questions that are asked without a pause until told to stop.
-struct Asking {
-    stop: Arc<AtomicBool>,
-    asks: JoinHandle<usize>,
-}
-
-impl Asking {
-    /// Asks a daemon the longest question of the recording; each answer is shown to `check`.
-    fn begin(daemon: &Daemon, check: impl Fn(&Value) + Send + 'static) -> Asking {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stops, address, body) = (Arc::clone(&stop), daemon.address().to_owned(), longest());
-        let asks = thread::spawn(move || {
-            let mut answered = 0;
-            while !stops.load(Ordering::Relaxed) {
-                let answer = daemon_support::post_to(&address, "/v1/score", &body).json(200);
-                check(&answer["workers"][0]);
-                answered += 1;
-                thread::sleep(Duration::from_millis(2));
-            }
-            answered
-        });
-        Asking { stop, asks }
-    }
-
-    /// Every question was answered: each fails that takes longer than a test has patience.
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        assert!(self.asks.join().unwrap() > 0);
-    }
-}
-
-/// The question with the most cached tokens.
-fn longest() -> Value {
-    let steps = recording().into_iter().filter_map(|step| match step {
-        Step::Question { line, computed } => Some((computed, question(&line))),
-        Step::Batch(_) => None,
-    });
-    steps.max_by_key(|(computed, _)| *computed).unwrap().1
-}
-
-/// A daemon that answers from memory is not less sure of anything, whatever becomes of the store.
-fn is_sure(row: &Value) {
-    assert_eq!(row["trust"], "exact", "{row}");
-}
+use zmq_support::eventually;
 
 /// A daemon that answers from the store says how it stands.
 fn is_said(row: &Value) {
@@ -87,13 +37,9 @@ fn is_true(reader: &Daemon, writer: &Daemon) {
 #[test]
 fn r5_a_cluster_that_loses_any_one_master_while_both_kinds_serve_is_whole_again_afterwards() {
     let mut servers = ClusterServers::start(3);
-    let (socket, endpoint) = publisher();
-    let writer = writer(&servers.address(), &endpoint, STORE);
     let all = batches();
     let parts: Vec<&[Batch]> = all.chunks(all.len().div_ceil(7)).collect();
-    feed(&writer, &socket, parts[0]);
-    let reader = reader(&servers.address());
-    read_up_to(&reader, parts[0].last().unwrap().seq);
+    let (socket, writer, reader) = both(&servers.address(), parts[0]);
     assert_eq!(answers(&reader), answers(&writer));
     let asking = [Asking::begin(&writer, is_sure), Asking::begin(&reader, is_said)];
     for (lost, part) in parts[1..].chunks(2).enumerate() {
@@ -122,12 +68,7 @@ fn r5_a_cluster_that_loses_any_one_master_while_both_kinds_serve_is_whole_again_
 #[test]
 fn r5_a_master_that_comes_back_empty_is_made_up_for_although_no_engine_says_anything() {
     let mut servers = ClusterServers::start(3);
-    let (socket, endpoint) = publisher();
-    let writer = writer(&servers.address(), &endpoint, STORE);
-    let all = batches();
-    feed(&writer, &socket, &all);
-    let reader = reader(&servers.address());
-    read_up_to(&reader, all.last().unwrap().seq);
+    let (_socket, writer, reader) = both(&servers.address(), &batches());
     for lost in 0..3 {
         servers.nodes[lost].kill();
         servers.nodes[lost].restart();
@@ -138,13 +79,9 @@ fn r5_a_master_that_comes_back_empty_is_made_up_for_although_no_engine_says_anyt
 #[test]
 fn r3_a_failover_by_sentinels_while_both_kinds_serve_goes_on_with_the_new_master() {
     let mut servers = SentinelServers::start();
-    let (socket, endpoint) = publisher();
-    let writer = writer(&servers.address(), &endpoint, STORE);
     let all = batches();
     let (before, after) = all.split_at(all.len() / 2);
-    feed(&writer, &socket, before);
-    let reader = reader(&servers.address());
-    read_up_to(&reader, before.last().unwrap().seq);
+    let (socket, writer, reader) = both(&servers.address(), before);
     let asking = [Asking::begin(&writer, is_sure), Asking::begin(&reader, is_said)];
     servers.master.kill();
     publish_all(&socket, after);
@@ -155,12 +92,6 @@ fn r3_a_failover_by_sentinels_while_both_kinds_serve_goes_on_with_the_new_master
     assert_eq!(answers(&reader), answers(&writer));
     assert!(servers.replica.ask(&["INFO", "replication"]).contains("role:master"));
     asking.into_iter().for_each(Asking::end);
-}
-
-fn publish_all(socket: &zmq::Socket, batches: &[Batch]) {
-    for batch in batches {
-        publish(socket, b"", batch.seq, &batch.payload);
-    }
 }
 
 #[test]

@@ -16,11 +16,11 @@ use std::thread;
 use std::time::Duration;
 
 use daemon_support::batches;
-use doctor_support::{doctor, findings, level, replay_socket};
+use doctor_support::{doctor, findings, level, of_buffer};
 use engine_support::Engine;
 use zmq_support::{bound_publisher, publish};
 
-/// Publishes a recording again and again, until the test ends.
+/// Publishes a recording once, and is there until the test ends.
 struct Recording(Arc<AtomicBool>);
 
 impl Recording {
@@ -97,15 +97,9 @@ fn wrong_flags_are_status_2_and_name_the_value() {
 
 #[test]
 fn a_replay_tells_all_about_an_idle_engine() {
-    let context = zmq::Context::new();
-    let (_idle, events) = bound_publisher(&context, "tcp://127.0.0.1:*");
-    let flags = |replay| ["--events".into(), events.clone(), "--replay".into(), replay];
     let ask = |kept| {
         let kept = batches().into_iter().filter(|batch| batch.seq >= kept);
-        let kept = kept.map(|batch| (batch.seq, batch.payload)).collect();
-        let flags = flags(replay_socket(&context, kept));
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        findings(&[&flags[..], &["--seconds", "1"]].concat())
+        of_buffer(kept.map(|batch| (batch.seq, batch.payload)).collect(), &[])
     };
     let (found, status) = ask(0);
     assert_eq!(status, 0, "{found:?}");
@@ -117,9 +111,8 @@ fn a_replay_tells_all_about_an_idle_engine() {
     assert_eq!(level(&found, "replay"), "note", "its beginning is gone");
 
     // A publisher is no replay socket.
-    let flags = flags(events.clone());
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let (found, status) = findings(&[&flags[..], &["--seconds", "1"]].concat());
+    let (_idle, events) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
+    let (found, status) = findings(&["--events", &events, "--replay", &events, "--seconds", "1"]);
     assert_eq!((status, level(&found, "replay").as_str()), (1, "problem"));
 }
 

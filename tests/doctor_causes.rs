@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use doctor_support::{findings, replay_socket};
+use doctor_support::{findings, of_buffer};
 use failures_support::{
     SIZE, batch, names, of_adapter, removed, stored, stored_as, stored_by_name, with,
 };
@@ -26,9 +26,9 @@ use zmq_support::{Publishing, bound_publisher, publish, publish_while};
 
 const TOKENS: [u32; 13] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13];
 
-/// Whether a line of this check and level has such a text, and says what to do.
+/// The line of this check and level that has such a text; it says what to do.
 #[track_caller]
-fn says(findings: &[Value], check: &str, level: &str, text: &str) {
+fn says<'a>(findings: &'a [Value], check: &str, level: &str, text: &str) -> &'a Value {
     let is_it = |finding: &&Value| {
         finding["check"] == check
             && finding["level"] == level
@@ -37,14 +37,12 @@ fn says(findings: &[Value], check: &str, level: &str, text: &str) {
     let found = findings.iter().find(is_it);
     let found = found.unwrap_or_else(|| panic!("no {level} {check} {text:?} in {findings:#?}"));
     assert!(level == "ok" || found["advice"] != "", "{found}");
+    found
 }
 
 /// What is said of an idle engine whose replay socket has these batches, from this number on; with its exit status.
 fn of_batches(first: u64, batches: Vec<Vec<u8>>, flags: &[&str]) -> (Vec<Value>, i32) {
-    let context = zmq::Context::new();
-    let (_idle, events) = bound_publisher(&context, "tcp://127.0.0.1:*");
-    let replay = replay_socket(&context, (first..).zip(batches).collect());
-    findings(&[&["--events", &events, "--replay", &replay, "--seconds", "1"], flags].concat())
+    of_buffer((first..).zip(batches).collect(), flags)
 }
 
 fn of_events(events: &[Value], flags: &[&str]) -> (Vec<Value>, i32) {
@@ -135,8 +133,8 @@ fn the_side_channel_of_nixl_at_the_port_is_no_publisher() {
     let at = router.get_last_endpoint().unwrap().unwrap();
     let (found, status) = findings(&["--events", &at, "--seconds", "2"]);
     assert_eq!(status, 1);
-    says(&found, "reachable", "problem", "no ZMQ publisher");
-    let advice = found[0]["advice"].as_str().unwrap();
+    let problem = says(&found, "reachable", "problem", "no ZMQ publisher");
+    let advice = problem["advice"].as_str().unwrap();
     assert!(advice.contains("NIXL"), "{advice}");
 }
 
@@ -149,8 +147,8 @@ fn events_that_are_off_show_in_the_engines_own_metrics() {
     let flags = ["--events", &events, "--engine", &base, "--seconds", "1"];
     let (found, status) = findings(&flags);
     assert_eq!(status, 1);
-    says(&found, "events", "problem", "while the engine served 800 prompt tokens");
-    let advice = found.iter().find(|f| f["check"] == "events").unwrap()["advice"].as_str().unwrap();
+    let problem = says(&found, "events", "problem", "while the engine served 800 prompt tokens");
+    let advice = problem["advice"].as_str().unwrap();
     assert!(advice.contains("enable_kv_cache_events"), "{advice}");
 }
 
@@ -208,10 +206,10 @@ fn h2_a_seed_that_is_not_set_is_said_and_a_seed_that_is_given_is_found() {
     let events: Vec<Value> = (0..8).map(random).collect();
     let (found, status) = of_events(&events, &[]);
     assert_eq!(status, 0, "prompts match by their tokens: {found:#?}");
-    says(&found, "contract", "note", "no known algorithm and seed");
+    let note = says(&found, "contract", "note", "no known algorithm and seed");
+    let advice = note["advice"].as_str().unwrap();
+    assert!(advice.contains("PYTHONHASHSEED"), "{advice}");
     says(&found, "scores", "ok", "scores 1 of 1");
-    let advice = found.iter().find(|f| f["check"] == "contract").unwrap()["advice"].as_str();
-    assert!(advice.unwrap().contains("PYTHONHASHSEED"), "{advice:?}");
     let (found, _) = of_events(&[plain("of nobody else")], &["--seed", "of nobody else"]);
     says(&found, "contract", "ok", "sha256_cbor");
 }

@@ -6,7 +6,7 @@ mod failures_support;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use audit_support::{PERIOD, Pair, TOKENS, found};
+use audit_support::{PERIOD, Pair, TOKENS, anchored, found};
 use failures_support::{Site, batch, removed, stored};
 use kvscout::hash::content::DigestKey;
 use kvscout::ingest::sequencer::{AuditState, Comparison};
@@ -19,8 +19,7 @@ fn s7_where_the_buffer_does_not_reach_back_an_audit_begins_with_what_was_held() 
     pair.store(&[1], None, &TOKENS[..4]);
     pair.store(&[2], Some(1), &TOKENS[4..8]);
     pair.buffer.remove(0);
-    let ask = pair.due().expect("an attempt");
-    let progress = pair.serve(ask);
+    let progress = pair.attempt();
     assert_eq!((progress.audited, progress.ask, progress.audit), (None, None, None));
     let status = pair.status();
     assert_eq!((status.audit.state, status.trust), (AuditState::Pending, Trust::Exact));
@@ -78,8 +77,7 @@ fn s7_a_difference_behind_an_anchor_is_mended() {
     pair.same(removed(&[3], "GPU"));
     pair.store(&[9, 10], Some(8), &TOKENS[..8]);
     pair.buffer.drain(..3);
-    let ask = pair.due().expect("an attempt");
-    assert_eq!(pair.serve(ask).audit, None);
+    assert_eq!(pair.attempt().audit, None);
     // The hole is filled, a copy goes, another chain comes: none of that arrives. What does, never was.
     let (third, other) = (stored(&[3], Some(2), &TOKENS[8..12]), [40, 41, 42, 43]);
     pair.publish(&[], &[third, removed(&[1], "GPU"), stored(&[30], None, &other)]);
@@ -123,8 +121,7 @@ fn s7_whoever_keeps_the_same_elsewhere_hears_that_a_worker_was_mended() {
     pair.store(&[1, 2, 3, 4], None, &TOKENS[..16]);
     pair.store(&[1, 2], None, &TOKENS[..8]);
     pair.buffer.drain(..1);
-    let ask = pair.due().expect("an attempt");
-    assert_eq!(pair.serve(ask).audit, None);
+    assert_eq!(pair.attempt().audit, None);
     pair.publish(&[], &[removed(&[4], "GPU")]);
     pair.go_on();
     told.0.lock().unwrap().clear();
@@ -142,8 +139,7 @@ fn s7_what_was_wrong_before_an_anchor_is_carried_on_and_said_to_be_unseen() {
     pair.publish(&[], &[stored(&[2], Some(1), &TOKENS[4..8])]);
     pair.go_on();
     pair.buffer.drain(..2);
-    let ask = pair.due().expect("an attempt");
-    pair.serve(ask);
+    pair.attempt();
     pair.go_on();
     assert_eq!(found(&pair.audit_from(2)), (Comparison::Equal, 0, 0));
     assert_eq!((pair.matched(), pair.status().audit.since), (1, Some(2)));
@@ -159,9 +155,8 @@ fn s7_an_anchor_that_the_buffer_has_left_is_replaced_and_looked_at_before_that_h
     let publish = |pair: &mut Pair, seconds: u64| pair.deliver(at(seconds), at(seconds));
     (0..100).for_each(|n| publish(&mut pair, n * 2));
     pair.buffer.drain(..40);
-    let ask = pair.due().expect("an attempt");
     // The buffer spans 118 seconds: the next one is due after 29 to 59 of them.
-    let wake_at = pair.serve(ask).wake_at.expect("the next one");
+    let wake_at = pair.attempt().wake_at.expect("the next one");
     let wait = (wake_at - pair.now).as_secs_f64();
     assert!((29.0..=59.0).contains(&wait), "{wait}");
     (100..130).for_each(|n| publish(&mut pair, n * 2));
@@ -173,8 +168,7 @@ fn s7_an_anchor_that_the_buffer_has_left_is_replaced_and_looked_at_before_that_h
     // By the next period it has moved on too far, and so on.
     (130..300).for_each(|n| publish(&mut pair, n * 2));
     pair.buffer.drain(..170);
-    let ask = pair.due().expect("an attempt");
-    let progress = pair.serve(ask);
+    let progress = pair.attempt();
     assert_eq!((progress.audited, progress.audit), (None, None));
     assert!(progress.wake_at.unwrap() - pair.now < PERIOD / 2);
     assert_eq!(pair.status().audit.state, AuditState::Ok, "of the last one");
@@ -187,8 +181,7 @@ fn s7_a_publisher_that_is_another_one_does_not_repeat_the_anchors_batch() {
     pair.store(&[1], None, &TOKENS[..4]);
     pair.store(&[2], Some(1), &TOKENS[4..8]);
     pair.buffer.remove(0);
-    let ask = pair.due().expect("an attempt");
-    pair.serve(ask);
+    pair.attempt();
     pair.store(&[3], Some(2), &TOKENS[8..12]);
     // Its engine began anew, unseen, and is where the old one was.
     pair.buffer = (0..3).map(|n| (n, batch(&[stored(&[20 + n], None, &[9; 4])]))).collect();
@@ -247,14 +240,7 @@ fn s7_anchors_take_no_more_memory_than_they_may() {
         (1 << 20, AuditState::Pending),
     ] {
         let site = Site::with(Options { anchor_memory, ..Options::default() });
-        let mut pair = Pair::of(site, Registration::new("a", "m"));
-        let many: Vec<u64> = (1..=100).collect();
-        let tokens: Vec<u32> = (0..400).collect();
-        pair.store(&many, None, &tokens);
-        pair.go_on();
-        pair.buffer.remove(0);
-        let ask = pair.due().expect("an attempt");
-        pair.serve(ask);
+        let mut pair = anchored(site.into(), "a");
         assert_eq!(pair.status().audit.state, state, "{anchor_memory}");
         assert_eq!(pair.due().is_some(), state == AuditState::Pending);
     }

@@ -10,22 +10,13 @@ use stream_support::{Fault, Published, World, tight};
 
 const NOW: Duration = Duration::ZERO;
 
-/// A worker that is in step with a publisher of `count` batches.
-fn in_step(count: usize) -> World {
-    let mut world = World::new(ReplayOptions::default(), 10_000);
-    world.publish_many(count);
-    world.deliver_all();
-    assert!(world.is_exact());
-    world
-}
-
 fn degraded(world: &World) -> Option<Reason> {
     world.sequencer.trust().reason()
 }
 
 #[test]
 fn s1_a_lost_batch_is_replayed_before_what_was_held_back() {
-    let mut world = in_step(5);
+    let mut world = World::in_step(ReplayOptions::default(), 5);
     world.publish_many(5);
     world.lose();
     world.deliver_all();
@@ -114,7 +105,7 @@ fn s4_a_late_joiner_of_an_idle_engine_replays_once_the_link_is_up() {
 
 #[test]
 fn s5_falling_numbers_are_rejected_and_checked() {
-    let mut world = in_step(4);
+    let mut world = World::in_step(ReplayOptions::default(), 4);
     // A second worker that never saw them: nothing to compare with.
     let mut late = World::new(ReplayOptions::default(), 10_000);
     late.published = world.published.clone();
@@ -131,7 +122,7 @@ fn s5_falling_numbers_are_rejected_and_checked() {
 
 #[test]
 fn s6_repeated_batches_are_applied_once() {
-    let mut world = in_step(5);
+    let mut world = World::in_step(ReplayOptions::default(), 5);
     world.repeat(0);
     world.repeat(3);
     world.publish_many(3);
@@ -166,7 +157,7 @@ fn s8_cut_and_holed_replays_go_on_from_what_is_contiguous() {
 
 #[test]
 fn s8_rounds_are_bounded_and_what_was_held_back_is_applied() {
-    let mut world = in_step(5);
+    let mut world = World::in_step(ReplayOptions::default(), 5);
     world.publish_many(5);
     world.lose();
     world.deliver_all();
@@ -195,7 +186,7 @@ fn s8_rounds_are_bounded_and_what_was_held_back_is_applied() {
 
 #[test]
 fn s8_a_hole_that_stays_is_stepped_over_after_its_second_showing() {
-    let mut world = in_step(5);
+    let mut world = World::in_step(ReplayOptions::default(), 5);
     // Its encoding failed: the number is gone for good.
     world.publish_many(5);
     world.published.remove(5);
@@ -209,7 +200,7 @@ fn s8_a_hole_that_stays_is_stepped_over_after_its_second_showing() {
 
 #[test]
 fn s8_answers_of_an_older_round_change_nothing() {
-    let mut world = in_step(5);
+    let mut world = World::in_step(ReplayOptions::default(), 5);
     world.flap(3);
     world.deliver_all();
     let payload = world.published[4].payload();
@@ -225,7 +216,7 @@ fn s8_answers_of_an_older_round_change_nothing() {
 
 /// In step up to batch 5, with batch 3 missing, and the time at which the next attempt to rebuild comes.
 fn given_up() -> (World, Duration) {
-    let mut world = in_step(3);
+    let mut world = World::in_step(ReplayOptions::default(), 3);
     world.publish_many(3);
     world.lose();
     world.deliver_all();
@@ -258,7 +249,7 @@ fn s8_answers_of_an_older_round_do_not_end_a_rebuild() {
 
 #[test]
 fn nothing_is_asked_before_its_time() {
-    let mut world = in_step(3);
+    let mut world = World::in_step(ReplayOptions::default(), 3);
     world.publish_many(3);
     world.lose();
     world.deliver_all();
@@ -278,7 +269,7 @@ fn nothing_is_asked_before_its_time() {
 
 #[test]
 fn s8_a_replay_that_contradicts_what_came_live_is_asked_again() {
-    let mut world = in_step(2);
+    let mut world = World::in_step(ReplayOptions::default(), 2);
     // Of the same clock, so that only the bytes tell.
     let leftover = Published { incarnation: 9, seq: 3, timestamp: 4 };
     world.hand_in(&leftover);
@@ -292,7 +283,7 @@ fn s8_a_replay_that_contradicts_what_came_live_is_asked_again() {
 
 #[test]
 fn l2_leftovers_of_a_lost_link_are_not_taken_for_news() {
-    let mut world = in_step(5);
+    let mut world = World::in_step(ReplayOptions::default(), 5);
     world.publish_many(2);
     world.lose_link(2);
     world.deliver_all();
@@ -360,7 +351,7 @@ fn s12_the_largest_number_is_data() {
 
 #[test]
 fn l1_a_restart_forgets_before_its_first_batch_is_applied() {
-    let mut world = in_step(900);
+    let mut world = World::in_step(ReplayOptions::default(), 900);
     world.publish();
     world.lose();
     world.restart();
@@ -373,7 +364,7 @@ fn l1_a_restart_forgets_before_its_first_batch_is_applied() {
 
 #[test]
 fn l2_a_restart_that_has_overtaken_is_found_by_the_batch_it_repeats() {
-    let mut world = in_step(900);
+    let mut world = World::in_step(ReplayOptions::default(), 900);
     world.restart();
     world.publish_many(950);
     (0..950).for_each(|_| world.forget_newest_live());
@@ -386,7 +377,7 @@ fn l2_a_restart_that_has_overtaken_is_found_by_the_batch_it_repeats() {
 
 #[test]
 fn l2_a_restart_that_has_not_come_so_far_is_found_by_what_it_does_not_know() {
-    let mut world = in_step(900);
+    let mut world = World::in_step(ReplayOptions::default(), 900);
     world.restart();
     world.publish_many(3);
     (0..3).for_each(|_| world.forget_newest_live());
@@ -398,7 +389,7 @@ fn l2_a_restart_that_has_not_come_so_far_is_found_by_what_it_does_not_know() {
 
 #[test]
 fn l2_an_equal_batch_proves_that_the_publisher_lives_on() {
-    let mut world = in_step(900);
+    let mut world = World::in_step(ReplayOptions::default(), 900);
     world.flap(0);
     world.deliver_all();
     assert_eq!(world.sequencer.trust(), Trust::Syncing, "until it is proven");
@@ -419,7 +410,7 @@ fn l7_what_was_published_before_the_subscription_is_replayed() {
 
 #[test]
 fn l8_each_of_several_gaps_is_closed() {
-    let mut world = in_step(3);
+    let mut world = World::in_step(ReplayOptions::default(), 3);
     for _ in 0..5 {
         world.publish_many(6);
         (0..2).for_each(|_| world.lose());
@@ -536,7 +527,7 @@ fn a_resumed_worker_without_a_replay_source_is_proven_by_what_comes() {
 
 #[test]
 fn what_a_worker_resumes_from_is_what_another_one_applied_last() {
-    let world = in_step(3);
+    let world = World::in_step(ReplayOptions::default(), 3);
     let mark = world.sequencer.watermark().unwrap();
     let clock = f64::from_bits(mark.timestamp);
     assert_eq!((mark.seq, clock), (2, world.published[2].timestamp as f64));

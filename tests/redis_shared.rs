@@ -397,36 +397,43 @@ fn what_is_damaged_is_an_error_that_names_the_key_and_never_a_panic() {
     );
 }
 
+/// Batch 5 of A, the same whenever it is applied.
+fn fifth(server: &Server, index: &RedisIndex) -> Result<Once, kvscout::Error> {
+    let turn = Turn { life: 1, seq: 5 };
+    server.block_on(index.apply_once(A, turn, &[stored(&blocks(0..100), Parent::Root)]))
+}
+
+/// Clients of a store that lost this key: one that kept A there before, one that keeps B there since. Without a secret
+/// each store makes one of its own.
+fn after_the_loss_of(server: &Server, key: &str, secret: Option<[u8; 32]>) -> [RedisIndex; 2] {
+    let owner_ttl = std::time::Duration::from_millis(100);
+    let quick = || RedisOptions { owner_ttl, secret, ..options() };
+    let one = client(server, quick());
+    assign(server, &one, A);
+    assert!(matches!(fifth(server, &one).unwrap(), Once::Applied(_)), "{key}");
+    assert_eq!(fifth(server, &one).unwrap(), Once::Repeated, "{key}");
+    assert_eq!(held(server, &one, 200), [(1, 100)], "{key}");
+    let key = format!("kvscout:1:default:{key}");
+    let _: i32 = redis::cmd("DEL").arg(key).query(&mut server.raw()).unwrap();
+    let two = client(server, quick());
+    assign(server, &two, B);
+    store(server, &two, B, 0..150);
+    [one, two]
+}
+
 /// The keys that say what the store is and what numbers mean: who comes next makes them anew, and who was
 /// there before has to notice.
 #[test]
 fn r8_clients_of_a_store_that_lost_one_of_its_first_keys_come_together_again() {
     for lost in ["m", "i"] {
         let server = Server::start();
-        let owner_ttl = std::time::Duration::from_millis(100);
-        let quick = || RedisOptions { owner_ttl, secret: Some([7; 32]), ..options() };
-        let one = client(&server, quick());
-        assign(&server, &one, A);
-        let hundred = blocks(0..100);
-        let batch = || {
-            let turn = Turn { life: 1, seq: 5 };
-            server.block_on(one.apply_once(A, turn, &[stored(&hundred, Parent::Root)]))
-        };
-        batch().unwrap();
-        assert_eq!(batch().unwrap(), Once::Repeated);
-        assert_eq!(held(&server, &one, 200), [(1, 100)]);
-        let _: i32 = redis::cmd("DEL")
-            .arg(format!("kvscout:1:default:{lost}"))
-            .query(&mut server.raw())
-            .unwrap();
-        let two = client(&server, quick());
-        assign(&server, &two, B);
-        store(&server, &two, B, 0..150);
+        let [one, two] = after_the_loss_of(&server, lost, Some([7; 32]));
         eventually("the first client notices", || held(&server, &one, 200) == [(2, 150)]);
-        assert_eq!(batch().unwrap_err().kind(), ErrorKind::UnknownWorker, "{lost}");
+        let refused = fifth(&server, &one).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::UnknownWorker, "{lost}");
         assign(&server, &one, A);
         // What the lost store had counted is not repeated in this one.
-        assert!(matches!(batch().unwrap(), Once::Applied(_)), "{lost}");
+        assert!(matches!(fifth(&server, &one).unwrap(), Once::Applied(_)), "{lost}");
         for index in [&one, &two] {
             assert_eq!(held(&server, index, 200), [(1, 100), (2, 150)], "{lost}");
         }
@@ -438,22 +445,9 @@ fn r8_clients_of_a_store_that_lost_one_of_its_first_keys_come_together_again() {
 #[test]
 fn r8_whoever_finds_a_store_made_anew_under_another_secret_says_so_and_matches_nothing_there() {
     let server = Server::start();
-    let owner_ttl = std::time::Duration::from_millis(100);
-    let quick = || RedisOptions { owner_ttl, ..options() };
-    let one = client(&server, quick());
-    assign(&server, &one, A);
-    let hundred = blocks(0..100);
-    let batch = || {
-        let turn = Turn { life: 1, seq: 5 };
-        server.block_on(one.apply_once(A, turn, &[stored(&hundred, Parent::Root)]))
-    };
-    batch().unwrap();
-    let _: i32 = redis::cmd("DEL").arg("kvscout:1:default:m").query(&mut server.raw()).unwrap();
-    let two = client(&server, quick());
-    assign(&server, &two, B);
-    store(&server, &two, B, 0..150);
+    let [one, two] = after_the_loss_of(&server, "m", None);
     eventually("the first client notices", || try_held(&server, &one, 200).is_err());
-    assert_eq!(batch().unwrap_err().kind(), ErrorKind::UnknownWorker);
+    assert_eq!(fifth(&server, &one).unwrap_err().kind(), ErrorKind::UnknownWorker);
     for refused in [
         try_held(&server, &one, 200).unwrap_err(),
         server.block_on(one.assign(A, HOME)).unwrap_err(),

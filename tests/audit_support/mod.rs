@@ -118,6 +118,13 @@ impl Pair {
         self.serve(ask)
     }
 
+    /// What comes of the audit that is due, which may only find where the next one begins.
+    #[track_caller]
+    pub(crate) fn attempt(&mut self) -> Progress {
+        let ask = self.due().expect("an attempt");
+        self.serve(ask)
+    }
+
     pub(crate) fn status(&self) -> WorkerStatus {
         self.site.status(self.worker)
     }
@@ -125,6 +132,18 @@ impl Pair {
     pub(crate) fn matched(&self) -> u32 {
         self.site.line("a", 0, Prompt::new(&TOKENS)).matched
     }
+}
+
+/// A pair whose buffer has left batch 0; what was held was kept, if there was room.
+pub(crate) fn anchored(site: Rc<Site>, pod: &str) -> Pair {
+    let mut pair = Pair::of(site, Registration::new(pod, "m"));
+    let many: Vec<u64> = (1..=100).collect();
+    let tokens: Vec<u32> = (0..400).collect();
+    pair.store(&many, None, &tokens);
+    pair.go_on();
+    pair.buffer.remove(0);
+    pair.attempt();
+    pair
 }
 
 #[track_caller]

@@ -1,9 +1,14 @@
 //! A daemon that keeps a store, one that reads it, and what both answer to the questions of a recording.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::daemon_support::{Batch, Daemon, Step, recording};
+use crate::daemon_support::{Batch, Daemon, Step, post_to, recording};
 use crate::zmq_support::{bound_publisher, eventually, publish};
 
 /// Variables of the environment.
@@ -49,11 +54,25 @@ pub(crate) fn reader_in(store: &str, file: &str, environment: Variables<'_>) -> 
 
 pub(crate) fn feed(daemon: &Daemon, socket: &zmq::Socket, batches: &[Batch]) {
     daemon.feed(socket, "", &batches[0], "7");
-    for batch in &batches[1..] {
-        publish(socket, b"", batch.seq, &batch.payload);
-    }
+    publish_all(socket, &batches[1..]);
     let last = batches.last().unwrap().seq;
     eventually("all batches are applied", || daemon.has_applied("7", 0, last));
+}
+
+pub(crate) fn publish_all(socket: &zmq::Socket, batches: &[Batch]) {
+    for batch in batches {
+        publish(socket, b"", batch.seq, &batch.payload);
+    }
+}
+
+/// Who published these batches, who keeps them in the store and who reads them there; both are as of the last one.
+pub(crate) fn both(store: &str, batches: &[Batch]) -> (zmq::Socket, Daemon, Daemon) {
+    let (socket, endpoint) = publisher();
+    let writer = writer(store, &endpoint, STORE);
+    feed(&writer, &socket, batches);
+    let reader = reader(store);
+    read_up_to(&reader, batches.last().unwrap().seq);
+    (socket, writer, reader)
 }
 
 pub(crate) fn question(line: &Value) -> Value {
@@ -82,4 +101,49 @@ pub(crate) fn read_up_to(reader: &Daemon, seq: u64) {
         let worker = reader.worker("7", 0);
         worker["as_of"] == seq && worker["trust"] == "exact"
     });
+}
+
+/// Questions that are asked without a pause until told to stop.
+pub(crate) struct Asking {
+    stop: Arc<AtomicBool>,
+    asks: JoinHandle<usize>,
+}
+
+impl Asking {
+    /// Asks a daemon the longest question of the recording; each answer is shown to `check`.
+    pub(crate) fn begin(daemon: &Daemon, check: impl Fn(&Value) + Send + 'static) -> Asking {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stops, address, body) = (Arc::clone(&stop), daemon.address().to_owned(), longest());
+        let asks = thread::spawn(move || {
+            let mut answered = 0;
+            while !stops.load(Ordering::Relaxed) {
+                let answer = post_to(&address, "/v1/score", &body).json(200);
+                check(&answer["workers"][0]);
+                answered += 1;
+                thread::sleep(Duration::from_millis(2));
+            }
+            answered
+        });
+        Asking { stop, asks }
+    }
+
+    /// Every question was answered: each fails that takes longer than a test has patience.
+    pub(crate) fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        assert!(self.asks.join().unwrap() > 0);
+    }
+}
+
+/// The question with the most cached tokens.
+fn longest() -> Value {
+    let steps = recording().into_iter().filter_map(|step| match step {
+        Step::Question { line, computed } => Some((computed, question(&line))),
+        Step::Batch(_) => None,
+    });
+    steps.max_by_key(|(computed, _)| *computed).unwrap().1
+}
+
+/// A daemon that answers from memory is not less sure of anything, whatever becomes of the store.
+pub(crate) fn is_sure(row: &Value) {
+    assert_eq!(row["trust"], "exact", "{row}");
 }

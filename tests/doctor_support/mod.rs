@@ -2,11 +2,11 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::process::Output;
-use std::thread;
 
 use serde_json::Value;
 
 use crate::daemon_support::kvscout;
+use crate::zmq_support::engine::{Engine, Shape};
 
 pub(crate) fn doctor(flags: &[&str]) -> Output {
     kvscout().arg("doctor").args(flags).output().unwrap()
@@ -27,25 +27,10 @@ pub(crate) fn level(findings: &[Value], check: &str) -> String {
     found["level"].as_str().unwrap().to_owned()
 }
 
-/// Answers replay requests with these batches, as vLLM 0.33 does.
-pub(crate) fn replay_socket(context: &zmq::Context, batches: Vec<(u64, Vec<u8>)>) -> String {
-    let socket = context.socket(zmq::ROUTER).unwrap();
-    socket.set_linger(0).unwrap();
-    socket.bind("tcp://127.0.0.1:*").unwrap();
-    let endpoint = socket.get_last_endpoint().unwrap().unwrap();
-    thread::spawn(move || {
-        while let Ok(request) = socket.recv_multipart(0) {
-            let [peer, empty, from] = &request[..] else { panic!("{} frames", request.len()) };
-            assert!(empty.is_empty());
-            let from = u64::from_be_bytes(from[..].try_into().unwrap());
-            for (seq, payload) in batches.iter().filter(|(seq, _)| *seq >= from) {
-                let seq = seq.to_be_bytes();
-                let frames: [&[u8]; 5] = [peer, b"", b"kv@pod@m", &seq, payload];
-                socket.send_multipart(frames, 0).unwrap();
-            }
-            let end: [&[u8]; 5] = [peer, b"", b"", &[0xff; 8], b""];
-            socket.send_multipart(end, 0).unwrap();
-        }
-    });
-    endpoint
+/// What is said of an idle engine whose replay socket has these batches; with the exit status.
+pub(crate) fn of_buffer(batches: Vec<(u64, Vec<u8>)>, flags: &[&str]) -> (Vec<Value>, i32) {
+    let engine = Engine::start(&zmq::Context::new(), Shape::WithTopic, Vec::new());
+    *engine.buffer.lock().unwrap() = batches;
+    let replay = engine.replay_at.to_string();
+    findings(&[&["--events", &engine.at, "--replay", &replay, "--seconds", "1"], flags].concat())
 }

@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvscout::block::{BlockSize, Name, Prompt, Shape};
@@ -14,7 +13,8 @@ use kvscout::tokenize::{Chat, Options, Tokenize, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::tokenize_support;
-use crate::zmq_support::{bound_publisher, publish};
+use crate::zmq_support::engine::{self, Buffer};
+use crate::zmq_support::publish;
 
 /// Where an engine is; it runs until the test ends.
 pub(crate) struct Engine {
@@ -24,24 +24,21 @@ pub(crate) struct Engine {
     pub(crate) events: String,
     /// Where it answers for past batches.
     pub(crate) replay: String,
-    past: Batches,
+    past: Buffer,
 }
-
-type Batches = Arc<Mutex<Vec<Vec<u8>>>>;
 
 impl Engine {
     /// One that serves a model.
     pub(crate) fn start(context: &zmq::Context, model: &str, mute: bool) -> Engine {
-        let (socket, events) = bound_publisher(context, "tcp://127.0.0.1:*");
-        let past = Batches::default();
-        let replay = answer_replays(context, Arc::clone(&past));
+        let wire = engine::Engine::start(context, engine::Shape::WithTopic, Vec::new());
+        let (events, replay) = (wire.at.clone(), wire.replay_at.to_string());
+        let past = wire.buffer.clone();
         let root = Root::Seed("0");
         let mut serving = Serving {
             model: model.to_owned(),
             contract: Contract::new(Version::NEWEST, Algorithm::Sha256Cbor, root).unwrap(),
             held: HashSet::new(),
-            socket,
-            past: Arc::clone(&past),
+            wire,
             tokens: 0,
             mute,
             tokenizer: tokenize_support::load("llama3", Options::default()),
@@ -56,38 +53,15 @@ impl Engine {
 
     /// The number of its last batch.
     pub(crate) fn last(&self) -> Option<u64> {
-        (self.past.lock().unwrap().len() as u64).checked_sub(1)
+        self.past.lock().unwrap().last().map(|(seq, _)| *seq)
     }
-}
-
-fn answer_replays(context: &zmq::Context, past: Batches) -> String {
-    let socket = context.socket(zmq::ROUTER).unwrap();
-    socket.set_linger(0).unwrap();
-    socket.bind("tcp://127.0.0.1:*").unwrap();
-    let endpoint = socket.get_last_endpoint().unwrap().unwrap();
-    thread::spawn(move || {
-        while let Ok(request) = socket.recv_multipart(0) {
-            let [peer, empty, from] = &request[..] else { panic!("{} frames", request.len()) };
-            assert!(empty.is_empty());
-            let from = u64::from_be_bytes(from[..].try_into().unwrap());
-            let batches = past.lock().unwrap().clone();
-            for (seq, payload) in (0_u64..).zip(&batches).filter(|(seq, _)| *seq >= from) {
-                let frames: [&[u8]; 5] = [peer, b"", b"kv@pod@m", &seq.to_be_bytes(), payload];
-                socket.send_multipart(frames, 0).unwrap();
-            }
-            let end: [&[u8]; 5] = [peer, b"", b"", &[0xff; 8], b""];
-            socket.send_multipart(end, 0).unwrap();
-        }
-    });
-    endpoint
 }
 
 struct Serving {
     model: String,
     contract: Contract,
     held: HashSet<Name>,
-    socket: zmq::Socket,
-    past: Batches,
+    wire: engine::Engine,
     tokens: usize,
     mute: bool,
     tokenizer: Tokenizer,
@@ -157,10 +131,9 @@ impl Serving {
                 "kv_cache_spec_kind": "full_attention",
             });
             let payload = rmp_serde::to_vec(&json!([1.0, [event], 0])).unwrap();
-            let mut past = self.past.lock().unwrap();
+            let (seq, payload) = self.wire.lose_batch(payload);
             let topic = format!("kv@pod@{}", self.model);
-            publish(&self.socket, topic.as_bytes(), past.len() as u64, &payload);
-            past.push(payload);
+            publish(&self.wire.publisher, topic.as_bytes(), seq, &payload);
         }
         self.held.extend(names);
         json!({ "usage": { "prompt_tokens": tokens.len(),

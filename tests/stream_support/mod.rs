@@ -103,6 +103,15 @@ impl World {
         }
     }
 
+    /// A worker that is in step with a publisher of `count` batches, none of which leaves its buffer.
+    pub(crate) fn in_step(options: ReplayOptions, count: usize) -> World {
+        let mut world = World::new(options, usize::MAX);
+        world.publish_many(count);
+        world.deliver_all();
+        assert!(world.is_exact());
+        world
+    }
+
     pub(crate) fn publish(&mut self) {
         self.clock += 1;
         let batch = Published {
