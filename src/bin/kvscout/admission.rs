@@ -1,9 +1,11 @@
-//! How many questions are answered at a time, and how many may wait for that. Whoever comes beyond is told at once:
-//! a router that knows goes on without an answer, one that waits does not.
+//! How many questions are answered at a time, and how many may be under way in all. Whoever comes beyond is told at
+//! once: a router that knows goes on without an answer, one that waits does not.
 //!
 //! A burst may wait: it is over soon. A line that does not end makes every answer late and none of them sooner, so it is
 //! kept short for as long as there are more questions than answers.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,8 +18,11 @@ use crate::config::Limits;
 /// Bodies are counted in pieces of this size, and up to one for free: connections are bounded themselves.
 pub(crate) const PIECE: usize = 64 << 10;
 
-/// Where no other number is configured, for each core: one that is computed and one that is there when it is done.
-const FOR_EACH_CORE: usize = 2;
+/// Where no other number is configured, for each core, of questions that wait for another server.
+const WAITING_FOR_EACH_CORE: usize = 16;
+
+/// A body that takes longer is not waited for by our cores, but by its client's network.
+const SLOW: Duration = Duration::from_millis(10);
 
 /// A line that is long for half of such a time, or more, is no burst.
 const BURST: Duration = Duration::from_millis(100);
@@ -29,17 +34,17 @@ const SHORT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Admission {
     running: Arc<Semaphore>,
-    line: Mutex<Line>,
+    line: Arc<Mutex<Line>>,
     bodies: Arc<Semaphore>,
 }
 
-/// Those who wait for a turn.
+/// Questions whose head was read and whose answer is not there, those that are answered right now among them.
 #[derive(Debug)]
 struct Line {
-    waiting: usize,
-    /// How many may wait in a burst.
+    questions: usize,
+    /// How many there may be in a burst.
     most: usize,
-    /// How many may wait where the line does not end. It is long where more do.
+    /// How many there may be where the line does not end. It is long where there are more.
     few: usize,
     /// Since when it is looked at, for how much of that it was long, and up to when that is counted.
     since: Instant,
@@ -51,11 +56,11 @@ struct Line {
 impl Line {
     fn new(most: usize, few: usize, now: Instant) -> Line {
         let (since, counted, long) = (now, now, Duration::ZERO);
-        Line { waiting: 0, most, few: few.min(most), since, long, counted, short_until: None }
+        Line { questions: 0, most, few: few.min(most), since, long, counted, short_until: None }
     }
 
     fn count(&mut self, now: Instant) {
-        if self.waiting > self.few {
+        if self.questions > self.few {
             self.long += now.saturating_duration_since(self.counted);
         }
         self.counted = now;
@@ -69,45 +74,50 @@ impl Line {
         (self.since, self.long) = (now, Duration::ZERO);
     }
 
-    /// Whether whoever came now would be refused; if the line does not end, that keeps it short.
-    fn refuses(&mut self, now: Instant) -> bool {
+    /// Whoever is refused while the line is kept short keeps it so.
+    fn enter(&mut self, now: Instant) -> Result<(), Overloaded> {
         self.count(now);
         let is_short = self.short_until.is_some_and(|until| now < until);
-        let refused = self.waiting >= if is_short { self.few } else { self.most };
-        if is_short && refused {
+        if self.questions < if is_short { self.few } else { self.most } {
+            self.questions += 1;
+            return Ok(());
+        }
+        if is_short {
             self.short_until = Some(now + SHORT);
         }
-        refused
-    }
-
-    fn enter(&mut self, now: Instant) -> Result<(), Overloaded> {
-        if self.refuses(now) {
-            return Err(Overloaded);
-        }
-        self.waiting += 1;
-        Ok(())
+        Err(Overloaded)
     }
 
     fn leave(&mut self, now: Instant) {
         self.count(now);
-        self.waiting -= 1;
+        self.questions -= 1;
     }
 }
 
-/// A place in the line, until it is dropped: by whoever has got a turn, or has given up.
+/// A question's place in the line, until it is dropped: once there is an answer, or nobody to read one.
 #[derive(Debug)]
-struct Place<'a>(&'a Mutex<Line>);
+struct Place(Arc<Mutex<Line>>);
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         self.0.lock().leave(Instant::now());
     }
+}
+
+/// A question that has not got its turn yet.
+#[derive(Debug)]
+pub(crate) struct Question {
+    running: Arc<Semaphore>,
+    line: Arc<Mutex<Line>>,
+    /// None while its body is waited for.
+    place: Option<Place>,
 }
 
 /// Leave to compute an answer now.
 #[derive(Debug)]
 pub(crate) struct Turn {
     _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Why there is none.
@@ -115,40 +125,63 @@ pub(crate) struct Turn {
 pub(crate) struct Overloaded;
 
 impl Admission {
-    /// The bounds as they are configured.
-    pub(crate) fn new(limits: &Limits) -> Admission {
+    /// The bounds as they are configured; whether answers come from another server.
+    pub(crate) fn new(limits: &Limits, waits: bool) -> Admission {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
-        let running = limits.concurrency.map_or_else(|| cores() * FOR_EACH_CORE, usize::from);
+        let for_each_core = if waits { WAITING_FOR_EACH_CORE } else { 1 };
+        let running = limits.concurrency.map_or_else(|| cores() * for_each_core, usize::from);
         let most = |count: usize| count.min(Semaphore::MAX_PERMITS);
+        let (burst, few) = (running.saturating_add(limits.queue), running + running.div_ceil(4));
         Admission {
             running: Arc::new(Semaphore::new(most(running))),
-            line: Mutex::new(Line::new(limits.queue, running.div_ceil(4), Instant::now())),
+            line: Arc::new(Mutex::new(Line::new(burst, few, Instant::now()))),
             bodies: Arc::new(Semaphore::new(most(limits.body_memory / PIECE))),
         }
     }
 
-    /// Whether whoever came now would neither be answered nor wait.
-    pub(crate) fn is_full(&self) -> bool {
-        self.running.available_permits() == 0 && self.line.lock().refuses(Instant::now())
+    /// One more question, from its head on.
+    pub(crate) async fn question(&self) -> Result<Question, Overloaded> {
+        let (running, line) = (Arc::clone(&self.running), Arc::clone(&self.line));
+        let place = Some(place(&line)?);
+        // Whoever came meanwhile is taken note of first: what is answered right here, without a pause, would
+        // otherwise hide how many there are.
+        tokio::task::yield_now().await;
+        Ok(Question { running, line, place })
     }
 
-    /// A turn, after those of whoever came before.
+    /// A turn for a question that is there as a whole.
     pub(crate) async fn turn(&self) -> Result<Turn, Overloaded> {
-        if let Ok(permit) = Arc::clone(&self.running).try_acquire_owned() {
-            // Whoever came meanwhile is taken note of first: what is answered right here, without a pause,
-            // would otherwise hide how many there are.
-            tokio::task::yield_now().await;
-            return Ok(Turn { _permit: permit });
-        }
-        self.line.lock().enter(Instant::now())?;
-        let _place = Place(&self.line);
-        let permit = Arc::clone(&self.running).acquire_owned().await.map_err(|_| Overloaded)?;
-        Ok(Turn { _permit: permit })
+        self.question().await?.turn().await
     }
 
     /// Room for a body.
     pub(crate) fn room(&self) -> Room {
         Room { bodies: Arc::clone(&self.bodies), bytes: PIECE, permit: None }
+    }
+}
+
+fn place(line: &Arc<Mutex<Line>>) -> Result<Place, Overloaded> {
+    line.lock().enter(Instant::now())?;
+    Ok(Place(Arc::clone(line)))
+}
+
+impl Question {
+    /// Waits for its body. One that comes slowly has no place in the line meanwhile: many of them would keep out those
+    /// that could be answered.
+    pub(crate) async fn body<T>(&mut self, body: impl Future<Output = T>) -> T {
+        let mut body = pin!(body);
+        if let Ok(read) = tokio::time::timeout(SLOW, body.as_mut()).await {
+            return read;
+        }
+        self.place = None;
+        body.await
+    }
+
+    /// A turn, after those of whoever came before.
+    pub(crate) async fn turn(self) -> Result<Turn, Overloaded> {
+        let _place = self.place.map_or_else(|| place(&self.line), Ok)?;
+        let _permit = self.running.acquire_owned().await.map_err(|_| Overloaded)?;
+        Ok(Turn { _permit, _place })
     }
 }
 
@@ -188,23 +221,46 @@ mod tests {
 
     fn admission(concurrency: usize, queue: usize, body_memory: usize) -> Admission {
         let concurrency = NonZeroUsize::new(concurrency);
-        Admission::new(&Limits { concurrency, queue, body_memory, ..Config::default().limits })
+        Admission::new(
+            &Limits { concurrency, queue, body_memory, ..Config::default().limits },
+            false,
+        )
     }
 
     #[tokio::test]
     async fn one_runs_one_waits_and_a_third_is_told_at_once() {
-        let admission = Arc::new(admission(1, 1, 0));
+        let admission = admission(1, 1, 0);
         let first = admission.turn().await.unwrap();
-        assert!(!admission.is_full());
-        let other = Arc::clone(&admission);
-        let second = tokio::spawn(async move { other.turn().await.map(drop) });
-        while !admission.is_full() {
-            tokio::task::yield_now().await;
-        }
+        let second = admission.question().await.unwrap();
+        assert_eq!(admission.question().await.unwrap_err(), Overloaded);
+        let waiting = tokio::spawn(second.turn());
         assert_eq!(admission.turn().await.unwrap_err(), Overloaded);
         drop(first);
-        assert_eq!(second.await.unwrap(), Ok(()));
-        assert!(admission.turn().await.is_ok());
+        let second = waiting.await.unwrap().unwrap();
+        let third = admission.question().await.unwrap();
+        drop(second);
+        drop(third.turn().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_question_has_no_place_while_its_body_comes_slowly_and_needs_one_afterwards() {
+        let admission = admission(1, 0, 0);
+        let mut quick = admission.question().await.unwrap();
+        quick.body(tokio::task::yield_now()).await;
+        assert_eq!(admission.question().await.unwrap_err(), Overloaded);
+        drop(quick);
+        for other_is_there in [false, true] {
+            let mut slow = admission.question().await.unwrap();
+            let mut other = None;
+            let body = async {
+                tokio::time::sleep(SLOW * 2).await;
+                other = Some(admission.turn().await.unwrap());
+            };
+            slow.body(body).await;
+            other = other.filter(|_| other_is_there);
+            assert_eq!(slow.turn().await.is_err(), other_is_there);
+            drop(other);
+        }
     }
 
     #[test]

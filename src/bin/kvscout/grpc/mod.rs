@@ -60,13 +60,16 @@ impl App {
         size: usize,
         run: impl FnOnce(&Service) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        if size < LONG && !self.service.waits() {
-            let _turn = self.admission.turn().await?;
-            return run(&self.service);
-        }
         if size < LONG {
+            let turn = self.admission.turn().await?;
+            if !self.service.waits() {
+                return run(&self.service);
+            }
             let service = Arc::clone(&self.service);
-            let short = tokio::task::spawn_blocking(move || run(&service));
+            let short = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                run(&service)
+            });
             return short.await.unwrap_or_else(|_| Err(Failure::internal()));
         }
         let Ok(permit) = Arc::clone(&self.long).try_acquire_owned() else {

@@ -186,16 +186,25 @@ async fn posted(
     let form = Form::of_answer(request.headers());
     // A registration may wait for a name server, which no question should.
     let takes_turn = guard != CHANGE;
-    if takes_turn && app.admission.is_full() {
-        return refuse(&app, request, HttpError::overloaded());
+    let mut question = None;
+    if takes_turn {
+        match app.admission.question().await {
+            Ok(counted) => question = Some(counted),
+            Err(overloaded) => return refuse(&app, request, overloaded.into()),
+        }
     }
-    let received = match read(&app, request, prompt).await {
+    let reading = read(&app, request, prompt);
+    let received = match &mut question {
+        Some(question) => question.body(reading).await,
+        None => reading.await,
+    };
+    let received = match received {
         Ok(received) => received,
         Err(error) => return error.into_response(),
     };
-    let turn = match takes_turn {
-        false => Ok(None),
-        true => app.admission.turn().await.map(Some),
+    let turn = match question {
+        Some(question) => question.turn().await.map(Some),
+        None => Ok(None),
     };
     let turn = match turn {
         Ok(turn) => turn,

@@ -119,7 +119,7 @@ impl Listeners {
         ending: Ending,
     ) -> io::Result<()> {
         let (service, access) = (Arc::clone(service), Arc::clone(&doors.access));
-        let admission = Arc::new(Admission::new(&config.limits));
+        let admission = Arc::new(Admission::new(&config.limits, service.waits()));
         let app =
             App::new(Arc::clone(&service), Arc::clone(&access), Arc::clone(&admission), config);
         let app = router(Arc::new(app));
