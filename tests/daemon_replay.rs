@@ -11,6 +11,7 @@ use std::iter;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvscout::event::{Batch as Events, Event, Limits};
 use serde_json::{Value, json};
@@ -252,6 +253,52 @@ fn l6_an_engine_whose_link_stays_down_is_silent_until_it_is_back() {
     eventually("the other one, too", || daemon.worker("plain", 0)["trust"] != "silent");
     assert!(holds(&daemon, 0), "the same life: what it held, it still holds");
     assert_eq!(daemon.worker("pod", 0)["restarts"], 0);
+}
+
+#[test]
+fn l8_batches_are_seen_to_be_late_before_some_are_dropped_and_those_are_asked_for() {
+    // As much as queues and sockets hold on both sides, and half as much again.
+    const MANY: u64 = 3000;
+    let mut engine = engine();
+    let daemon = start(&engine, "");
+    is_followed(&daemon);
+    // A batch of now, with 20 kB that nobody reads.
+    let stamped = |token: u64| {
+        let made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let parsed: Value = rmp_serde::from_slice(&stored(0, token)).unwrap();
+        let padding = "x".repeat(20_000);
+        rmp_serde::to_vec(&json!([made.as_secs_f64(), parsed[1], 0, padding])).unwrap()
+    };
+    eventually("a batch is applied", || {
+        engine.publish_batch(stamped(0));
+        is_complete(&daemon, 0, &engine)
+    });
+    let value = |name: &str| daemon.metric(name).unwrap_or_else(|| panic!("no {name}"));
+    let late = || {
+        let [all, soon] = ["count", "bucket{le=\"1.024\"}"];
+        let name = |which: &str| format!("kvscout_batch_lag_seconds_{which}");
+        value(&name(all)) - value(&name(soon))
+    };
+    assert_eq!(
+        (late(), value("kvscout_pod_gaps_total{tenant=\"default\",pod=\"pod\"}")),
+        (0.0, 0.0)
+    );
+    daemon.signal("STOP");
+    let stopped = Instant::now();
+    (1..=MANY).for_each(|token| engine.publish_batch(stamped(4 * token)));
+    thread::sleep(Duration::from_millis(1500).saturating_sub(stopped.elapsed()));
+    daemon.signal("CONT");
+    // Replayed ones are not counted: these waited in the queue that overflowed.
+    eventually("those that were kept are late", || late() > 0.0);
+    eventually("all are there", || {
+        engine.publish_batch(stamped(0));
+        is_complete(&daemon, 0, &engine)
+    });
+    assert!(late() < MANY as f64, "some were dropped");
+    let worker = daemon.worker("pod", 0);
+    assert!(worker["replay"]["replayed"].as_u64().unwrap() >= MANY - late() as u64, "{worker}");
+    assert_eq!((&worker["missing"], &worker["replay"]["given_up"]), (&json!(0), &json!(0)));
+    [1, MANY / 2, MANY].iter().for_each(|n| assert!(holds(&daemon, 4 * n), "{n}"));
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvscout::block::WorkerId;
 use kvscout::event::{Batch, Limits};
@@ -15,6 +15,7 @@ use kvscout::ingest::Verdict;
 use kvscout::ingest::zmq::{Endpoint, Mode, Sink, SourceId};
 use kvscout::scout::{Ingested, Registration};
 use parking_lot::{Mutex, RwLock};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tracing::{info, trace, warn};
 
 use crate::follow::Follower;
@@ -78,8 +79,22 @@ pub(crate) struct Switchboard {
     pub(crate) down: Mutex<BTreeMap<SourceId, Instant>>,
     /// What came last of each worker.
     pub(crate) heard: Mutex<HashMap<WorkerId, Heard>>,
+    /// How old live batches were when they were taken in.
+    pub(crate) lag: Lag,
     /// Messages counted by what their topic is worth.
     pub(crate) topics: TopicCounters,
+}
+
+/// From the moment at which a batch says that it was made, by its publisher's clock, to that at which it was taken in
+/// here, by ours.
+#[derive(Clone, Debug)]
+pub(crate) struct Lag(pub(crate) Histogram);
+
+impl Default for Lag {
+    fn default() -> Lag {
+        // 1 ms to 65 s.
+        Lag(Histogram::new(exponential_buckets(1e-3, 4.0, 9)))
+    }
 }
 
 /// The newest batch that came live, applied or not.
@@ -89,6 +104,15 @@ pub(crate) struct Heard {
     pub(crate) at: Instant,
     /// The highest number of this publisher; none while it has sent nothing since it was registered.
     pub(crate) sequence: Option<u64>,
+    /// How old the last one was when it was taken in; none where it cannot be known.
+    pub(crate) lag: Option<Duration>,
+}
+
+impl Heard {
+    /// What is known of a worker that has sent nothing since now.
+    pub(crate) fn nothing() -> Heard {
+        Heard { at: Instant::now(), sequence: None, lag: None }
+    }
 }
 
 /// What is wrong with topics.
@@ -191,12 +215,15 @@ impl Intake {
     }
 
     /// Notes that a batch came.
-    fn heard(&self, worker: WorkerId, sequence: u64, verdict: Verdict) {
-        let at = Instant::now();
+    fn heard(&self, worker: WorkerId, sequence: u64, payload: &[u8], verdict: Verdict) {
+        let lag = age(payload, &self.limits);
+        if let Some(lag) = lag {
+            self.follower.switchboard.lag.0.observe(lag.as_secs_f64());
+        }
         let mut heard = self.follower.switchboard.heard.lock();
-        let last = heard.entry(worker).or_insert(Heard { at, sequence: None });
+        let last = heard.entry(worker).or_insert_with(Heard::nothing);
         let before = last.sequence.filter(|_| verdict != Verdict::Restart);
-        *last = Heard { at, sequence: before.max(Some(sequence)) };
+        *last = Heard { at: Instant::now(), sequence: before.max(Some(sequence)), lag };
     }
 
     fn log(
@@ -259,7 +286,7 @@ impl Sink for Intake {
         };
         match self.follower.scout.apply(worker, sequence, payload) {
             Ok(ingested) => {
-                self.heard(worker, sequence, ingested.verdict);
+                self.heard(worker, sequence, payload, ingested.verdict);
                 self.follower.ask(source, replay.as_deref(), ingested.ask);
                 self.log(source, (worker, replay.is_some()), sequence, &ingested);
             }
@@ -271,6 +298,14 @@ impl Sink for Intake {
     fn link(&mut self, source: SourceId, up: bool) {
         self.follower.link(source, up);
     }
+}
+
+/// How old a batch is, if it can be read and is stamped with a time: none is from the future, only its clock may be.
+fn age(payload: &[u8], limits: &Limits) -> Option<Duration> {
+    let stamp = Batch::parse(payload, limits).ok()?.timestamp();
+    let made = Duration::try_from_secs_f64(stamp).ok()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    Some(now.saturating_sub(made))
 }
 
 /// Pod and model of a topic `kv@pod@model`; the model may contain further `@`.
@@ -311,6 +346,19 @@ mod tests {
         let asker = Replays::start(Default::default(), |_| Nobody).unwrap().asker();
         let follower = Follower { scout, switchboard, asker, began: Instant::now() };
         Intake::new(follower, Limits::default(), max_topic_workers)
+    }
+
+    #[test]
+    fn a_batch_is_as_old_as_its_stamp_says_and_never_younger_than_now() {
+        let stamped = |stamp: f64| [&[0x92, 0xcb][..], &stamp.to_be_bytes(), &[0x90]].concat();
+        let age = |stamp| age(&stamped(stamp), &Limits::default());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        assert!(age(now - 60.0).unwrap() >= Duration::from_secs(60));
+        assert_eq!(age(now + 60.0), Some(Duration::ZERO));
+        for wrong in [-1.0, f64::NAN, f64::INFINITY, f64::MAX] {
+            assert_eq!(age(wrong), None, "{wrong}");
+        }
+        assert_eq!(super::age(b"no batch", &Limits::default()), None);
     }
 
     #[test]

@@ -198,6 +198,8 @@ impl Exposition {
         let mut peer = Registry::with_prefix("kvcache_index");
         let mut process = Registry::with_prefix("process");
         service.metrics().register(&mut own);
+        let (help, lag) = ("How old live batches were when they were taken in", service.lag());
+        own.register_with_unit("batch_lag", help, Unit::Seconds, lag);
         let applied = service.metrics().register_as_peer(&mut peer);
         own.register_collector(Box::new(Readings { service, applied }));
         process.register_collector(Box::new(Process::new()));

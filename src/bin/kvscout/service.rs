@@ -36,6 +36,7 @@ use kvscout::ingest::snapshot::WorkerState;
 use kvscout::ingest::zmq::{Receiver, Replays, SourceId};
 use kvscout::scout::{Scout, WorkerStatus};
 use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::Histogram;
 
 pub(crate) use self::answering::Row;
 use self::discovered::Discoveries;
@@ -159,6 +160,11 @@ impl Service {
     /// Whether snapshots have a place.
     pub(crate) fn keeps_snapshots(&self) -> bool {
         self.state.is_some() || self.behind().is_some()
+    }
+
+    /// How old live batches were when they were taken in.
+    pub(crate) fn lag(&self) -> Histogram {
+        self.switchboard.lag.0.clone()
     }
 
     /// What requests count.

@@ -171,7 +171,23 @@ struct Present {
     model: Option<String>,
     gauges: Vec<u64>,
     quiet: Option<Duration>,
+    lag: Option<Duration>,
 }
+
+/// The longest of each pod's workers, in seconds: names, what they say, and where they are.
+type Longest = (&'static str, &'static str, fn(&Present) -> Option<Duration>);
+const DURATIONS: [Longest; 2] = [
+    (
+        "pod_quiet_seconds",
+        "Seconds without a batch from the quietest worker that is connected",
+        |present| present.quiet,
+    ),
+    (
+        "pod_lag_seconds",
+        "How old the last live batch of the worker that is furthest behind was when it was taken in",
+        |present| present.lag,
+    ),
+];
 
 /// Which pods have series of their own, and what was counted of each and of the others.
 #[derive(Debug)]
@@ -201,12 +217,12 @@ impl Pods {
             let model = ("model", model.as_deref().unwrap_or_default());
             Kind::Gauge.write(family.encode_family(&[tenant, pod, model])?, 1)?;
         }
-        let help = "Seconds without a batch from the quietest worker that is connected";
-        let mut family =
-            to.encode_descriptor("pod_quiet_seconds", help, None, MetricType::Gauge)?;
-        for (labels, Present { quiet, .. }) in named() {
-            let Some(quiet) = quiet else { continue };
-            ConstGauge::new(quiet.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+        for (name, help, of) in DURATIONS {
+            let mut family = to.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, present) in named() {
+                let Some(duration) = of(present) else { continue };
+                ConstGauge::new(duration.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+            }
         }
         let gauges = named().map(|(labels, present)| (labels, &present.gauges[..]));
         write(to, GAUGES, Kind::Gauge, &gauges.collect::<Vec<_>>())?;
@@ -239,6 +255,7 @@ fn look(
         let found = present.entry(name).or_default();
         add(&mut found.gauges, read(GAUGES, view));
         found.quiet = found.quiet.max(view.quiet());
+        found.lag = found.lag.max(view.heard.and_then(|heard| heard.lag));
         found.model.get_or_insert_with(|| model.to_owned());
     }
     let alive: HashSet<WorkerId> = workers.iter().map(|view| view.status.worker).collect();

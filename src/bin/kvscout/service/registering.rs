@@ -75,7 +75,7 @@ impl Service {
             let route = Route::Worker { worker, pod: pod.as_str().into(), model, replay };
             self.switchboard.routes.write().insert(source, route);
             self.switchboard.down.lock().insert(source, Instant::now());
-            let registered = Heard { at: Instant::now(), sequence: None };
+            let registered = Heard::nothing();
             self.switchboard.heard.lock().insert(worker, registered);
             let feed = Feed::Source {
                 source,

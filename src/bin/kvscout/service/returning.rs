@@ -1,7 +1,5 @@
 //! Workers over a restart: how each was fed goes into the snapshot, and tells who comes back.
 
-use std::time::Instant;
-
 use kvscout::ingest::snapshot::{Snapshot, WorkerState};
 use kvscout::ingest::zmq::{Endpoint, Mode};
 use kvscout::scout::Registration;
@@ -114,7 +112,7 @@ impl Service {
                     let kept = config.trust_topics && config.topic_tenant == state.tenant;
                     if kept {
                         self.switchboard.feeds.lock().insert(state.worker, Feed::Topic);
-                        let known = Heard { at: Instant::now(), sequence: None };
+                        let known = Heard::nothing();
                         self.switchboard.heard.lock().insert(state.worker, known);
                     }
                     kept
