@@ -20,6 +20,8 @@ const WORKERS: usize = 64;
 const BLOCKS: usize = 64;
 /// Prompts that every worker holds from the start.
 const PROMPTS: u64 = 32;
+/// Many engines with small batches: a block stored, then evicted.
+const MANY_WORKERS: usize = 2000;
 
 struct Fleet {
     scout: Scout,
@@ -27,13 +29,13 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(prompts: &[Vec<TokenId>]) -> Fleet {
+    fn new(workers: usize, prompts: &[Vec<TokenId>]) -> Fleet {
         let scout = Scout::new(Options::default()).expect("the system gives a random key");
         let register = |n| scout.register(Registration::new(format!("engine-{n}"), MODEL));
         let workers =
-            (0..WORKERS).map(|n| (register(n).expect("no worker comes twice"), 0)).collect();
+            (0..workers).map(|n| (register(n).expect("no worker comes twice"), 0)).collect();
         let mut fleet = Fleet { scout, workers };
-        for n in 0..WORKERS {
+        for n in 0..workers {
             for (life, prompt) in (0..).zip(prompts) {
                 fleet.apply(n, &payload(life, &prompt[..BLOCKS * SIZE], &[Group::full(0)]));
             }
@@ -61,7 +63,7 @@ impl Fleet {
 fn end_to_end(c: &mut Criterion) {
     let prompts: Vec<_> = (0..PROMPTS).map(|seed| tokens(seed, BLOCKS * SIZE + 1)).collect();
     let (new, nobodys) = (tokens(PROMPTS, BLOCKS * SIZE), tokens(PROMPTS + 1, BLOCKS * SIZE));
-    let mut fleet = Fleet::new(&prompts);
+    let mut fleet = Fleet::new(WORKERS, &prompts);
     let batches = [payload(PROMPTS, &new, &[Group::full(0)]), eviction(PROMPTS, BLOCKS)];
     let mut scratch = Scratch::default();
     for batch in &batches {
@@ -91,6 +93,19 @@ fn end_to_end(c: &mut Criterion) {
     });
     group.bench_function("tokens to ranked workers: nobody holds the prompt", |b| {
         b.iter(|| fleet.ask(black_box(&nobodys), &mut scratch));
+    });
+    let small = [payload(0, &prompts[0][..SIZE], &[Group::full(0)]), eviction(0, 1)];
+    let mut many = Fleet::new(MANY_WORKERS, &[]);
+    let mut each = || {
+        (0..MANY_WORKERS)
+            .flat_map(|n| small.iter().map(move |batch| (n, batch)))
+            .map(|(n, batch)| many.apply(n, batch))
+            .sum::<u64>()
+    };
+    assert_eq!(each(), 2 * MANY_WORKERS as u64, "no batch is lost");
+    group.throughput(Throughput::Elements(2 * MANY_WORKERS as u64));
+    group.bench_function("wire to applied: small batches of 2,000 workers in turn", |b| {
+        b.iter(&mut each)
     });
     group.finish();
 }
