@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kvscout::ErrorKind;
 use kvscout::block::{Prompt, WorkerId};
+use kvscout::index::MemoryOptions;
 use kvscout::ingest::sequencer::{Ended, Flow, Stage};
 use kvscout::ingest::{Reason, ReplayOptions, Trust};
 use kvscout::scout::{Ask, Options, Progress, Registration, Request, Scout, Scratch};
@@ -124,6 +125,23 @@ fn s2_what_cannot_be_had_is_given_up_and_tried_again_later() {
     assert_eq!(asked.from, 0);
     serve(&scout, worker, 1, asked, 3);
     assert_eq!((trust(&scout, worker), matched(&scout, 1)), (Trust::Exact, 3));
+}
+
+#[test]
+fn s11_what_was_refused_is_asked_for_again() {
+    let memory = MemoryOptions { unplaced_per_worker: 1, ..MemoryOptions::default() };
+    let scout = Scout::new(Options { memory, ..Options::default() }).unwrap();
+    let worker = scout.register(Registration::new("a", "m")).unwrap();
+    scout.follow(worker, ReplayOptions::default(), 7).unwrap();
+    // Their parents never came.
+    assert_eq!(scout.apply(worker, 0, &batch(1, 0)).unwrap().ask, None);
+    assert_eq!(scout.apply(worker, 1, &batch(2, 5)).unwrap().ask, None);
+    let ask = scout.apply(worker, 2, &batch(2, 7)).unwrap().ask.unwrap();
+    assert_eq!((trust(&scout, worker), ask.from), (Trust::Degraded(Reason::Overflow), 2));
+    scout.replayed(worker, NOW, ask.round, 2, &batch(2, 7)).unwrap();
+    let progress = scout.replay_ended(worker, NOW, ask.round, Ended::Marker).unwrap();
+    let rebuild = scout.tick(worker, progress.wake_at.unwrap()).unwrap().ask.unwrap();
+    assert_eq!(rebuild.from, 0);
 }
 
 #[test]

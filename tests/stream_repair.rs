@@ -292,6 +292,57 @@ fn waits_between_rounds_are_bounded() {
 }
 
 #[test]
+fn workers_that_lost_the_same_do_not_ask_again_at_the_same_time() {
+    let options = ReplayOptions { backoff: SECOND, ..ReplayOptions::default() };
+    let again = |seed: u64| {
+        let mut lane = Lane { sequencer: Sequencer::with_replay(options, seed), now: SECOND };
+        lane.live(0, 0);
+        let [Step::Ask { round, .. }] = lane.live(2, 0)[..] else { panic!("a gap") };
+        lane.ended(round, Ended::Cut);
+        lane.sequencer.wake_at().unwrap() - lane.now
+    };
+    let waits: Vec<Duration> = (1..=8).map(again).collect();
+    assert!(waits.iter().all(|wait| (SECOND / 2..=SECOND).contains(wait)), "{waits:?}");
+    assert!(waits.windows(2).all(|pair| pair[0] != pair[1]), "{waits:?}");
+}
+
+#[test]
+fn a_loss_that_may_hide_removals_is_said_although_another_reason_came_first() {
+    for (first, then, said) in [
+        (Reason::MissedStart, Reason::Gap, Reason::Gap),
+        (Reason::Overflow, Reason::Undecodable, Reason::Undecodable),
+        (Reason::Gap, Reason::Overflow, Reason::Gap),
+        (Reason::Gap, Reason::Undecodable, Reason::Gap),
+        (Reason::MissedStart, Reason::Overflow, Reason::MissedStart),
+    ] {
+        let mut sequencer = Sequencer::without_replay();
+        sequencer.degrade(first);
+        sequencer.degrade(then);
+        assert_eq!(sequencer.trust(), Trust::Degraded(said), "{first:?}, then {then:?}");
+    }
+}
+
+#[test]
+fn what_was_too_much_is_asked_for_again_and_built_anew_once_it_fits() {
+    let mut lane = Lane::new(ReplayOptions::default());
+    (0..=1).for_each(|seq| assert_eq!(lane.live(seq, 0), [Step::Apply { seq }]));
+    lane.sequencer.overflowed(lane.now);
+    assert_eq!(lane.sequencer.trust(), Trust::Degraded(Reason::Overflow));
+    let [Step::Ask { round, from: 1 }] = lane.steps()[..] else { panic!("it is asked for") };
+    lane.sequencer.overflowed(lane.now);
+    assert_eq!(lane.steps(), [], "once");
+    lane.replayed(round, 1, 0);
+    assert_eq!(lane.ended(round, Ended::Marker), []);
+    let wait = lane.sequencer.wake_at().unwrap() - lane.now;
+    let [Step::Ask { round, from: 0 }] = lane.tick(wait)[..] else { panic!("from the start") };
+    let anew = [Step::StartOver, Step::Apply { seq: 0 }];
+    assert_eq!(lane.replayed(round, 0, 0), (Flow::Continue, anew.to_vec()));
+    lane.replayed(round, 1, 0);
+    lane.ended(round, Ended::Marker);
+    assert_eq!(lane.sequencer.trust(), Trust::Exact);
+}
+
+#[test]
 fn a_resumed_worker_that_was_given_up_goes_on_with_the_next_batch() {
     let mut lane = Lane::new(ReplayOptions { max_fruitless: 1, ..ReplayOptions::default() });
     lane.sequencer.resume(4, 99, 4.0);

@@ -217,6 +217,8 @@ fn s8_cut_holed_and_silent_answers_are_made_up_for() {
     setup.fleet.check_complete(1, 100);
     assert!(setup.replays.counters().cut >= 2);
     assert!(engine.requests().is_sorted());
+    // What is left over of one round comes to nobody.
+    assert_eq!(engine.askers(), engine.requests().len());
 }
 
 #[test]

@@ -94,6 +94,11 @@ impl Reason {
         Reason::Store,
     ];
 
+    /// Whether removals may be missing, so that the worker may hold less than is known. Otherwise it can only hold more.
+    pub fn may_hold_less(self) -> bool {
+        matches!(self, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable | Reason::Audit)
+    }
+
     /// The reason with this label.
     pub(crate) fn from_label(label: &str) -> Option<Reason> {
         Reason::ALL.into_iter().find(|reason| reason.as_str() == label)

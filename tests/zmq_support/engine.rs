@@ -1,5 +1,6 @@
 //! An engine that publishes and answers as vLLM does.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -41,11 +42,14 @@ pub(crate) struct Engine {
     pub(crate) at: String,
     pub(crate) replay_at: Endpoint,
     pub(crate) buffer: Buffer,
-    requests: Arc<Mutex<Vec<u64>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
     pub(crate) next: u64,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// What asked, as its socket is known to ours, and from where on.
+type Request = (Vec<u8>, u64);
 
 /// The payload of a batch: its clock, then padding.
 pub(crate) fn payload(clock: u64, bytes: usize) -> Vec<u8> {
@@ -91,7 +95,7 @@ impl Engine {
                     };
                     assert!(empty.is_empty());
                     let from = u64::from_be_bytes(from[..].try_into().unwrap());
-                    requests.lock().unwrap().push(from);
+                    requests.lock().unwrap().push((client.clone(), from));
                     let buffer = buffer.lock().unwrap().clone();
                     answer(&router, client, shape, from, &buffer, faults.pop());
                 }
@@ -125,8 +129,15 @@ impl Engine {
         publish(&self.publisher, b"", seq, &payload);
     }
 
+    /// From where on it was asked.
     pub(crate) fn requests(&self) -> Vec<u64> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().unwrap().iter().map(|(_, from)| *from).collect()
+    }
+
+    /// How many sockets asked.
+    pub(crate) fn askers(&self) -> usize {
+        let requests = self.requests.lock().unwrap();
+        requests.iter().map(|(client, _)| client).collect::<HashSet<_>>().len()
     }
 }
 

@@ -377,9 +377,24 @@ impl Sequencer {
         Some(Step::Release(Held { seq: mark.seq, payload }))
     }
 
-    /// Says that the residency no longer equals the effect of the batches; the first reason stays.
+    /// Says that the residency no longer equals the effect of the batches. The first reason stays, unless only the
+    /// new one says that the worker [may hold less](Reason::may_hold_less).
     pub fn degrade(&mut self, reason: Reason) {
-        self.unsound.get_or_insert(reason);
+        let is_worse = |known: Reason| reason.may_hold_less() && !known.may_hold_less();
+        if self.unsound.is_none_or(is_worse) {
+            self.unsound = Some(reason);
+        }
+    }
+
+    /// Says that something of a batch was too much to be kept. With a replay source everything is asked for again, as
+    /// after a loss: what has come since may have made room.
+    pub fn overflowed(&mut self, now: Duration) {
+        let is_new = self.unsound.is_none();
+        self.degrade(Reason::Overflow);
+        if is_new && self.replay.is_some() && !self.down {
+            // The end of a round plans the rebuild.
+            self.doubt(now);
+        }
     }
 
     /// Says that everything the worker held is gone by its own word, and with it whatever was

@@ -102,7 +102,8 @@ impl Sequencer {
 
     /// Whether a round from batch 0 could mend what is wrong.
     pub(super) fn may_rebuild(&self) -> bool {
-        matches!(self.unsound, Some(Reason::Gap | Reason::MissedStart | Reason::Audit))
+        let mended = [Reason::Gap, Reason::MissedStart, Reason::Overflow, Reason::Audit];
+        self.unsound.is_some_and(|reason| mended.contains(&reason))
     }
 
     pub(super) fn is_rebuild_due(&self, now: Duration) -> bool {

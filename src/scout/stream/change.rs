@@ -379,7 +379,7 @@ impl Stream {
         }
         self.events.refused += applied.refused;
         if applied.refused > 0 {
-            self.lane.degrade(Reason::Overflow);
+            self.lane.overflowed(self.now);
         }
         total.add(&applied);
     }

@@ -112,13 +112,7 @@ fn is_unheard(trust: Trust, as_of: Option<u64>) -> bool {
     trust == Trust::Exact && as_of.is_none()
 }
 
-/// Whether a worker may hold less than the index shows. One that missed only its beginning holds more.
+/// Whether a worker may hold less than the index shows.
 fn may_be_gone(trust: Trust) -> bool {
-    match trust {
-        Trust::Silent => true,
-        Trust::Degraded(reason) => {
-            matches!(reason, Reason::Gap | Reason::OutOfOrder | Reason::Undecodable | Reason::Audit)
-        }
-        _ => false,
-    }
+    trust == Trust::Silent || trust.reason().is_some_and(Reason::may_hold_less)
 }
