@@ -194,6 +194,12 @@ fn s7_without_memory_for_anchors_audits_are_unavailable_and_losses_leave_traces(
     assert!(metrics.contains("kvscout_warned_workers{warning=\"events_unexplained\"} 1"));
     assert!(metrics.contains("kvscout_audited_workers{audit=\"unavailable\"} 1"));
     assert!(holds(&daemon, 0) && holds(&daemon, 100));
+    // A removal that was dropped likewise leaves a prediction that the engine does not keep, which its receipt shows.
+    let off = "kvscout_prediction_error_tokens_sum";
+    assert_eq!(daemon.metric(off), Some(0.0));
+    let receipt = json!({ "worker": "pod", "expected_cached_tokens": 4, "cached_tokens": 0 });
+    daemon.post("/v1/receipt", &receipt).json(200);
+    assert_eq!(daemon.metric(off), Some(4.0));
 }
 
 #[test]

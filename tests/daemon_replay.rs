@@ -256,6 +256,25 @@ fn l6_an_engine_whose_link_stays_down_is_silent_until_it_is_back() {
 }
 
 #[test]
+fn l11_an_engine_of_which_nothing_comes_for_too_long_is_silent_until_something_comes() {
+    let mut engine = engine();
+    let daemon = start(&engine, "silent_after_quiet = \"1s\"");
+    is_followed(&daemon);
+    engine.publish_batch(stored(0, 0));
+    eventually("the batch is applied", || daemon.worker("pod", 0)["as_of"] == 0);
+    let trust = || daemon.worker("pod", 0)["trust"].clone();
+    eventually("it is quiet for too long", || trust() == "silent");
+    assert_eq!(daemon.worker("pod", 0)["link"]["state"], "up");
+    eventually("it is heard again", || {
+        engine.publish_batch(stored(1, 4));
+        trust() == "exact"
+    });
+    assert!(holds(&daemon, 0) && holds(&daemon, 4));
+    let log = daemon.stderr();
+    assert!(log.contains("silent: nothing came"), "{log}");
+}
+
+#[test]
 fn l8_batches_are_seen_to_be_late_before_some_are_dropped_and_those_are_asked_for() {
     // As much as queues and sockets hold on both sides, and half as much again.
     const MANY: u64 = 3000;

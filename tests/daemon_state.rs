@@ -452,7 +452,7 @@ fn a_snapshot_has_no_tokens_and_no_salts_and_no_key() {
 }
 
 #[test]
-fn readiness_waits_for_a_share_of_exact_workers_once() {
+fn l14_readiness_waits_for_a_share_of_exact_workers_once() {
     let directory = Directory::new("ready");
     let (socket, endpoint) = publisher();
     let (first, next) = most();

@@ -89,6 +89,33 @@ fn h2_two_engines_under_one_registration_contradict_each_other() {
 }
 
 #[test]
+fn h2_a_second_engine_shows_although_its_events_hide_what_else_was_hashed() {
+    let prompt = |n: u32| [n, n, n, n];
+    let event = |name: u64, n: u32| {
+        stored_as("0.13.0", &[json!(name)], Value::Null, &prompt(n), SIZE as u32)
+    };
+    let own = |n: u32| {
+        let tokens = prompt(n);
+        event(names("0.13.0", Algorithm::Sha256Cbor, "0", SIZE, &Prompt::new(&tokens))[0], n)
+    };
+    // Salted ones, or another engine's: nobody can tell one from the other.
+    let strange = |n: u32| event(u64::from(n) + 999, n);
+    let site = Site::new();
+    let worker = site.worker("a");
+    site.apply(worker, &[own(0)]);
+    assert_eq!(algorithm(&site.status(worker).contract), Some("sha256_cbor"));
+    for n in 0..60 {
+        let mixed: Vec<Value> = (5 * n..5 * n + 4).map(strange).chain([own(5 * n + 4)]).collect();
+        site.apply(worker, &mixed);
+    }
+    assert_eq!(site.status(worker).checks.failed, 0, "one of five prompts has no salt");
+    assert_eq!(site.warnings(worker), [""; 0]);
+    site.apply(worker, &(400..480).map(strange).collect::<Vec<_>>());
+    assert!(site.status(worker).checks.failed > 0);
+    assert_eq!(site.warnings(worker), ["contract_contradicted"]);
+}
+
+#[test]
 fn h2_no_recording_of_a_real_engine_contradicts_itself() {
     let recorded = wire_support::drive().into_iter().chain(wire_support::engine());
     let mut scouts: BTreeMap<String, (Site, WorkerId, u64)> = BTreeMap::new();

@@ -163,7 +163,7 @@ fn a_publisher_may_start_after_its_source() {
 }
 
 #[test]
-fn heartbeats_keep_an_idle_link_and_end_a_dead_one() {
+fn l6_heartbeats_keep_an_idle_link_and_end_a_dead_one() {
     let context = zmq::Context::new();
     let (receiver, inbox) = start_with(Options {
         heartbeat_interval: Some(Duration::from_millis(50)),

@@ -27,8 +27,9 @@ pub enum Warning {
     /// No known contract gives the names that it announces: a random seed, or a version that it was
     /// not registered with. What it stores with its tokens matches; what is known by name does not.
     ContractUnknown,
-    /// Its contract was found, and yet it announced a block of plain text under a name that this
-    /// does not give: two engines may share a registration.
+    /// Its contract was found, and yet it announced a block of plain text under a name that this does not give: two
+    /// engines may share a registration. Where its events hide extra keys (vLLM before 0.17), no prompt has been plain text for
+    /// a long time: it may also be that all are salted.
     ContractContradicted,
     /// It serves adapters whose path is not registered; since vLLM 0.31 the names of their blocks
     /// cannot be computed without. See [`WorkerStatus::unknown_adapters`].

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvscout::block::WorkerId;
-use kvscout::ingest::Reason;
 use kvscout::ingest::sequencer::{Comparison, Ended, Flow};
 use kvscout::ingest::zmq::{Asker, Endpoint, ReplaySink, SourceId};
+use kvscout::ingest::{Reason, Trust};
 use kvscout::scout::{Ask, Audited, Progress, Scout};
 use tracing::{debug, info, warn};
 
@@ -84,13 +84,19 @@ pub(crate) struct Replayer {
     follower: Follower,
     wakes: BTreeMap<SourceId, Duration>,
     silent_after_down: Duration,
+    silent_after_quiet: Option<Duration>,
     looked: Instant,
 }
 
 impl Replayer {
-    /// A sink that also calls workers silent whose link was down for so long.
-    pub(crate) fn new(follower: Follower, silent_after_down: Duration) -> Replayer {
-        Replayer { follower, wakes: BTreeMap::new(), silent_after_down, looked: Instant::now() }
+    /// A sink that also calls workers silent whose link was down for so long, or of which nothing came for so long.
+    pub(crate) fn new(
+        follower: Follower,
+        silent_after_down: Duration,
+        silent_after_quiet: Option<Duration>,
+    ) -> Replayer {
+        let (wakes, looked) = (BTreeMap::new(), Instant::now());
+        Replayer { follower, wakes, silent_after_down, silent_after_quiet, looked }
     }
 
     fn note(&mut self, source: SourceId, replay: Option<&Endpoint>, progress: Progress) {
@@ -140,9 +146,31 @@ impl Replayer {
         }
     }
 
-    /// Calls workers silent whose link was down for too long.
     fn look(&mut self) {
         self.looked = Instant::now();
+        self.look_for_links();
+        if let Some(quiet) = self.silent_after_quiet {
+            self.look_for_quiet(quiet);
+        }
+    }
+
+    /// Calls workers silent of which nothing came for too long, however good their links are.
+    fn look_for_quiet(&self, quiet: Duration) {
+        let heard = self.follower.switchboard.heard.lock();
+        let quiet = heard.iter().filter(|(_, heard)| heard.at.elapsed() >= quiet);
+        let quiet: Vec<WorkerId> = quiet.map(|(&worker, _)| worker).collect();
+        drop(heard);
+        for worker in quiet {
+            let status = self.follower.scout.worker(worker);
+            let is_new = status.is_some_and(|status| status.trust != Trust::Silent);
+            if is_new && self.follower.scout.silence(worker).is_ok() {
+                info!(worker = worker.0, "silent: nothing came from its engine for too long");
+            }
+        }
+    }
+
+    /// Calls workers silent whose link was down for too long.
+    fn look_for_links(&self) {
         // Held throughout, so that a link that comes up meanwhile is heard of after this.
         let mut down = self.follower.switchboard.down.lock();
         down.retain(|&source, since| {

@@ -147,7 +147,9 @@ impl Pulse {
         let asleep = said.awake == Some(false);
         let fell_asleep = asleep && !self.asleep;
         self.asleep = asleep;
-        let tokens = said.prompt_tokens?;
+        let Some(tokens) = said.prompt_tokens else {
+            return fell_asleep.then_some(Finding::Sleeps);
+        };
         match self.last {
             // A counter that fell is another engine's.
             Some((messages, before, since)) if messages == heard && tokens >= before => {
@@ -171,6 +173,15 @@ mod tests {
 
     fn awake(prompt_tokens: f64) -> Said {
         Said { prompt_tokens: Some(prompt_tokens), awake: Some(true) }
+    }
+
+    #[test]
+    fn an_engine_that_says_nothing_of_its_work_is_still_heard_to_fall_asleep() {
+        let (mut pulse, asleep) =
+            (Pulse::default(), Said { prompt_tokens: None, awake: Some(false) });
+        let now = Instant::now();
+        assert_eq!(pulse.judge(asleep, 0, now, AFTER), Some(Finding::Sleeps));
+        assert_eq!(pulse.judge(asleep, 0, now, AFTER), None, "once");
     }
 
     #[test]

@@ -119,6 +119,8 @@ pub(crate) struct Config {
     pub(crate) silent_after: Duration,
     /// How long a link may be down until its worker is silent.
     pub(crate) silent_after_down: Duration,
+    /// How long an engine may be without a message, whatever it does, until its worker is silent; none for ever.
+    pub(crate) silent_after_quiet: Option<Duration>,
     /// The engines to receive from.
     pub(crate) sources: Vec<SourceEntry>,
     /// Names that lead to engines.
@@ -229,6 +231,8 @@ impl Default for Config {
             silent_after: Duration::from_secs(300),
             // A restart in place takes longer; a dropped connection is dialled again much sooner.
             silent_after_down: Duration::from_secs(10),
+            // An engine without traffic says nothing.
+            silent_after_quiet: None,
             sources: Vec::new(),
             discover: Vec::new(),
             adapters: Vec::new(),
@@ -288,6 +292,7 @@ pub(crate) const KEYS: &[Key<Config>] = keys! { Config {
     "metrics.most_pods" => most_pods;
     "metrics_interval" => metrics_interval;
     "silent_after_down" => silent_after_down;
+    "silent_after_quiet" => silent_after_quiet;
     "replay.at_a_time" => rounds.at_a_time;
     "replay.idle" => rounds.idle;
     "replay.overall" => rounds.overall;

@@ -94,6 +94,13 @@ fn each_cause_of_a_silent_zero_is_a_problem_that_says_what_to_do() {
     let cases = [
         ("reachable", Facts { link: link(false), ..healthy(&heard) }),
         ("reachable", Facts { link: link(true), ..healthy(&heard) }),
+        (
+            "frames",
+            Facts {
+                link: Link { answered: true, overruns: 2, ..Link::default() },
+                ..healthy(&heard)
+            },
+        ),
         ("model", Facts { said: Said { models, ..Said::default() }, ..healthy(&heard) }),
         ("prefix_caching", silent(metrics(5.0, false), metrics(5.0, false))),
         ("events", silent(metrics(5.0, true), metrics(900.0, true))),

@@ -148,8 +148,9 @@ fn listen(
     };
     let max_message_bytes = config.zmq.max_message_bytes;
     let rounds = RoundOptions { max_message_bytes, ..config.rounds.clone() };
-    let replays =
-        Replays::start(rounds, |asker| Replayer::new(follower(asker), config.silent_after_down))?;
+    let replays = Replays::start(rounds, |asker| {
+        Replayer::new(follower(asker), config.silent_after_down, config.silent_after_quiet)
+    })?;
     let follower = follower(replays.asker());
     let intake = Intake::new(follower, config.events, config.limits.topic_workers);
     let receiver = Receiver::start(config.zmq.clone(), intake)?;
