@@ -29,13 +29,13 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(workers: usize, prompts: &[Vec<TokenId>]) -> Fleet {
+    fn new(count: usize, prompts: &[Vec<TokenId>]) -> Fleet {
         let scout = Scout::new(Options::default()).expect("the system gives a random key");
         let register = |n| scout.register(Registration::new(format!("engine-{n}"), MODEL));
         let workers =
-            (0..workers).map(|n| (register(n).expect("no worker comes twice"), 0)).collect();
+            (0..count).map(|n| (register(n).expect("no worker comes twice"), 0)).collect();
         let mut fleet = Fleet { scout, workers };
-        for n in 0..workers {
+        for n in 0..count {
             for (life, prompt) in (0..).zip(prompts) {
                 fleet.apply(n, &payload(life, &prompt[..BLOCKS * SIZE], &[Group::full(0)]));
             }

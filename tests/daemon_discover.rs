@@ -258,6 +258,20 @@ fn no_more_engines_are_registered_than_may_be() {
 }
 
 #[test]
+fn an_address_that_may_not_be_dialled_is_refused_whatever_name_stands_for_it() {
+    let engines = Engines::at(&["127.0.0.2"]);
+    // Where clouds keep the credentials of their machines.
+    let names = NameServer::start(&["engines 0 A 127.0.0.2", "engines 0 A 169.254.169.254"]);
+    let daemon = start(&names, engines.port, "");
+    eventually("both are seen", || addresses(&daemon, "present") == 2.0);
+    eventually("one is refused", || addresses(&daemon, "refused") == 1.0);
+    two_more_looks(&daemon, "answered");
+    assert_eq!(pods(&daemon), ["127.0.0.2"]);
+    let log = daemon.stderr();
+    assert!(log.contains("169.254.169.254"), "{log}");
+}
+
+#[test]
 fn discovered_engines_tokenize_and_are_asked_whether_they_sleep() {
     let names = NameServer::start(&["engines 0 A 127.0.0.2"]);
     let listener = TcpListener::bind("127.0.0.2:0").unwrap();

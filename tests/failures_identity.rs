@@ -91,9 +91,8 @@ fn h2_two_engines_under_one_registration_contradict_each_other() {
 #[test]
 fn h2_a_second_engine_shows_although_its_events_hide_what_else_was_hashed() {
     let prompt = |n: u32| [n, n, n, n];
-    let event = |name: u64, n: u32| {
-        stored_as("0.13.0", &[json!(name)], Value::Null, &prompt(n), SIZE as u32)
-    };
+    let event =
+        |name: u64, n: u32| stored_as("0.13.0", &[json!(name)], Value::Null, &prompt(n), SIZE);
     let own = |n: u32| {
         let tokens = prompt(n);
         event(names("0.13.0", Algorithm::Sha256Cbor, "0", SIZE, &Prompt::new(&tokens))[0], n)

@@ -130,6 +130,21 @@ fn bodies_that_are_under_way_share_their_memory() {
 }
 
 #[test]
+fn a_body_that_does_not_come_in_time_is_given_up() {
+    let daemon = daemon("read_timeout = \"300ms\"");
+    let mut slow = TcpStream::connect(daemon.address()).unwrap();
+    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head =
+        "POST /v1/score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 40\r\n\r\n";
+    slow.write_all(format!("{head}{{\"model\": \"m\"").as_bytes()).unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("\"reason\":\"timeout\""), "{answer}");
+    tells_that_it_works(&daemon);
+}
+
+#[test]
 fn a_connection_that_says_nothing_or_never_ends_its_head_is_closed() {
     let daemon = daemon("idle = \"300ms\"");
     for head in ["", "GET /health HTTP/1.1\r\nhost: x\r\nx-never-ends: "] {

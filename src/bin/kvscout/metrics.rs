@@ -22,7 +22,7 @@ use prometheus_client::registry::{Registry, Unit};
 use self::pods::Pods;
 use self::process::Process;
 use self::readings::{Applied, Readings};
-pub(crate) use self::series::{Kind, numbers, numbers_by, seconds};
+pub(crate) use self::series::{Kind, numbers, numbers_by, seconds, seconds_in_all};
 pub(crate) use self::totals::Totals;
 use crate::service::{BOUNDS, Service};
 

@@ -85,6 +85,20 @@ pub(super) fn check(leave: &Leave, tenant: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_document_says_of_every_method_what_it_asks_of_its_caller() {
+        let document = include_str!("../../../../docs/security.md");
+        for (method, guard) in METHODS {
+            let class = match guard {
+                Guard::Tenant(class) | Guard::Everything(class) => format!("`{}`", class.as_str()),
+                Guard::Open => "none".to_owned(),
+            };
+            let row = document.lines().find(|line| line.starts_with(&format!("| {class} |")));
+            let name = method.rsplit('.').next().expect("it has a package");
+            assert!(row.is_some_and(|row| row.contains(&format!("`{name}`"))), "{method}: {class}");
+        }
+    }
+
     /// The methods of the protocol files; one that is not in the table cannot be called at all.
     #[test]
     fn every_method_of_every_protocol_says_what_it_asks_of_its_caller() {

@@ -436,6 +436,28 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_document_says_of_every_route_what_it_asks_of_its_caller() {
+        let document = include_str!("../../../../docs/security.md");
+        for class in Class::ALL.map(Some).into_iter().chain([None]) {
+            let name = class.map_or("none".to_owned(), |class| format!("`{}`", class.as_str()));
+            let row = document.lines().find(|line| line.starts_with(&format!("| {name} |")));
+            let cell = row.and_then(|row| row.split(" | ").nth(1)).expect("a row for each class");
+            let is_path = |word: &&str| word.starts_with('/');
+            let mut said: Vec<&str> = cell.split('`').filter(is_path).collect();
+            let of_class = |route: &&Route| match route.guard {
+                Guard::Tenant(its) | Guard::Everything(its) => Some(its) == class,
+                Guard::Open => class.is_none(),
+            };
+            let mut there: Vec<&str> = ROUTES.iter().filter(of_class).map(|r| r.path).collect();
+            // What the page is filled from stands beside it.
+            said.retain(|path| class.is_some() || *path != "/v1/status");
+            said.sort_unstable();
+            there.sort_unstable();
+            assert_eq!(said, there, "{name}");
+        }
+    }
+
     /// What is looked at names no tenant that could be held against its caller.
     #[test]
     fn only_what_is_posted_may_be_for_one_tenant_and_only_what_says_little_is_open() {

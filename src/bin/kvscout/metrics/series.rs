@@ -74,3 +74,14 @@ pub(crate) fn seconds(
     let metric = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
     ConstGauge::new(value.as_secs_f64()).encode(metric)
 }
+
+/// How long all of something took together; `name` ends in its unit.
+pub(crate) fn seconds_in_all(
+    to: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: Duration,
+) -> fmt::Result {
+    let metric = to.encode_descriptor(name, help, None, MetricType::Counter)?;
+    ConstCounter::new(value.as_secs_f64()).encode(metric)
+}

@@ -6,7 +6,7 @@ use kvscout::scout::shared::WriterReport;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{BehindReport, SharedReport};
-use crate::metrics::{Kind, numbers, numbers_by, seconds};
+use crate::metrics::{Kind, numbers, numbers_by, seconds, seconds_in_all};
 
 /// Writes everything that is counted.
 pub(crate) fn encode(to: &mut DescriptorEncoder<'_>, report: &SharedReport) -> fmt::Result {
@@ -25,10 +25,13 @@ pub(crate) fn encode(to: &mut DescriptorEncoder<'_>, report: &SharedReport) -> f
         Kind::Counter,
         &[
             ("store_calls", "Calls to the store", link.calls),
+            ("store_answers", "Calls that were answered", link.answered),
             ("store_breaker_opened", "Times that a breaker opened", link.opened),
             ("store_reconnects", "Connections made again", link.reconnects),
         ],
     )?;
+    let help = "How long answers of the store took, together";
+    seconds_in_all(to, "store_answer_seconds", help, link.answer_time)?;
     let failures = [
         ("down", link.down),
         ("late", link.late),

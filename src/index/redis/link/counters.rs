@@ -44,7 +44,11 @@ pub struct StoreCounters {
     pub servers_ready: u64,
     /// The breaker; of a cluster the worst.
     pub breaker: BreakerState,
-    /// How long the last successful call took.
+    /// Calls that were answered.
+    pub answered: u64,
+    /// How long these took, together.
+    pub answer_time: Duration,
+    /// How long the last of them took.
     pub last_call: Duration,
     /// The round-trip time of the last ping.
     pub last_ping: Duration,
@@ -66,6 +70,8 @@ pub(super) struct Counting {
     pub(super) reconnects: AtomicU64,
     pub(super) connect_failures: AtomicU64,
     pub(super) opened: AtomicU64,
+    answered: AtomicU64,
+    answer_micros: AtomicU64,
     last_call: AtomicU64,
     last_ping: AtomicU64,
 }
@@ -87,6 +93,8 @@ impl Counting {
     }
 
     pub(super) fn call_took(&self, time: Duration) {
+        add(&self.answered, 1);
+        add(&self.answer_micros, time.as_micros() as u64);
         self.last_call.store(time.as_micros() as u64, Relaxed);
     }
 
@@ -111,6 +119,8 @@ impl Counting {
             reconnects: load(&self.reconnects),
             connect_failures: load(&self.connect_failures),
             opened: load(&self.opened),
+            answered: load(&self.answered),
+            answer_time: Duration::from_micros(load(&self.answer_micros)),
             last_call: Duration::from_micros(load(&self.last_call)),
             last_ping: Duration::from_micros(load(&self.last_ping)),
             ..StoreCounters::default()
