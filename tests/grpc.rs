@@ -11,6 +11,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use daemon_support::{Batch, Daemon, kvscout};
 use failures_support::{batch, stored, with};
@@ -116,6 +118,28 @@ fn health_follows_readiness_and_open_streams_do_not_hold_up_the_end() {
     let (status, log) = daemon.end();
     assert!(status.success() && !log.contains("cut off"), "{log}");
     assert!(watch.wait().unwrap().success());
+}
+
+#[test]
+fn beyond_what_may_be_under_way_a_call_is_refused_at_once() {
+    let Some(mut python) = python() else { return };
+    let limits = "[limits]\nconcurrency = 1\nqueue = 0\n";
+    let (daemon, _sockets) =
+        daemon(&[("7", "both")], &[stored(&[11], None, &[1, 2, 3, 4])], limits);
+    let tokens: Vec<u32> = (0..400).collect();
+    let long = json!({ "requests": vec![json!({ "model": "m", "token_ids": tokens }); 2000] });
+    let over = AtomicBool::new(false);
+    let said = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                daemon.post("/v1/score/batch", &long);
+            }
+        });
+        let run = python.arg(tests("grpc_overload.py")).arg(daemon.grpc()).output().unwrap();
+        over.store(true, Ordering::Relaxed);
+        String::from_utf8(run.stdout).unwrap()
+    });
+    assert!(said.starts_with("RESOURCE_EXHAUSTED more questions are waiting"), "{said}");
 }
 
 #[test]
