@@ -56,6 +56,12 @@ fn a_gap_degrades_until_the_worker_clears_itself() {
 }
 
 #[test]
+fn a_gap_is_said_after_a_missed_start_because_it_may_hide_removals() {
+    let (sequencer, _) = fed(&[(1, 1.0), (3, 2.0)]);
+    assert_eq!(sequencer.unsound(), Some(Reason::Gap));
+}
+
+#[test]
 fn a_repeated_batch_is_dropped() {
     let (_, verdicts) = fed(&[(0, 1.0), (1, 2.0), (0, 1.0), (1, 2.0)]);
     assert_eq!(verdicts[2..], [Verdict::Duplicate; 2]);

@@ -21,7 +21,7 @@ pub(crate) struct Lane {
     applied: Vec<Seen>,
     /// Numbers of late batches, in order of arrival.
     late: Vec<u64>,
-    /// The first thing that was wrong.
+    /// The first thing that was wrong; what may hide removals says more than a missed start, which cannot.
     pub(crate) unsound: Option<Reason>,
     pub(crate) totals: Totals,
 }
@@ -46,13 +46,13 @@ impl Lane {
             Verdict::Late => {
                 self.late.push(seq);
                 self.totals.late += 1;
-                self.unsound.get_or_insert(Reason::OutOfOrder);
+                self.lose(Reason::OutOfOrder);
             }
             Verdict::Next => {}
             Verdict::Gap { missing } => {
                 self.totals.gaps += 1;
                 self.totals.missing += missing;
-                self.unsound.get_or_insert(Reason::Gap);
+                self.lose(Reason::Gap);
             }
             Verdict::Restart => {
                 *self = Lane { totals: self.totals, ..Lane::default() };
@@ -78,6 +78,13 @@ impl Lane {
                 Verdict::Late
             }
             _ => self.judge(seq, f64::NAN, digest),
+        }
+    }
+
+    /// Something is missing that may have been a removal.
+    fn lose(&mut self, reason: Reason) {
+        if matches!(self.unsound, None | Some(Reason::MissedStart)) {
+            self.unsound = Some(reason);
         }
     }
 
