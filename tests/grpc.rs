@@ -139,7 +139,20 @@ fn beyond_what_may_be_under_way_a_call_is_refused_at_once() {
         over.store(true, Ordering::Relaxed);
         String::from_utf8(run.stdout).unwrap()
     });
-    assert!(said.starts_with("RESOURCE_EXHAUSTED more questions are waiting"), "{said}");
+    for call in ["Score", "Score, long", "MatchExternalKv", "GetExternalKvHitCounts"] {
+        let refused = format!("{call}: RESOURCE_EXHAUSTED more questions are waiting");
+        assert!(said.lines().any(|line| line.starts_with(&refused)), "{call}: {said}");
+    }
+}
+
+#[test]
+fn a_call_whose_message_does_not_come_in_time_is_given_up() {
+    let Some(mut python) = python() else { return };
+    let daemon =
+        Daemon::start(&["--grpc", "127.0.0.1:0"], "[limits]\nread_timeout = \"300ms\"\n", &[]);
+    let run = python.arg(tests("grpc_slow.py")).arg(daemon.grpc()).output().unwrap();
+    // As tonic says it; the client itself would have said DEADLINE_EXCEEDED a minute later.
+    assert_eq!(String::from_utf8(run.stdout).unwrap(), "CANCELLED\n");
 }
 
 #[test]

@@ -4,10 +4,11 @@
 mod daemon_support;
 mod zmq_support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use daemon_support::{Daemon, Response};
 use serde_json::json;
@@ -65,6 +66,47 @@ fn beyond_the_queue_a_question_is_refused_at_once_and_afterwards_answered_again(
     assert_eq!(daemon.post("/v1/score", &question).status, 200);
     let refused = "kvscout_http_requests_total{route=\"/v1/score\",status=\"503\"}";
     assert!(daemon.metric(refused).unwrap_or_default() >= 1.0, "{}", daemon.get("/metrics").body);
+}
+
+#[test]
+fn a_connection_that_was_refused_is_not_listened_to_for_a_moment() {
+    let daemon = daemon("concurrency = 1\nqueue = 0");
+    let tokens: Vec<u32> = (0..400).collect();
+    let long = json!({ "requests": vec![json!({ "model": "m", "token_ids": tokens }); 2000] });
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                daemon.post("/v1/score/batch", &long);
+            }
+        });
+        let mut stream = BufReader::new(TcpStream::connect(daemon.address()).unwrap());
+        stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        eventually("a question is refused", || {
+            let asked = Instant::now();
+            let refused = ask_again(&mut stream) == 503;
+            ask_again(&mut stream);
+            if refused {
+                assert!(asked.elapsed() >= Duration::from_millis(10), "{:?}", asked.elapsed());
+            }
+            refused
+        });
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// One more question over the same connection; the answer's status.
+fn ask_again(stream: &mut BufReader<TcpStream>) -> u16 {
+    let body = r#"{"model": "m", "token_ids": [1, 2, 3]}"#;
+    let length = body.len();
+    let question =
+        format!("POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+    stream.get_mut().write_all(question.as_bytes()).unwrap();
+    let head: Vec<String> =
+        stream.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+    let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    stream.read_exact(&mut vec![0; length.parse().unwrap()]).unwrap();
+    head[0].split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 #[test]

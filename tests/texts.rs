@@ -8,7 +8,7 @@ mod tokenize_support;
 mod zmq_support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::thread;
 
@@ -315,4 +315,35 @@ fn where_no_engine_answers_the_question_may_be_asked_again_later() {
     let answer = daemon.post("/v1/score", &json!({ "model": "m", "messages": image })).json(503);
     let error = answer["error"].as_str().unwrap();
     assert!(error.contains("status 500") && answer["reason"] == "unavailable", "{answer}");
+}
+
+#[test]
+fn more_texts_than_may_wait_for_an_engine_are_refused_at_once() {
+    // It takes every question and answers none.
+    let engine = TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = format!("http = \"http://{}\"", engine.local_addr().unwrap());
+    let daemon = daemon("models.m.tokenizer = \"engine\"", &source, &[]);
+    let body = asked(r#"{"prompt":"once upon a time"}"#);
+    let length = body.len();
+    let question =
+        format!("POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+    // 32 are asked at a time, and 192 wait.
+    let mut waiting: Vec<TcpStream> = (0..=32 + 192)
+        .map(|_| {
+            let mut stream = TcpStream::connect(daemon.address()).unwrap();
+            stream.write_all(question.as_bytes()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        })
+        .collect();
+    let mut answer = [0; 4096];
+    let mut said = 0;
+    eventually("one is answered", || {
+        let read = waiting.iter_mut().find_map(|stream| stream.read(&mut answer).ok());
+        said = read.unwrap_or_default();
+        said > 0
+    });
+    let said = String::from_utf8_lossy(&answer[..said]);
+    assert!(said.starts_with("HTTP/1.1 503") && said.contains("\"overloaded\""), "{said}");
+    assert!(said.contains("\r\nretry-after: 1\r\n"), "{said}");
 }

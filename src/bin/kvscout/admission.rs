@@ -252,9 +252,12 @@ mod tests {
         for other_is_there in [false, true] {
             let mut slow = admission.question().await.unwrap();
             let mut other = None;
+            // It comes when its place is free.
             let body = async {
-                tokio::time::sleep(SLOW * 2).await;
-                other = Some(admission.turn().await.unwrap());
+                while other.is_none() {
+                    tokio::time::sleep(SLOW / 10).await;
+                    other = admission.turn().await.ok();
+                }
             };
             slow.body(body).await;
             other = other.filter(|_| other_is_there);

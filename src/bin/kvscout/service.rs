@@ -49,7 +49,7 @@ pub(crate) use self::question::{Adapter, Candidate, Medium, Question};
 use self::readiness::Readiness;
 use self::receipts::Receipts;
 pub(crate) use self::receipts::{BOUNDS, ReceiptOptions, Record, histogram};
-pub(crate) use self::refusal::{Refusal, elsewhere};
+pub(crate) use self::refusal::{OVERLOADED, Refusal, elsewhere};
 pub(crate) use self::registering::{Enrolment, Origin};
 use self::returning::Attached;
 use self::texts::Texts;

@@ -27,9 +27,8 @@ impl IndexerService for Texts {
         let start = Instant::now();
         let outcome = leave(&request).and_then(|leave| check(&leave, Registration::DEFAULT_TENANT));
         let request = request.into_inner();
-        // Whatever its length: a tokenizer, or an engine that is asked, may take its time.
         let outcome = match outcome {
-            Ok(()) => self.0.run(usize::MAX, move |service| pod_scores(service, request)).await,
+            Ok(()) => self.0.run_text(move |service| pod_scores(service, request)).await,
             Err(failure) => Err(failure),
         };
         self.0.answer("indexer.v1.IndexerService/GetPodScores", start, outcome)

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::middleware;
-use tokio::sync::Semaphore;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::{Response, Status};
@@ -38,10 +37,6 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Questions of so many tokens or hashes are answered on a blocking thread.
 const LONG: usize = 40_000;
 
-/// Long questions at a time; further ones are refused, since whoever asks falls back to something sooner
-/// than it waits.
-const LONG_AT_A_TIME: usize = 32;
-
 /// What every call needs.
 #[derive(Debug)]
 struct App {
@@ -50,39 +45,42 @@ struct App {
     admission: Arc<Admission>,
     /// True once the daemon ends; streams end with it.
     ending: Ending,
-    long: Arc<Semaphore>,
 }
 
 impl App {
-    /// Runs what may take long on a thread of its own, and the rest where it stands.
+    /// Runs what may take long on a thread of its own, and the rest where it stands, once there is a turn for it.
     async fn run<T: Send + 'static>(
         &self,
         size: usize,
         run: impl FnOnce(&Service) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        if size < LONG {
-            let turn = self.admission.turn().await?;
-            if !self.service.waits() {
-                return run(&self.service);
-            }
-            let service = Arc::clone(&self.service);
-            let short = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                run(&service)
-            });
-            return short.await.unwrap_or_else(|_| Err(Failure::internal()));
+        let turn = self.admission.turn().await?;
+        if size < LONG && !self.service.waits() {
+            return run(&self.service);
         }
-        let Ok(permit) = Arc::clone(&self.long).try_acquire_owned() else {
-            return Err(Failure::exhausted(format!(
-                "{LONG_AT_A_TIME} long questions are being answered"
-            )));
+        let run = move |service: &Service| {
+            let _turn = turn;
+            run(service)
         };
+        self.aside(run).await
+    }
+
+    /// Runs what tokenizes, or asks an engine to: it has a turn of its own for that, and may wait for long.
+    async fn run_text<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Service) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        drop(self.admission.turn().await?);
+        self.aside(run).await
+    }
+
+    async fn aside<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&Service) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
         let service = Arc::clone(&self.service);
-        let long = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            run(&service)
-        });
-        long.await.unwrap_or_else(|_| Err(Failure::internal()))
+        let aside = tokio::task::spawn_blocking(move || run(&service));
+        aside.await.unwrap_or_else(|_| Err(Failure::internal()))
     }
 
     /// Counts a call's outcome and gives it its form on the wire.
@@ -109,8 +107,7 @@ pub(crate) async fn serve(
     config: &Config,
     ending: Ending,
 ) -> io::Result<()> {
-    let long = Arc::new(Semaphore::new(LONG_AT_A_TIME));
-    let app = Arc::new(App { service, access, admission, ending: ending.clone(), long });
+    let app = Arc::new(App { service, access, admission, ending: ending.clone() });
     let most = config.limits.max_body.get();
     let scout = ScoutServer::new(scout::Questions(Arc::clone(&app)));
     let sglang = KvIndexerServer::new(sglang::Bridges(Arc::clone(&app)));

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 
 use super::generated::kvscout_v1;
 use crate::admission::Overloaded;
-use crate::service::{Refusal, elsewhere};
+use crate::service::{OVERLOADED, Refusal, elsewhere};
 
 /// Why a call has no answer. On the wire `kvscout-reason` and `kvscout-field` go with the status.
 #[derive(Clone, Debug)]
@@ -51,8 +51,7 @@ impl Failure {
 
 impl From<Overloaded> for Failure {
     fn from(_: Overloaded) -> Failure {
-        let message = "more questions are waiting than are answered in time (limits.concurrency, limits.queue)";
-        Failure::new(Code::ResourceExhausted, "overloaded", message)
+        Failure::new(Code::ResourceExhausted, "overloaded", OVERLOADED)
     }
 }
 
@@ -70,6 +69,7 @@ impl From<Refusal> for Failure {
             Refusal::NotAllowed(message) => (Code::PermissionDenied, "not_allowed", message),
             Refusal::Invalid(message) => (Code::InvalidArgument, "invalid", message),
             Refusal::Unavailable(message) => (Code::Unavailable, "unavailable", message),
+            Refusal::Overloaded => return Overloaded.into(),
             Refusal::Elsewhere(what) => (Code::Unimplemented, "not_implemented", elsewhere(what)),
         };
         Failure::new(code, reason, message)

@@ -111,14 +111,18 @@ impl KvIndexer for Bridges {
     ) -> Result<Response<MatchExternalKvResponse>, Status> {
         let start = Instant::now();
         let MatchExternalKvRequest { hashes, count_as_hit } = request.into_inner();
+        let size = hashes.len();
         let outcome = match check("hashes", &hashes) {
             Ok(()) => {
-                let found = self.0.service.external().holdings(&hashes, count_as_hit);
-                found.map(matches).map_err(|TooMuch| {
-                    Failure::exhausted(
-                        "field 'hashes': too many are held by too many; ask for fewer",
-                    )
-                })
+                let find = move |service: &Service| {
+                    let found = service.external().holdings(&hashes, count_as_hit);
+                    found.map(matches).map_err(|TooMuch| {
+                        Failure::exhausted(
+                            "field 'hashes': too many are held by too many; ask for fewer",
+                        )
+                    })
+                };
+                self.0.run(size, find).await
             }
             Err(failure) => Err(failure),
         };
@@ -156,11 +160,19 @@ impl KvIndexer for Bridges {
     ) -> Result<Response<GetExternalKvHitCountsResponse>, Status> {
         let start = Instant::now();
         let GetExternalKvHitCountsRequest { hashes } = request.into_inner();
-        let outcome = check("hashes", &hashes).map(|()| {
-            let hits = self.0.service.external().hits(&hashes);
-            let entry = |(hash, hit_count_total)| HitCountEntry { hash, hit_count_total };
-            GetExternalKvHitCountsResponse { entries: hits.into_iter().map(entry).collect() }
-        });
+        let size = hashes.len();
+        let outcome = match check("hashes", &hashes) {
+            Ok(()) => {
+                let count = move |service: &Service| {
+                    let hits = service.external().hits(&hashes);
+                    let entry = |(hash, hit_count_total)| HitCountEntry { hash, hit_count_total };
+                    let entries = hits.into_iter().map(entry).collect();
+                    Ok(GetExternalKvHitCountsResponse { entries })
+                };
+                self.0.run(size, count).await
+            }
+            Err(failure) => Err(failure),
+        };
         self.0.answer("kv_indexer.v1.KVIndexer/GetExternalKvHitCounts", start, outcome)
     }
 }

@@ -12,7 +12,7 @@ use super::packed::Malformed;
 use super::routes::ROUTES;
 use crate::admission::Overloaded;
 use crate::auth::Denied;
-use crate::service::{Refusal, elsewhere};
+use crate::service::{OVERLOADED, Refusal, elsewhere};
 
 /// An error as HTTP answers it: Mooncake's `{"error", "reason", "field"?, "index"?}`, of which
 /// Dynamo's clients read `error`.
@@ -127,9 +127,7 @@ impl HttpError {
 
     /// 503 at once: whoever waits longer than an answer is worth goes without it.
     pub(super) fn overloaded() -> HttpError {
-        let error = "more questions are waiting than are answered in time; go on without an answer, or ask again \
-                     (limits.concurrency, limits.queue, limits.body_memory_bytes, limits.connections)";
-        let error = HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", error);
+        let error = HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", OVERLOADED);
         HttpError { header: Some("1"), ..error }
     }
 
@@ -163,16 +161,14 @@ impl From<Overloaded> for HttpError {
 
 impl From<Refusal> for HttpError {
     fn from(refusal: Refusal) -> HttpError {
-        if let Refusal::Candidate { n, wrong } = refusal {
-            return HttpError::element("candidates", n, &wrong);
-        }
         let (status, reason, error) = match refusal {
             Refusal::Conflict(error) => (StatusCode::CONFLICT, "conflict", error),
             Refusal::UnknownWorker(error) => (StatusCode::NOT_FOUND, "unknown_worker", error),
             Refusal::UnknownModel(error) => (StatusCode::NOT_FOUND, "unknown_model", error),
             Refusal::UnknownPeer(error) => (StatusCode::NOT_FOUND, "unknown_peer", error),
             Refusal::Rank(error) => return HttpError::field("rank", error),
-            Refusal::Candidate { wrong, .. } => (StatusCode::BAD_REQUEST, "invalid_field", wrong),
+            Refusal::Candidate { n, wrong } => return HttpError::element("candidates", n, &wrong),
+            Refusal::Overloaded => return HttpError::overloaded(),
             Refusal::NotAllowed(error) => (StatusCode::FORBIDDEN, "not_allowed", error),
             Refusal::Invalid(error) => (StatusCode::BAD_REQUEST, "invalid", error),
             Refusal::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),

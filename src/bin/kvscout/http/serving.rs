@@ -3,17 +3,21 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::header::RETRY_AFTER;
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 use tracing::trace;
 
@@ -22,6 +26,10 @@ use crate::listen::{Connection, Listener};
 
 /// How long a connection for which there was no place may rest.
 const CROWDED: Duration = Duration::from_secs(1);
+
+/// A connection that was refused is not listened to for so long: whoever asks again at once would cost as much as those
+/// who are answered, and whoever comes back when `retry-after` says does not notice.
+const REFUSED: Duration = Duration::from_millis(10);
 
 /// Serves until the end begins, then lets requests in flight end. A connection may rest for `idle`, and the head of a
 /// request may take as long.
@@ -53,11 +61,20 @@ pub(crate) async fn serve(
 async fn speak(connection: Connection, router: Router, idle: Duration, ending: Ending) {
     let peer = connection.peer().clone();
     let rest = if peer.is_crowded() { CROWDED } else { idle };
+    let refused = Arc::new(Mutex::new(None::<Instant>));
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         let answered = router.clone().call(request.map(Body::new));
+        let refused = Arc::clone(&refused);
         async move {
+            let since = refused.lock().take();
+            if let Some(since) = since {
+                sleep_until(since + REFUSED).await;
+            }
             let Ok(response) = answered.await;
+            if response.headers().contains_key(RETRY_AFTER) {
+                *refused.lock() = Some(Instant::now());
+            }
             Ok::<Response, Infallible>(response)
         }
     });

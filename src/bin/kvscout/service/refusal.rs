@@ -28,6 +28,8 @@ pub(crate) enum Refusal {
     NotAllowed(String),
     /// A resource is not there at the moment.
     Unavailable(String),
+    /// More is waiting than is served in time.
+    Overloaded,
     /// Only a kvscout that follows engines can do it.
     Elsewhere(&'static str),
 }
@@ -45,10 +47,15 @@ impl Refusal {
             | Refusal::Invalid(message)
             | Refusal::NotAllowed(message)
             | Refusal::Unavailable(message) => message,
+            Refusal::Overloaded => OVERLOADED.to_owned(),
             Refusal::Elsewhere(what) => elsewhere(what),
         }
     }
 }
+
+/// What whoever comes beyond the limits is told.
+pub(crate) const OVERLOADED: &str = "more questions are waiting than are answered in time; go on without an answer, \
+    or ask again (limits.concurrency, limits.queue, limits.body_memory_bytes, limits.connections)";
 
 /// Why a reader of a store does not do something.
 pub(crate) fn elsewhere(what: &str) -> String {

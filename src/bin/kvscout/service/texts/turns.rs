@@ -37,8 +37,7 @@ impl Turns {
         let mut taken = self.taken.lock();
         if taken.running >= self.at_a_time {
             if taken.waiting >= self.most_waiting {
-                let busy = "too many texts wait to be tokenized; try again later";
-                return Err(Refusal::Unavailable(busy.to_owned()));
+                return Err(Refusal::Overloaded);
             }
             taken.waiting += 1;
             self.returned.wait_while(&mut taken, |taken| taken.running >= self.at_a_time);
@@ -66,7 +65,7 @@ mod tests {
     fn who_finds_too_many_waiting_is_sent_away_and_a_turn_comes_back() {
         let turns = Turns::new(1, 0);
         let first = turns.take().unwrap();
-        assert!(matches!(turns.take(), Err(Refusal::Unavailable(_))));
+        assert!(matches!(turns.take(), Err(Refusal::Overloaded)));
         drop(first);
         assert!(turns.take().is_ok());
     }
