@@ -10,6 +10,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -117,14 +119,19 @@ fn publisher() -> (zmq::Socket, String) {
 
 /// The body of `GET /snapshot`.
 fn snapshot_of(daemon: &Daemon) -> Vec<u8> {
+    let mut answer = ask_for_snapshot(daemon);
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    answer.split_off(end + 4)
+}
+
+fn ask_for_snapshot(daemon: &Daemon) -> Vec<u8> {
     let mut stream = TcpStream::connect(daemon.address()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(b"GET /snapshot HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
-    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
-    answer.split_off(end + 4)
+    answer
 }
 
 fn mode(path: &Path) -> u32 {
@@ -421,6 +428,30 @@ fn a_snapshot_is_given_to_others_only_where_that_is_configured() {
     let nobody = "[state]\nfrom = \"http://127.0.0.1:9\"";
     let asking = Daemon::start(&["--state", other.text()], nobody, &[]);
     assert_eq!(asking.get("/ready").status, 200);
+}
+
+#[test]
+fn one_snapshot_is_sent_at_a_time_and_whoever_comes_meanwhile_is_told() {
+    let directory = Directory::new("at-a-time");
+    let daemon = Daemon::start(&["--state", directory.text()], "[state]\nshare = true", &[]);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                ask_for_snapshot(&daemon);
+            }
+        });
+        eventually("two meet", || {
+            let answer = ask_for_snapshot(&daemon);
+            let answer = String::from_utf8_lossy(&answer);
+            let (is_sent, is_refused) =
+                (answer.starts_with("HTTP/1.1 200 "), answer.starts_with("HTTP/1.1 503 "));
+            assert!(is_sent || is_refused && answer.contains("another snapshot"), "{answer}");
+            is_refused
+        });
+        over.store(true, Ordering::Relaxed);
+    });
+    eventually("another is sent", || ask_for_snapshot(&daemon).starts_with(b"HTTP/1.1 200 "));
 }
 
 #[test]
