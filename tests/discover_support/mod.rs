@@ -1,4 +1,5 @@
 //! A name server (knot) with one zone, `test.`, whose records the tests change.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fmt::Write as _;
 use std::fs;
