@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use daemon_support::{Batch, Daemon, config_file, kvscout};
-use discover_support::NameServer;
+use discover_support::{NameServer, is_root};
 use metrics_support::{documented_of, exposed_of};
 use zmq_support::{bound_publisher, eventually};
 
@@ -225,6 +225,38 @@ fn l15_a_restart_begins_with_the_engines_it_knew_though_nobody_answers() {
     let daemon = Daemon::start(&state, "", &[]);
     assert_eq!(pods(&daemon), [""; 0], "nobody looks at the name any more");
     daemon.terminate();
+}
+
+#[test]
+fn l16_a_registered_engine_whose_name_moves_to_another_address_is_followed_there() {
+    if !is_root() {
+        return;
+    }
+    let mut names = NameServer::of_systems(&["pod 0 A 127.0.0.2"]);
+    let mut engines = Engines::at(&["127.0.0.2", "127.0.0.3"]);
+    let daemon = Daemon::start_as(names.for_the_system_of(&kvscout()), &[], "", &[]);
+    let named = format!("tcp://pod.test:{}", engines.port);
+    let body = json!({ "model_name": "m", "instance_id": 7, "block_size": 4, "endpoint": named });
+    daemon.post("/register", &body).json(201);
+    let (_, before) = engines.publishers.remove(0);
+    for (seq, token) in [(0, 100), (1, 200)] {
+        daemon.feed(&before, "", &Batch { seq, payload: stored(token) }, "7");
+    }
+    assert_eq!(holders(&daemon, 100), ["7"]);
+
+    names.change(&["pod 0 A 127.0.0.3"]);
+    drop(before);
+    eventually("the link is down", || daemon.worker("7", 0)["link"]["state"] == "down");
+    let (_, after) = &engines.publishers[0];
+    daemon.feed(after, "", &Batch { seq: 0, payload: stored(300) }, "7");
+    assert_eq!(holders(&daemon, 300), ["7"]);
+    assert_eq!(holders(&daemon, 100), [""; 0], "another engine has not what the former had");
+    let worker = daemon.worker("7", 0);
+    assert_eq!((&worker["endpoint"], &worker["link"]["state"]), (&json!(named), &json!("up")));
+    assert_eq!(pods(&daemon), ["7"], "it is the same worker");
+    let log = daemon.terminate();
+    let moved = format!("now=tcp://127.0.0.3:{}", engines.port);
+    assert!(log.contains("the name stands for another address") && log.contains(&moved), "{log}");
 }
 
 #[test]

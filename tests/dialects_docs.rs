@@ -32,6 +32,30 @@ fn blocks(page: &str) -> Vec<(&str, &str)> {
     blocks
 }
 
+/// The daemon that a page begins with, started by its flags but for addresses; a file that it names has this text.
+fn started(page: &str, endpoint: &str, more: &[&str], file: &str) -> Daemon {
+    let all = blocks(page);
+    let commands: Vec<&str> =
+        all.iter().filter_map(|(_, code)| code.strip_prefix("kvscout serve ")).collect();
+    let [command] = commands[..] else { panic!("one daemon for all calls: {commands:?}") };
+    let (command, named) = match command.split_once(" --config ") {
+        Some((flags, rest)) => {
+            let (name, more) = rest.split_once(' ').unwrap_or((rest, ""));
+            (format!("{flags} {more}"), Some(name))
+        }
+        None => (command.to_owned(), None),
+    };
+    assert!(named.is_none_or(|name| page.contains(&format!("\n`{name}`:\n"))), "{named:?}");
+    // The page's engine is on a machine that the test has not.
+    let here =
+        command.replace("tcp://10.0.0.7:5557", endpoint).replace("127.0.0.1:13334", "127.0.0.1:0");
+    assert!(here.contains(endpoint), "{command}");
+    let flags: Vec<&str> = here.split_whitespace().chain(more.iter().copied()).collect();
+    let daemon = Daemon::start(&flags, file, &[]);
+    eventually("the source is added", || daemon.get("/ready").status == 200);
+    daemon
+}
+
 /// Whether there is a curl, which there has to be where clients are required.
 fn has_curl() -> bool {
     let is_there = Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok();
@@ -48,14 +72,13 @@ fn every_call_has_the_answer_that_stands_below_it() {
         return;
     }
     let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
-    let source = format!("7={endpoint}");
+    let page = include_str!("../docs/dialects.md");
     let tokenizer = tokenize_support::folder("llama3");
-    let file = format!(
-        "[dialects]\ndynamo_hashes = true\n[models.m]\ntokenizer = \"{}\"",
-        tokenizer.display()
-    );
-    let daemon = Daemon::start(&["--source", &source, "--model", "m"], &file, &[]);
-    eventually("the source is added", || daemon.get("/ready").status == 200);
+    let all = blocks(page);
+    let file = all.iter().find_map(|(kind, code)| (*kind == "toml").then_some(code)).unwrap();
+    assert!(file.contains("\"org/m\""), "{file}");
+    let file = file.replace("org/m", tokenizer.to_str().unwrap());
+    let daemon = started(page, &endpoint, &[], &file);
     let tokens: Vec<u32> = (1..=16).collect();
     let text = tokenize_support::load("llama3", Options::default());
     let text = text.text(tokenize_support::PAGES_TEXT, true).unwrap();
@@ -64,12 +87,13 @@ fn every_call_has_the_answer_that_stands_below_it() {
     let payload = batch(&[sixteen(11, &tokens), sixteen(21, &text[..16])]);
     daemon.feed(&socket, "", &Batch { seq: 0, payload }, "7");
 
-    let page = include_str!("../docs/dialects.md");
     // What follows is the business of tests/grpc.rs.
     let page = page.split_once("\n## gRPC").unwrap().0;
-    let blocks: Vec<_> = blocks(page).into_iter().filter(|(kind, _)| *kind != "text").collect();
+    let is_call =
+        |(kind, code): &(&str, &str)| *kind != "toml" && !code.starts_with("kvscout serve");
+    let calls_and_answers: Vec<_> = blocks(page).into_iter().filter(is_call).collect();
     let mut calls = 0;
-    for pair in blocks.chunks(2) {
+    for pair in calls_and_answers.chunks(2) {
         let [("sh", call), ("json", answer)] = pair else {
             panic!("a call, then its answer: {pair:?}")
         };
@@ -137,21 +161,17 @@ fn every_call_of_the_reference_has_an_answer_of_the_form_that_stands_below_it() 
     std::fs::create_dir_all(&folder).unwrap();
     let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
     let tokenizer = tokenize_support::folder("llama3");
-    let file = format!(
-        "[state]\nshare = true\n[models.m]\ntokenizer = \"{}\"\n\
-         [[source]]\nname = \"7\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"",
-        tokenizer.display()
-    );
+    let file =
+        format!("[state]\nshare = true\n[models.m]\ntokenizer = \"{}\"\n", tokenizer.display());
     let state = folder.join("state");
-    let daemon = Daemon::start(&["--state", state.to_str().unwrap()], &file, &[]);
-    eventually("the source is added", || daemon.get("/ready").status == 200);
+    let page = include_str!("../docs/http.md");
+    let daemon = started(page, &endpoint, &["--state", state.to_str().unwrap()], &file);
     // The first and the third token of the page's prompt, and not the second.
     let names = names("0.33.0", Algorithm::Sha256Cbor, "0", 1, &Prompt::new(&[1, 2, 3]));
     let block = with(stored(&names, None, &[1, 2, 3]), &[("block_size", json!(1))]);
     let payload = batch(&[block, removed(&names[1..2], "GPU")]);
     daemon.feed(&socket, "", &Batch { seq: 0, payload }, "7");
 
-    let page = include_str!("../docs/http.md");
     let all = blocks(page);
     let mut calls = 0;
     for (n, (kind, call)) in all.iter().enumerate() {

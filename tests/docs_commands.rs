@@ -1,14 +1,16 @@
 //! Every command of the README and of `docs/` is run here, or stands in a list with the reason why not.
 //!
-//! Run are those that need no more than kvscout, curl and an engine; the engine is simulated, and the addresses and ports
-//! of a page are replaced by those in use.
+//! Run are those that need no more than kvscout, curl, an engine and a store; the engine is simulated, and the addresses,
+//! ports and folders of a page are replaced by those in use. Every block of TOML is a configuration that loads.
 #![cfg(feature = "daemon")]
 
 mod docs_support;
 mod engine_support;
+mod redis_support;
 mod tokenize_support;
 mod zmq_support;
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -20,57 +22,106 @@ use std::thread;
 
 use docs_support::{Command, Item, folder, items, links, pages, plain, read};
 use engine_support::Engine;
+use redis_support::Server;
 use serde_json::Value;
 use zmq_support::eventually;
 
-/// Pages whose calls another test makes, all of them.
+/// Pages of which another test makes the calls and starts the daemon, and how what it runs begins.
 const ELSEWHERE: &[(&str, &str)] =
     &[("docs/dialects.md", "tests/dialects_docs.rs"), ("docs/http.md", "tests/dialects_docs.rs")];
+const RUN_THERE: &[&str] = &["curl ", "printf ", "kvscout serve "];
 
-/// Pages whose commands are not run, all of them.
-const PAGES_NOT_RUN: &[(&str, &str)] = &[
-    ("CONTRIBUTING.md", "plants bugs for half an hour, with a tool of its own"),
-    ("docs/benchmarks.md", "wants the machine for itself, for minutes"),
-    ("docs/fuzzing.md", "goes on until it is stopped, with a tool of its own"),
-    ("docs/real-engine.md", "installs an engine: 7 GB"),
-];
-
-/// Commands that are not run, by how they begin.
-const NOT_RUN: &[(&str, &str)] = &[
-    ("vllm serve ", "an engine, and a GPU; scripts/real-engine/run starts one"),
+/// Commands that are not run, whole, by the reason.
+const NOT_RUN: &[(&str, &[&str])] = &[
     (
-        "cargo install --locked --path . ",
-        "a release build; what is tested is built with the same features",
+        "an engine, and a GPU; scripts/real-engine/run starts one",
+        &[
+            r#"vllm serve MODEL --enable-prompt-tokens-details --kv-events-config '{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558"}'"#,
+        ],
     ),
-    ("openssl rand -hex 32 > /etc/kvscout/", "a place that only an operator should write to"),
-    ("pip install tokenizers==0.23.3 ", "packages from the network"),
-    ("scripts/tokenize-vectors ", "wants those packages"),
-    ("KVSCOUT_CHAOS_SEED=7 ", "ten minutes"),
-    ("KVSCOUT_SOAK_MINUTES=30 ", "half an hour"),
-    ("RUSTFLAGS=\"--cfg modelled\" ", "every interleaving, in a build of its own: minutes"),
+    (
+        "installs an engine: 7 GB",
+        &[
+            "scripts/real-engine/run",
+            "ALGORITHM=sha256_cbor SEED=42 INT_HASHES=0 scripts/real-engine/run",
+            "ALGORITHM=xxhash_cbor SEED=0 scripts/real-engine/run",
+            "ALGORITHM=xxhash scripts/real-engine/run",
+        ],
+    ),
+    (
+        "a release build; what is tested is built with the same features",
+        &["cargo install --locked --path . --features daemon"],
+    ),
+    (
+        "packages from the network, and what wants them",
+        &[
+            "pip install tokenizers==0.23.3 transformers==5.23.0 jinja2==3.1.6",
+            "scripts/tokenize-vectors && git diff --exit-code tests/vectors/tokenize",
+            "pip install grpcio-tools",
+            "python3 -m grpc_tools.protoc -I proto --python_out=. --grpc_python_out=. proto/*.proto",
+        ],
+    ),
+    (
+        "wants the machine for itself, for minutes",
+        &[
+            "cd benches/peers",
+            "cargo run --release --locked -- check --json results.json",
+            "cargo run --release --locked -- row lookup-1024 wire-to-applied",
+            "cargo run --release --locked -- exact",
+            "cargo run --release --locked -- limits",
+            "apt-get install wrk python3-zmq python3-msgpack",
+            "cargo build --release --features daemon",
+            "benches/load/run",
+            "cargo bench --features conformance --bench hash --bench decode --bench apply --bench lookup --bench score --bench end_to_end --bench retire",
+            "cargo bench --features redis --bench redis",
+            "python3 benches/redis_server.py",
+            "cargo bench --features redis --bench shared",
+        ],
+    ),
+    (
+        "goes on until it is stopped, with a tool of its own",
+        &["cd fuzz", "RUSTC_BOOTSTRAP=1 cargo fuzz run -s none decode -- -max_total_time=600"],
+    ),
+    (
+        "plants bugs for half an hour, with a tool of its own",
+        &[
+            "cargo mutants -f 'src/ingest/**' -e 'src/ingest/zmq/**' --sharding round-robin --shard 0/6 -- --lib --test stream_model --test failures_stream --test failures_identity --test failures_lifecycle --test scout --test scout_follow --test scout_state --test stream_repair --test audit_corners --test failures_audit --test failures_anchor",
+        ],
+    ),
+    (
+        "every interleaving, in a build of its own: minutes",
+        &[
+            r#"RUSTFLAGS="--cfg modelled" cargo test --release --lib scout::standing::model"#,
+            r#"RUSTFLAGS="--cfg modelled" cargo test --release --lib ::model"#,
+        ],
+    ),
+    (
+        "a sanitizer, in a build of its own: minutes",
+        &[
+            "RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --features conformance --target x86_64-unknown-linux-gnu --lib --test index_stress --test index_long --test index_image -- --include-ignored",
+        ],
+    ),
+    (
+        "ten minutes, and half an hour",
+        &[
+            "KVSCOUT_CHAOS_SEED=7 KVSCOUT_CHAOS_SECONDS=600 cargo test --features daemon --test chaos -- --nocapture",
+            "KVSCOUT_SOAK_MINUTES=30 cargo test --release --features daemon --test soak -- --ignored --nocapture",
+        ],
+    ),
 ];
 
-/// Commands that something else runs, by how they begin: the file where it does, and what stands there.
+/// Commands that something else runs, whole: the file where it does, and what stands there.
 const BY_OTHERS: &[(&str, &str, &str)] = &[
     ("./scripts/test", ".ci/run", "scripts/test"),
     ("cargo run --example route", "scripts/test", "--example route"),
-    ("cargo run --release --features daemon -- demo", "tests/demo.rs", "arg(\"demo\")"),
-    ("kvscout demo", "tests/demo.rs", "arg(\"demo\")"),
-    ("cargo test --features daemon --test chaos ", "tests/chaos.rs", "#[test]"),
+    (
+        "cargo test --features daemon --test chaos -- --nocapture",
+        "scripts/test",
+        "cargo test --locked --no-default-features --features \"$features\"",
+    ),
+    // Wants a terminal.
     ("kvscout top", "tests/top.rs", "\"top\""),
-    ("kvscout record ", "tests/cli_record.rs", "\"record\""),
-    ("{ cat a.jsonl;", "tests/cli_record.rs", "\"replay\""),
-    (
-        "kvscout serve --model m --source 7=tcp://10.0.0.7:5557 --store ",
-        "tests/daemon_store.rs",
-        "\"--store\"",
-    ),
-    ("kvscout serve --store ", "tests/daemon_store.rs", "\"--mode\""),
-    (
-        "curl -s localhost:13333/workers -H \"authorization: ",
-        "tests/failures_security.rs",
-        "authorization",
-    ),
+    // Wants a second daemon, on another machine.
     ("kvscout serve --config replica.toml", "tests/daemon_state.rs", "from = "),
     (
         "curl -sf http://10.0.0.2:13333/snapshot -o /var/lib/kvscout/snapshot",
@@ -79,11 +130,30 @@ const BY_OTHERS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// What of a command is run in another way: the program that is built already, for less long, with the daemon that is there.
+const INSTEAD: &[(&str, &str)] = &[
+    ("cargo run --release --features daemon -- ", "kvscout "),
+    (" --requests 20000", ""),
+    ("kvscout demo", "kvscout demo --requests 40"),
+    (" --for 5m", " --for 2s"),
+    ("kvscout top --once", "kvscout top --url http://127.0.0.1:13333 --once"),
+];
+
 /// Files that a page speaks of and does not show.
-const FILES: &[(&str, &str)] = &[(
-    "kvscout.toml",
-    "[[source]]\nname = \"engine-a\"\nendpoint = \"tcp://127.0.0.1:5557\"\nmodel = \"MODEL\"\n",
-)];
+const FILES: &[(&str, &str)] = &[
+    (
+        "kvscout.toml",
+        "[[source]]\nname = \"engine-a\"\nendpoint = \"tcp://127.0.0.1:5557\"\nmodel = \"MODEL\"\n",
+    ),
+    (
+        "conversation_trace.jsonl",
+        "{\"timestamp\": 0, \"input_length\": 1100, \"output_length\": 20, \"hash_ids\": [1, 2, 3]}\n\
+         {\"timestamp\": 900, \"input_length\": 1600, \"output_length\": 9, \"hash_ids\": [1, 2, 4, 5]}\n",
+    ),
+];
+
+/// Pages whose answers are compared with what is answered here, all fields.
+const COMPARED: &[&str] = &["README.md", "docs/getting-started.md"];
 
 #[test]
 fn every_command_is_run_or_has_a_reason() {
@@ -95,22 +165,17 @@ fn every_command_is_run_or_has_a_reason() {
     }
     let (mut run, mut reasons) = (0, BTreeSet::new());
     thread::scope(|scope| {
-        let walks: Vec<_> = pages()
-            .into_iter()
-            .filter(|page| !is_listed(page))
-            .map(|page| scope.spawn(move || walk(&page)))
-            .collect();
+        let walks: Vec<_> =
+            pages().into_iter().map(|page| scope.spawn(move || walk(&page))).collect();
         for walk in walks {
             let (ran, used) = walk.join().expect("what went wrong stands above");
             run += ran;
             reasons.extend(used);
         }
     });
-    // Where pages are not run by the tests of ELSEWHERE.
-    assert!(run >= 20, "{run}");
-    let listed = NOT_RUN.iter().map(|(begins, _)| *begins);
-    let listed: BTreeSet<&str> =
-        listed.chain(BY_OTHERS.iter().map(|(begins, ..)| *begins)).collect();
+    // Beside those that the tests of ELSEWHERE run.
+    assert!(run >= 40, "{run}");
+    let listed: BTreeSet<&str> = listed().collect();
     assert_eq!(reasons, listed, "a reason for a command that no page has any more");
 }
 
@@ -120,19 +185,35 @@ fn what_runs_elsewhere_is_there() {
         let name = page.rsplit('/').next().unwrap();
         assert!(read(test).contains(name), "{test} does not read {page}");
     }
-    for (begins, file, there) in BY_OTHERS {
-        assert!(read(file).contains(there), "{file} has no {there:?}, which is to run {begins:?}");
+    for (command, file, there) in BY_OTHERS {
+        assert!(read(file).contains(there), "{file} has no {there:?}, which is to run {command:?}");
     }
 }
 
 #[test]
 fn no_command_hides_in_a_block_of_another_kind() {
-    for page in pages().iter().filter(|page| !is_listed(page)) {
-        for item in items(&read(page)) {
+    let programs = [
+        "$",
+        "kvscout",
+        "curl",
+        "cargo",
+        "vllm",
+        "systemctl",
+        "pip",
+        "python3",
+        "apt-get",
+        "redis-cli",
+    ];
+    for page in pages() {
+        for item in items(&read(&page)) {
             let Item::Other(language, body) = item else { continue };
-            let first = body.split_whitespace().next().unwrap_or_default();
-            let is_command =
-                ["$", "kvscout", "curl", "cargo", "vllm", "systemctl"].contains(&first);
+            // Variables stand before a program.
+            let first = body.split_whitespace().find(|word| !word.contains('='));
+            let is_command = first.is_some_and(|first| {
+                programs.contains(&first)
+                    || first.starts_with("./")
+                    || first.starts_with("scripts/")
+            });
             assert!(!is_command, "{page}: ```{language}\n{body}\n``` should be a block of sh");
         }
     }
@@ -157,19 +238,27 @@ fn every_link_leads_to_a_file() {
     }
 }
 
-fn is_listed(page: &str) -> bool {
-    ELSEWHERE.iter().chain(PAGES_NOT_RUN).any(|(listed, _)| *listed == page)
+/// The commands that have a reason.
+fn listed() -> impl Iterator<Item = &'static str> {
+    let not_run = NOT_RUN.iter().flat_map(|(_, commands)| commands.iter().copied());
+    not_run.chain(BY_OTHERS.iter().map(|(command, ..)| *command))
 }
 
 /// Runs what a page says, in its order; how much that was, and which reasons were needed for the rest.
 fn walk(page: &str) -> (usize, BTreeSet<&'static str>) {
     let (mut place, mut run, mut reasons) = (None, 0, BTreeSet::new());
+    let is_elsewhere = ELSEWHERE.iter().any(|(elsewhere, _)| *elsewhere == page);
     let items = items(&read(page));
     for (at, item) in items.iter().enumerate() {
         match item {
             Item::Command(command) => {
-                if let Some(begins) = reason(&command.text) {
-                    reasons.insert(begins);
+                if let Some(reason) = listed().find(|listed| *listed == plain(&command.text)) {
+                    reasons.insert(reason);
+                    continue;
+                }
+                if is_elsewhere {
+                    let is_run = RUN_THERE.iter().any(|begins| command.text.starts_with(begins));
+                    assert!(is_run, "{page}: {} is run nowhere", command.text);
                     continue;
                 }
                 let answer = items.get(at + 1).and_then(|next| match next {
@@ -180,7 +269,19 @@ fn walk(page: &str) -> (usize, BTreeSet<&'static str>) {
                 run += 1;
             }
             Item::File(name, body) => {
-                place.get_or_insert_with(|| Place::new(page)).write(name, body)
+                place.get_or_insert_with(|| Place::new(page)).write(name, body);
+                if name.ends_with(".toml") {
+                    place.as_ref().unwrap().loads(name);
+                }
+            }
+            // What Cargo reads is no configuration of ours.
+            Item::Other(language, body)
+                if language == "toml" && !body.starts_with("[dependencies]") =>
+            {
+                let place = place.get_or_insert_with(|| Place::new(page));
+                place.write("shown.toml", body);
+                place.loads("shown.toml");
+                place.shown = true;
             }
             Item::Other(..) => {}
         }
@@ -188,13 +289,18 @@ fn walk(page: &str) -> (usize, BTreeSet<&'static str>) {
     (run, reasons)
 }
 
-/// The beginning under which a command is listed.
-fn reason(text: &str) -> Option<&'static str> {
-    let text = plain(text) + " ";
-    let begins = NOT_RUN.iter().map(|(begins, _)| *begins);
-    begins
-        .chain(BY_OTHERS.iter().map(|(begins, ..)| *begins))
-        .find(|begins| text.starts_with(begins))
+/// Whether a configuration has what a page shows of it, and maybe more.
+fn has(whole: &toml::Value, part: &toml::Value) -> bool {
+    match (whole, part) {
+        (toml::Value::Table(whole), toml::Value::Table(part)) => {
+            part.iter().all(|(key, part)| whole.get(key).is_some_and(|whole| has(whole, part)))
+        }
+        (toml::Value::Array(whole), toml::Value::Array(part)) => {
+            whole.len() == part.len()
+                && whole.iter().zip(part).all(|(whole, part)| has(whole, part))
+        }
+        _ => whole == part,
+    }
 }
 
 /// Where a page's commands run: a folder, an engine, and the daemon that was started last.
@@ -202,8 +308,13 @@ struct Place {
     page: String,
     folder: PathBuf,
     engine: Engine,
+    store: OnceCell<Server>,
     daemon: Option<Child>,
     address: Option<String>,
+    /// The mask that the page has set for the files that follow.
+    umask: String,
+    /// Whether it has shown a configuration.
+    shown: bool,
 }
 
 impl Place {
@@ -221,7 +332,16 @@ impl Place {
         let text = read(page);
         let model = ["MODEL", "tiny"].into_iter().find(|model| text.contains(model)).unwrap_or("m");
         let engine = Engine::start(&zmq::Context::new(), model, false);
-        let place = Place { page: page.to_owned(), folder, engine, daemon: None, address: None };
+        let place = Place {
+            page: page.to_owned(),
+            folder,
+            engine,
+            store: OnceCell::new(),
+            daemon: None,
+            address: None,
+            umask: String::new(),
+            shown: false,
+        };
         FILES.iter().for_each(|(name, text)| place.write(name, text));
         place
     }
@@ -230,19 +350,38 @@ impl Place {
         fs::write(self.folder.join(name), self.here(text) + "\n").unwrap();
     }
 
+    /// A file is a configuration, and all of it is in effect.
+    fn loads(&self, name: &str) {
+        let command = format!("kvscout serve --config {name} --print-config");
+        let printed = self.shell(&command).output().unwrap();
+        let said = String::from_utf8_lossy(&printed.stderr).into_owned();
+        let shown = fs::read_to_string(self.folder.join(name)).unwrap();
+        assert!(printed.status.success(), "{}: {shown}: {said}", self.page);
+        let printed = String::from_utf8(printed.stdout).unwrap();
+        let [whole, part] =
+            [&printed, &shown].map(|text| toml::Value::Table(text.parse().unwrap()));
+        assert!(has(&whole, &part), "{}: {shown} is not in {printed}", self.page);
+    }
+
     /// A text with this place's addresses for those of the page.
     fn here(&self, text: &str) -> String {
         let Engine { base, events, replay, .. } = &self.engine;
         let tokenizer = tokenize_support::folder("llama3").display().to_string();
         let state = self.folder.join("state").display().to_string();
+        let folder = self.folder.display().to_string();
         let daemon = self.address.as_deref().unwrap_or("127.0.0.1:1");
         let mut text = text.to_owned();
+        if text.contains("redis://10.0.0.2:6379") {
+            let store = self.store.get_or_init(Server::start);
+            text = text.replace("redis://10.0.0.2:6379", &store.address());
+        }
         for (there, here) in [
             ("http://127.0.0.1:8000", base.as_str()),
             ("http://127.0.0.1:18000", base),
             ("tcp://127.0.0.1:5557", events),
             ("tcp://127.0.0.1:15557", events),
             ("tcp://10.0.0.7:5557", events),
+            ("tcp://10.0.0.7:5558", replay),
             ("tcp://127.0.0.1:5558", replay),
             ("tcp://127.0.0.1:15558", replay),
             ("tcp://10.0.0.8:5557", "tcp://127.0.0.1:9"),
@@ -250,6 +389,7 @@ impl Place {
             ("localhost:13333", daemon),
             ("127.0.0.1:13333", daemon),
             ("/var/lib/kvscout", &state),
+            ("/etc/kvscout", &folder),
             ("STATE", &state),
             ("TOKENIZER", &tokenizer),
         ] {
@@ -259,27 +399,33 @@ impl Place {
     }
 
     fn run(&mut self, command: &Command, answer: Option<&str>) {
-        let serves =
-            |text: &str| text.contains("kvscout serve") && !text.contains("--print-config");
-        if serves(&command.text) {
-            return self.serve(&command.text);
+        let instead = INSTEAD.iter();
+        let text =
+            instead.fold(command.text.clone(), |text, (there, here)| text.replace(there, here));
+        if text.starts_with("umask ") {
+            self.umask = text + "; ";
+            return;
         }
-        if self.address.is_none() && command.text.contains("13333") {
+        if text.contains("kvscout serve") && !text.contains("--print-config") {
+            return self.serve(&text);
+        }
+        if self.address.is_none() && text.contains("13333") {
             // The page takes one for granted.
-            self.serve("kvscout serve --model MODEL --source engine-a=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558");
+            let config = if self.shown { " --config shown.toml" } else { "" };
+            self.serve(&format!("kvscout serve --model MODEL --source engine-a=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558{config}"));
         }
         if command.text.contains("/v1/score") {
             self.settle();
         }
         let Output { status, stdout, stderr } =
-            self.shell(&self.here(&command.text)).output().unwrap();
+            self.shell(&(self.umask.clone() + &self.here(&text))).output().unwrap();
         let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
         let said = format!("{}: {}\n{stdout}{stderr}", self.page, command.text);
         assert!(status.success(), "{status}, {said}");
         if command.text.contains("kvscout hash") {
             assert_eq!(stdout, command.output, "{said}");
         }
-        if let (Some(answer), "docs/getting-started.md") = (answer, self.page.as_str()) {
+        if let Some(answer) = answer.filter(|_| COMPARED.contains(&self.page.as_str())) {
             let [found, shown]: [Value; 2] =
                 [&stdout, answer].map(|text| serde_json::from_str(text).expect(&said));
             assert_eq!(found, shown, "{said}");

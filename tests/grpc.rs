@@ -229,7 +229,7 @@ fn every_call_of_the_page_has_the_answer_that_stands_below_it() {
     let events = [sixteen(11, &tokens), sixteen(21, &text[..16])];
     let (daemon, _sockets) = daemon(&[("7", "prefill")], &events, &config);
     let page = include_str!("../docs/dialects.md").split_once("\n## gRPC").unwrap().1;
-    let blocks: Vec<_> = blocks(page).into_iter().filter(|(kind, _)| *kind != "text").collect();
+    let blocks: Vec<_> = blocks(page).into_iter().filter(|(kind, _)| *kind != "sh").collect();
     let ((first, begin), calls) = blocks.split_first().unwrap();
     assert_eq!(*first, "python");
     let mut program = begin.replace("localhost:13334", daemon.grpc());

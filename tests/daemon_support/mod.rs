@@ -26,7 +26,16 @@ impl Daemon {
     /// Starts `kvscout serve` on any port with these flags, a configuration file's text and
     /// variables of the environment.
     pub(crate) fn start(flags: &[&str], file: &str, environment: &[(&str, &str)]) -> Daemon {
-        let mut command = kvscout();
+        Daemon::start_as(kvscout(), flags, file, environment)
+    }
+
+    /// The same with what starts `kvscout`.
+    pub(crate) fn start_as(
+        mut command: Command,
+        flags: &[&str],
+        file: &str,
+        environment: &[(&str, &str)],
+    ) -> Daemon {
         command.arg("serve").args(flags);
         if !flags.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);

@@ -2,11 +2,47 @@
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use crate::daemon_support::Daemon;
 
 /// Metrics by name: their type, and the labels of their series.
 pub(crate) type Metrics = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// Whether there is a curl, which calls over gRPC are made with; it has to be there where clients are required.
+pub(crate) fn has_curl() -> bool {
+    let is_there = Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok();
+    assert!(is_there || std::env::var_os("KVSCOUT_TEST_CLIENTS").is_none(), "there is no curl");
+    if !is_there {
+        eprintln!("skipped: there is no curl");
+    }
+    is_there
+}
+
+/// Calls a method over gRPC with an empty message; the number of its status.
+pub(crate) fn call(daemon: &Daemon, method: &str) -> String {
+    let mut curl = Command::new("curl");
+    curl.args([
+        "-sS",
+        "-D",
+        "-",
+        "-o",
+        "/dev/null",
+        "--http2-prior-knowledge",
+        "--data-binary",
+        "@-",
+    ]);
+    curl.args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
+    curl.arg(format!("http://{}/{method}", daemon.grpc()));
+    let mut child = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Not compressed, and of no bytes.
+    child.stdin.take().unwrap().write_all(&[0; 5]).unwrap();
+    let said = child.wait_with_output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    let status = said.lines().find_map(|line| line.strip_prefix("grpc-status: "));
+    status.unwrap_or_else(|| panic!("{method}: {said:?}")).trim().to_owned()
+}
 
 /// What a daemon exposes.
 pub(crate) fn exposed(daemon: &Daemon) -> Metrics {

@@ -1,6 +1,6 @@
-//! A Prometheus that scrapes a daemon, and promtool.
+//! A Prometheus that scrapes a daemon and an engine's figures, and promtool.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -50,16 +50,20 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// One that scrapes `target` as job `kvscout` twice a second, has these rules, and keeps its data in a
-    /// new directory.
-    pub(crate) fn start(target: &str, rules: &Path, directory: &Path) -> Prometheus {
+    /// One that scrapes these targets, each with its job before it, twice a second, has these rules, and keeps its data
+    /// in a new directory.
+    pub(crate) fn start(targets: &[(&str, &str)], rules: &Path, directory: &Path) -> Prometheus {
         std::fs::create_dir_all(directory).unwrap();
         let config = directory.join("prometheus.yml");
-        let text = format!(
+        let mut text = format!(
             "global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}\n\
              rule_files: [{rules:?}]\n\
-             scrape_configs: [{{job_name: kvscout, static_configs: [{{targets: [{target:?}]}}]}}]\n"
+             scrape_configs:\n"
         );
+        for (job, target) in targets {
+            text +=
+                &format!("- {{job_name: {job}, static_configs: [{{targets: [{target:?}]}}]}}\n");
+        }
         std::fs::write(&config, text).unwrap();
         loop {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -118,6 +122,38 @@ impl Drop for Prometheus {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Where the figures of an engine are, as vLLM's `/metrics` has them, until the test ends. At each look there are four
+/// tokens more that were asked for, and three of them were cached.
+pub(crate) fn engine_figures(model: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let labels = format!("{{engine=\"0\",model_name=\"{model}\"}}");
+    thread::spawn(move || {
+        let streams = listener.incoming().map_while(Result::ok);
+        for (mut stream, look) in streams.zip(1_u64..) {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut head = String::new();
+            while reader.read_line(&mut head).is_ok_and(|n| n > 2) {}
+            let mut body = String::new();
+            // Versions of 2025 have both names.
+            for name in ["prefix_cache", "gpu_prefix_cache"] {
+                for (what, n) in [("queries", 4 * look), ("hits", 3 * look)] {
+                    let name = format!("vllm:{name}_{what}");
+                    body += &format!("# TYPE {name}_total counter\n{name}_total{labels} {n}.0\n");
+                }
+            }
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n\
+                 content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
+            // Whoever asked may be gone.
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
 }
 
 /// Status and body of an answer, if there is one.

@@ -40,6 +40,12 @@ struct Called {
     code: &'static str,
 }
 
+/// One gRPC method.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Method {
+    method: &'static str,
+}
+
 /// One HTTP route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Taken {
@@ -68,6 +74,8 @@ pub(crate) struct Metrics {
     request_seconds: Waits<Taken>,
     /// Calls by method and status.
     calls: Family<Called, Counter>,
+    /// From a call's message to its answer.
+    call_seconds: Waits<Method>,
     /// Time within the index for one question, tokens already read.
     pub(crate) score_seconds: Histogram,
     /// Time for a text or chat, by who turns it into tokens.
@@ -128,6 +136,7 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: waits(),
             calls: Family::default(),
+            call_seconds: waits(),
             // 10 us, where the answers for short prompts are, to 0.33 s.
             score_seconds: Histogram::new(exponential_buckets(10e-6, 2.0, 16)),
             tokenize_seconds: waits(),
@@ -173,6 +182,11 @@ impl Metrics {
     /// Counts a call by its method, as gRPC writes it without the first slash, and its status.
     pub(crate) fn count_call(&self, method: &'static str, code: &'static str) {
         self.calls.get_or_create(&Called { method, code }).inc();
+    }
+
+    /// Counts how long the answer to a call took whose message was read.
+    pub(crate) fn time_call(&self, method: &'static str, took: Duration) {
+        self.call_seconds.get_or_create(&Method { method }).observe(took.as_secs_f64());
     }
 
     /// Counts a receipt.
@@ -260,6 +274,8 @@ impl Metrics {
         to.register_with_unit("score", "Time within the index for one question", seconds, score);
         let (seconds, requests) = (Unit::Seconds, self.request_seconds.clone());
         to.register_with_unit("http_request", "Time for an answer by route", seconds, requests);
+        let (seconds, calls) = (Unit::Seconds, self.call_seconds.clone());
+        to.register_with_unit("grpc_request", "Time for an answer by method", seconds, calls);
         let (seconds, texts) = (Unit::Seconds, self.tokenize_seconds.clone());
         to.register_with_unit("tokenize", "Time to turn a text into tokens", seconds, texts);
     }

@@ -92,8 +92,10 @@ impl App {
     ) -> Result<Response<T>, Status> {
         let outcome = outcome.map_err(Status::from);
         let code = outcome.as_ref().err().map_or(tonic::Code::Ok, Status::code);
-        debug!(method, ?code, micros = start.elapsed().as_micros() as u64, "answered");
+        let took = start.elapsed();
+        debug!(method, ?code, micros = took.as_micros() as u64, "answered");
         self.service.metrics().count_call(method, refusal::name(code));
+        self.service.metrics().time_call(method, took);
         outcome.map(Response::new)
     }
 }

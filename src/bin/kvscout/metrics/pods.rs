@@ -76,6 +76,7 @@ const COUNTERS: &[Metric] = &[
             ("different", |view| view.status.checks.failed),
         ],
     },
+    single("pod_picks", "Picks that routers told of", &[("", |view| view.picks)]),
     Metric {
         name: "pod_receipt_tokens",
         help: "Tokens of receipts: expected, delivered, and how far these were apart",
@@ -317,8 +318,8 @@ mod tests {
             status.counters.batches = batches;
             status.held = [10, 0, 0, 0, 0];
             let (feed, source, receipts) = (None, None, None);
-            let (labels, heard) = (Default::default(), None);
-            WorkerView { status, feed, source, labels, receipts, heard }
+            let (labels, picks, heard) = (Default::default(), 0, None);
+            WorkerView { status, feed, source, labels, receipts, picks, heard }
         };
         pods.iter().map(view).collect()
     }

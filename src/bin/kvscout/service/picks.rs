@@ -1,6 +1,6 @@
 //! What routers say they decided: counted behind what the index knows, until events confirm it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use kvscout::Error;
@@ -25,6 +25,8 @@ pub(super) struct Picks {
 struct Inner {
     predictions: Predictions,
     workers: HashMap<WorkerId, Cut>,
+    /// How often each worker was picked.
+    counts: HashMap<WorkerId, u64>,
 }
 
 /// How a worker cuts prompts, and for which model.
@@ -53,14 +55,22 @@ impl Cut {
 
 impl Picks {
     pub(super) fn new(options: PredictOptions, weight: f64) -> Result<Picks, Error> {
-        let (predictions, workers) = (Predictions::new(options)?, HashMap::new());
-        let inner = Mutex::new(Inner { predictions, workers });
+        let predictions = Predictions::new(options)?;
+        let (workers, counts) = (HashMap::new(), HashMap::new());
+        let inner = Mutex::new(Inner { predictions, workers, counts });
         Ok(Picks { inner, began: Instant::now(), weight })
     }
 
     pub(super) fn forget(&self, worker: WorkerId) {
         // Its number is given to nobody else.
-        self.inner.lock().workers.remove(&worker);
+        let mut inner = self.inner.lock();
+        inner.workers.remove(&worker);
+        inner.counts.remove(&worker);
+    }
+
+    /// How often a worker was picked.
+    pub(super) fn of(&self, worker: WorkerId) -> u64 {
+        self.inner.lock().counts.get(&worker).copied().unwrap_or(0)
     }
 
     fn now(&self) -> Duration {
@@ -80,7 +90,7 @@ impl Picks {
         let Blocks::Prompt(prompt) = &request.blocks else { return };
         let now = self.now();
         let mut inner = self.inner.lock();
-        let Inner { predictions, workers } = &mut *inner;
+        let Inner { predictions, workers, .. } = &mut *inner;
         predictions.expire(now);
         if predictions.blocks() == 0 {
             workers.clear();
@@ -120,21 +130,36 @@ impl Picks {
     }
 }
 
+/// Counts a pick of one of those that are there.
+fn count(
+    counts: &mut HashMap<WorkerId, u64>,
+    worker: WorkerId,
+    there: impl ExactSizeIterator<Item = WorkerId>,
+) {
+    *counts.entry(worker).or_default() += 1;
+    // Workers of a store go without a word.
+    if counts.len() > there.len() {
+        let there: HashSet<WorkerId> = there.collect();
+        counts.retain(|worker, _| there.contains(worker));
+    }
+}
+
 impl Service {
     /// Remembers that a worker was picked for a prompt; how many blocks are predicted.
     pub(crate) fn picked(&self, question: &Question, picked: &Candidate) -> Result<usize, Refusal> {
         let worker = self.one_worker(question.tenant(), picked)?;
-        let status = self.statuses().into_iter().find(|status| status.worker == worker);
-        let status = status.ok_or_else(|| {
+        let statuses = self.statuses();
+        let status = statuses.iter().find(|status| status.worker == worker).ok_or_else(|| {
             Refusal::UnknownWorker(format!("instance {:?} is registered no more", picked.pod))
         })?;
-        let cut = Cut::of(&status);
+        let cut = Cut::of(status);
         let now = self.picks.now();
         Ok(question.with_prompt(|prompt| {
             let prompt = cut.prompt(question.model.as_deref(), &prompt);
             let mut inner = self.picks.inner.lock();
             let blocks = inner.predictions.picked(worker, &prompt, cut.shape, now);
             inner.workers.insert(worker, cut);
+            count(&mut inner.counts, worker, statuses.iter().map(|status| status.worker));
             blocks
         }))
     }
@@ -155,5 +180,22 @@ impl Service {
                 several.len()
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn picks_are_counted_of_workers_that_are_there_and_of_no_more() {
+        let mut counts = HashMap::new();
+        let there = |numbers: &[u32]| numbers.iter().map(|&n| WorkerId(n)).collect::<Vec<_>>();
+        for (worker, present) in [(1, there(&[1, 2])), (1, there(&[1, 2])), (2, there(&[1, 2]))] {
+            count(&mut counts, WorkerId(worker), present.into_iter());
+        }
+        assert_eq!(counts, HashMap::from([(WorkerId(1), 2), (WorkerId(2), 1)]));
+        count(&mut counts, WorkerId(3), there(&[2, 3]).into_iter());
+        assert_eq!(counts, HashMap::from([(WorkerId(2), 1), (WorkerId(3), 1)]));
     }
 }

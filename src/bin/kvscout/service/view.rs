@@ -22,6 +22,8 @@ pub(crate) struct WorkerView {
     pub(crate) labels: Labels,
     /// What it delivered of what was expected, as far as routers said.
     pub(crate) receipts: Option<Record>,
+    /// How often routers picked it.
+    pub(crate) picks: u64,
     /// What came last of it.
     pub(crate) heard: Option<Heard>,
 }
@@ -88,8 +90,9 @@ impl Service {
                 None => self.labels.of(status.worker),
             };
             let receipts = self.receipts.of(status.worker);
+            let picks = self.picks.of(status.worker);
             let heard = heard.get(&status.worker).copied();
-            WorkerView { status, feed, source, labels, receipts, heard }
+            WorkerView { status, feed, source, labels, receipts, picks, heard }
         });
         views.collect()
     }
