@@ -41,7 +41,7 @@ impl Daemon {
                 return Err(format!("status {status}: it wants {what}; see --token-file"));
             }
             404 => return Err("status 404: no kvscout, or one too old for this".to_owned()),
-            status => return Err(format!("status {status}")),
+            _ => return Err(client::unexpected(answer.status())),
         }
         let text = answer.text().map_err(|error| error.to_string())?;
         let status: Result<Status, _> = serde_json::from_str(&text);
