@@ -132,7 +132,10 @@ mod tests {
         // It is asked at the daemon's own address only.
         let moved =
             "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n";
-        assert_eq!(asked(None, moved).0.unwrap_err(), "status 302");
+        assert_eq!(
+            asked(None, moved).0.unwrap_err(),
+            "status 302: it sends us elsewhere, where nothing is asked; give the address itself"
+        );
     }
 
     #[test]
