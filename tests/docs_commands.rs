@@ -38,6 +38,8 @@ const PAGES_NOT_RUN: &[(&str, &str)] = &[
 /// Commands that are not run, by how they begin.
 const NOT_RUN: &[(&str, &str)] = &[
     ("vllm serve ", "an engine, and a GPU; scripts/real-engine/run starts one"),
+    ("cargo build --locked --release ", "a release build"),
+    ("systemctl ", "a service of the machine"),
     (
         "cargo install --locked --path . ",
         "a release build; what is tested is built with the same features",
@@ -58,6 +60,8 @@ const BY_OTHERS: &[(&str, &str, &str)] = &[
     ("kvscout demo", "tests/demo.rs", "arg(\"demo\")"),
     ("cargo test --features daemon --test chaos ", "tests/chaos.rs", "#[test]"),
     ("kvscout top", "tests/top.rs", "\"top\""),
+    ("install -", "tests/deploy.rs", "docs/operations.md"),
+    ("(umask 077 && openssl ", "tests/deploy.rs", "docs/operations.md"),
     ("kvscout record ", "tests/cli_record.rs", "\"record\""),
     ("{ cat a.jsonl;", "tests/cli_record.rs", "\"replay\""),
     (
