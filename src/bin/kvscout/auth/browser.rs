@@ -8,10 +8,10 @@ use std::fmt;
 use std::net::Ipv6Addr;
 
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
 /// Set by browsers alone, and by no script: how far the page's site is from here.
-const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SITE: &str = "sec-fetch-site";
 
 /// More of a name or an origin says no more.
 const SHOWN: usize = 100;
@@ -121,6 +121,8 @@ fn shown(value: &HeaderValue) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderName;
+
     use super::*;
 
     /// What becomes of a request with these headers, as text, to a listener that only localhost and numbers lead to.
