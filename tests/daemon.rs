@@ -329,8 +329,9 @@ fn a_client_that_sends_too_much_before_it_reads_has_its_answer() {
         ("transfer-encoding: chunked".to_owned(), &chunked),
     ] {
         let mut stream = TcpStream::connect(daemon.address()).unwrap();
-        let head =
-            format!("POST /query HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{framing}\r\n\r\n");
+        let head = format!(
+            "POST /query HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n{framing}\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(body.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -340,7 +341,7 @@ fn a_client_that_sends_too_much_before_it_reads_has_its_answer() {
     }
     // Who waits for leave to send is told at once.
     let mut stream = TcpStream::connect(daemon.address()).unwrap();
-    let head = "POST /query HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+    let head = "POST /query HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\
                 expect: 100-continue\r\ncontent-length: 7500000\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     let mut answer = String::new();
@@ -454,7 +455,7 @@ fn a_signal_ends_the_daemon_in_time_even_with_a_request_under_way() {
         let file = "[limits]\ndrain = \"100ms\"\nread_timeout = \"60m\"";
         let daemon = Daemon::start(&[], file, &[]);
         let mut half = TcpStream::connect(daemon.address()).unwrap();
-        half.write_all(b"POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        half.write_all(b"POST /v1/score HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\n{")
             .unwrap();
         daemon.get("/health").json(200);
         daemon.signal(name);

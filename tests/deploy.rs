@@ -2,13 +2,17 @@
 #![cfg(feature = "daemon")]
 
 mod daemon_support;
+mod docs_support;
 mod zmq_support;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use daemon_support::{config_file, kvscout};
+use daemon_support::{Daemon, config_file, kvscout};
+use docs_support::{Item, items};
 
 fn read(path: &str) -> String {
     fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -68,6 +72,103 @@ fn the_units_flags_are_the_programs() {
     let printed = kvscout().args(flags).arg("--print-config").output().unwrap();
     let config = String::from_utf8(printed.stdout).unwrap();
     assert!(printed.status.success() && config.contains(state.to_str().unwrap()), "{config}");
+}
+
+/// What the page has done to install the unit, in its order.
+fn lines_that_install() -> Vec<String> {
+    let page = read("docs/operations.md");
+    let (_, section) = page.split_once("### Under systemd\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let commands = items(section).into_iter().filter_map(|item| match item {
+        Item::Command(command) => Some(command.text),
+        _ => None,
+    });
+    commands.collect()
+}
+
+/// The absolute paths in a text.
+fn paths(text: &str) -> Vec<String> {
+    let words = text.split(|c: char| c.is_whitespace() || "()\"'=:".contains(c));
+    words.filter(|word| word.starts_with('/') && word.len() > 1).map(str::to_owned).collect()
+}
+
+/// The unit's credentials: what each is a copy of.
+fn credentials(unit: &str) -> BTreeMap<&str, &str> {
+    let lines = unit.lines().filter_map(|line| line.strip_prefix("LoadCredential="));
+    lines.map(|line| line.split_once(':').unwrap()).collect()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn the_lines_that_install_the_unit_make_every_file_that_they_and_it_name() {
+    let root = config_file("").with_extension("root");
+    let _ = fs::remove_dir_all(&root);
+    // Every system has it.
+    fs::create_dir_all(root.join("usr/local/bin")).unwrap();
+    let within = |path: &str| root.join(path.trim_start_matches('/'));
+    let lines = lines_that_install();
+    let is_run =
+        |line: &&String| !["cargo ", "systemctl ", "curl "].iter().any(|b| line.starts_with(b));
+    assert!(lines.iter().filter(is_run).count() >= 3, "{lines:?}");
+    for line in lines.iter().filter(is_run) {
+        let mut here = line.clone();
+        for path in paths(line) {
+            here = here.replace(&path, within(&path).to_str().unwrap());
+        }
+        let here = here.replace("target/release/kvscout", env!("CARGO_BIN_EXE_kvscout"));
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &here]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let run = shell.output().unwrap();
+        assert!(run.status.success(), "{here}: {}", String::from_utf8_lossy(&run.stderr));
+    }
+    let unit = fs::read_to_string(within("/etc/systemd/system/kvscout.service")).unwrap();
+    let start = unit.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
+    let credentials = credentials(&unit);
+    let mut named: Vec<String> =
+        lines.iter().flat_map(|line| paths(line)).chain(paths(start)).collect();
+    named.extend(credentials.values().map(|path| (*path).to_owned()));
+    let needed = unit.lines().filter_map(|line| line.strip_prefix("EnvironmentFile=/"));
+    named.extend(needed.map(|path| format!("/{path}")));
+    named.retain(|path| path != "/workers");
+    assert!(named.len() >= 6, "{named:?}");
+    for path in &named {
+        assert!(within(path).is_file(), "{path} is named and not made");
+    }
+
+    // Whoever the service runs as reads what is not secret, and nobody but root what is.
+    let others = |path: &str| mode(&within(path)) & 0o007;
+    assert_eq!(others("/usr/local/bin/kvscout"), 0o005);
+    assert_eq!((others("/etc/kvscout"), others("/etc/kvscout/kvscout.toml")), (0o005, 0o004));
+    let given = root.join("credentials");
+    fs::create_dir_all(&given).unwrap();
+    for (name, path) in credentials {
+        assert_eq!(mode(&within(path)), 0o600, "{path}");
+        // What systemd does with it.
+        fs::copy(within(path), given.join(name)).unwrap();
+        fs::set_permissions(given.join(name), fs::Permissions::from_mode(0o400)).unwrap();
+    }
+    let config = fs::read_to_string(within("/etc/kvscout/kvscout.toml")).unwrap();
+    let here = config.replace("/run/credentials/kvscout.service", given.to_str().unwrap());
+    assert_ne!(here, config);
+    let daemon = Daemon::start(&[], &here, &[]);
+    assert_eq!(daemon.get("/workers").status, 401);
+    let token = fs::read_to_string(within("/etc/kvscout/token")).unwrap();
+    let headers = format!("authorization: Bearer {}\r\n", token.trim());
+    assert_eq!(daemon.send("GET", "/workers", &headers, "").status, 200);
+    // What is shown there and not in effect is right, too.
+    let whole: String = config
+        .lines()
+        .map(|line| line.strip_prefix("# ").unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let (_, source) = whole.split_once("[[source]]").unwrap();
+    let file = config_file(&format!("[[source]]{source}"));
+    let printed =
+        kvscout().args(["serve", "--print-config", "--config"]).arg(file).output().unwrap();
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let _ = fs::remove_dir_all(&root);
 }
 
 #[test]

@@ -50,7 +50,10 @@ const NOT_RUN: &[(&str, &[&str])] = &[
     ),
     (
         "a release build; what is tested is built with the same features",
-        &["cargo install --locked --path . --features daemon"],
+        &[
+            "cargo install --locked --path . --features daemon",
+            "cargo build --locked --release --features daemon --bin kvscout",
+        ],
     ),
     (
         "packages from the network, and what wants them",
@@ -101,6 +104,7 @@ const NOT_RUN: &[(&str, &[&str])] = &[
             "RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --features conformance --target x86_64-unknown-linux-gnu --lib --test index_stress --test index_long --test index_image -- --include-ignored",
         ],
     ),
+    ("a service of the machine", &["systemctl daemon-reload && systemctl enable --now kvscout"]),
     (
         "ten minutes, and half an hour",
         &[
@@ -121,6 +125,31 @@ const BY_OTHERS: &[(&str, &str, &str)] = &[
     ),
     // Wants a terminal.
     ("kvscout top", "tests/top.rs", "\"top\""),
+    (
+        "install -m 755 target/release/kvscout /usr/local/bin/kvscout",
+        "tests/deploy.rs",
+        "docs/operations.md",
+    ),
+    (
+        "install -D -m 644 deploy/kvscout.service /etc/systemd/system/kvscout.service",
+        "tests/deploy.rs",
+        "docs/operations.md",
+    ),
+    (
+        "install -D -m 644 deploy/kvscout.toml /etc/kvscout/kvscout.toml",
+        "tests/deploy.rs",
+        "docs/operations.md",
+    ),
+    (
+        "(umask 077 && openssl rand -hex 32 > /etc/kvscout/token)",
+        "tests/deploy.rs",
+        "docs/operations.md",
+    ),
+    (
+        "curl -s localhost:13333/workers -H \"authorization: Bearer $(cat /etc/kvscout/token)\"",
+        "tests/deploy.rs",
+        "docs/operations.md",
+    ),
     // Wants a second daemon, on another machine.
     ("kvscout serve --config replica.toml", "tests/daemon_state.rs", "from = "),
     (

@@ -412,6 +412,25 @@ print('open', says(hs.HealthStub(channel).Check, h.HealthCheckRequest()))
     assert!(![ADMIN, READ, TENANT].iter().any(|token| log.contains(token)), "{log}");
 }
 
+#[test]
+fn a_page_from_elsewhere_is_refused_over_grpc_too() {
+    let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], "", &[]);
+    let said = grpc(&format!(
+        "sglang = ss.KVIndexerStub(grpc.insecure_channel({:?}))
+for page in [('origin', 'https://evil.example'), ('sec-fetch-site', 'cross-site'), ('sec-fetch-site', 'none')]:
+    try:
+        sglang.MatchExternalKv(s.MatchExternalKvRequest(hashes=[1]), timeout=60, metadata=[page])
+        print('OK')
+    except grpc.RpcError as error:
+        print(error.code().name, dict(error.trailing_metadata())['kvscout-reason'])
+",
+        daemon.grpc()
+    ));
+    let Some(said) = said else { return };
+    let refused = "PERMISSION_DENIED foreign_origin\n";
+    assert_eq!(said, format!("{refused}{refused}OK\n"));
+}
+
 /// Files of an authority, of a server at 127.0.0.1 and of a client.
 fn certificates(name: &str) -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tls-{name}"));

@@ -99,8 +99,9 @@ fn a_connection_that_was_refused_is_not_listened_to_for_a_moment() {
 fn ask_again(stream: &mut BufReader<TcpStream>) -> u16 {
     let body = r#"{"model": "m", "token_ids": [1, 2, 3]}"#;
     let length = body.len();
-    let question =
-        format!("POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+    let question = format!(
+        "POST /v1/score HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
     stream.get_mut().write_all(question.as_bytes()).unwrap();
     let head: Vec<String> =
         stream.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
@@ -130,7 +131,7 @@ fn bodies_that_are_under_way_share_their_memory() {
     let daemon = daemon("body_memory_bytes = 1048576\nread_timeout = \"120s\"");
     let body = format!("{{\"model\": \"m\", \"token_ids\": [{}1]}}", "1234567,".repeat(110_000));
     let head = format!(
-        "POST /v1/score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/score HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     let (most, rest) = body.split_at(body.len() - 1);
@@ -176,8 +177,7 @@ fn a_body_that_does_not_come_in_time_is_given_up() {
     let daemon = daemon("read_timeout = \"300ms\"");
     let mut slow = TcpStream::connect(daemon.address()).unwrap();
     slow.set_read_timeout(Some(PATIENCE)).unwrap();
-    let head =
-        "POST /v1/score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 40\r\n\r\n";
+    let head = "POST /v1/score HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: 40\r\n\r\n";
     slow.write_all(format!("{head}{{\"model\": \"m\"").as_bytes()).unwrap();
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
@@ -189,7 +189,7 @@ fn a_body_that_does_not_come_in_time_is_given_up() {
 #[test]
 fn a_connection_that_says_nothing_or_never_ends_its_head_is_closed() {
     let daemon = daemon("idle = \"300ms\"");
-    for head in ["", "GET /health HTTP/1.1\r\nhost: x\r\nx-never-ends: "] {
+    for head in ["", "GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx-never-ends: "] {
         let mut stream = TcpStream::connect(daemon.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(head.as_bytes()).unwrap();

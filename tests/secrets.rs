@@ -1,20 +1,24 @@
 //! Tokens, salts, payloads and credentials leave the daemon nowhere: not in a log of any level, a metric, a dump, an
-//! explanation, an error or a snapshot.
+//! explanation, an error, a snapshot or a store.
 #![cfg(feature = "daemon")]
 
 mod daemon_support;
 mod failures_support;
+mod redis_support;
 mod zmq_support;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use daemon_support::Daemon;
 use failures_support::{batch, removed, stored, with};
+use redis_support::Server;
 use serde_json::{Value, json};
-use zmq_support::{bound_publisher, eventually, publish};
+use zmq_support::{PATIENCE, bound_publisher, eventually, publish};
 
 /// What must never be seen again.
 const SALT: &str = "marked-salt-of-a-tenant";
@@ -36,8 +40,24 @@ fn marks() -> Vec<Vec<u8>> {
     }));
     marks.push(TOKEN.to_string().into_bytes());
     marks.push(format!("{TOKEN:x}").into_bytes());
+    // In binary, either way round, of 32 bits or of 64: all tokens of a block are this one.
+    let (small, large) = (TOKEN, u64::from(TOKEN));
+    marks.extend([small.to_le_bytes(), small.to_be_bytes()].map(|token| token.repeat(2)));
+    marks.extend([large.to_le_bytes(), large.to_be_bytes()].map(|token| token.repeat(2)));
     marks
 }
+
+/// What is looked at.
+const SEEN: [&str; 8] = [
+    "/metrics",
+    "/dump",
+    "/workers",
+    "/global_view",
+    "/services",
+    "/peers",
+    "/ready",
+    "/v1/status",
+];
 
 #[track_caller]
 fn says_nothing(of: &str, bytes: &[u8]) {
@@ -51,9 +71,9 @@ fn says_nothing(of: &str, bytes: &[u8]) {
     }
 }
 
-fn secret() -> PathBuf {
+fn secret(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let path = path.join(format!("secrets-{}", std::process::id()));
+    let path = path.join(format!("secrets-{}-{name}", std::process::id()));
     fs::write(&path, BEARER).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     path
@@ -188,7 +208,7 @@ fn marked_tokens_salts_payloads_and_credentials_are_seen_nowhere_again() {
         "[log]\nlevel = \"trace\"\n[auth]\ntoken_file = {:?}\n[state]\ndir = {state:?}\nshare = true\n\
          [dialects]\ndynamo_hashes = true\n\
          [[source]]\nname = \"7\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"\n",
-        secret()
+        secret("state")
     );
     let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], &config, &[]);
     publish_all(&daemon, &socket);
@@ -219,11 +239,16 @@ fn marked_tokens_salts_payloads_and_credentials_are_seen_nowhere_again() {
         says_nothing("a challenge", format!("{}{}", answer.head, answer.body).as_bytes());
     }
     call_all(&daemon);
-    for path in ["/metrics", "/dump", "/workers", "/global_view", "/services", "/peers", "/ready"] {
+    for path in SEEN {
         let (status, answer) = ask(&daemon, "GET", path, "");
         assert_eq!(status, 200, "{path}: {answer}");
         says_nothing(path, answer.as_bytes());
     }
+    let snapshot = snapshot_of(&daemon);
+    // It is written as it is: what is in it can be found.
+    let endpoint = endpoint.as_bytes();
+    assert!(snapshot.windows(endpoint.len()).any(|window| window == endpoint));
+    says_nothing("/snapshot", &snapshot);
     let log = daemon.terminate();
     assert!(log.contains("TRACE") && log.contains("DEBUG"), "the log is at its most talkative");
     says_nothing("the log", log.as_bytes());
@@ -232,12 +257,119 @@ fn marked_tokens_salts_payloads_and_credentials_are_seen_nowhere_again() {
         let path = entry.unwrap().path();
         let bytes = fs::read(&path).unwrap();
         says_nothing(&path.display().to_string(), &bytes);
-        // Tokens in binary, either way round.
-        for four in [TOKEN.to_le_bytes(), TOKEN.to_be_bytes()] {
-            let repeated = four.repeat(2);
-            assert!(!bytes.windows(8).any(|window| window == repeated), "{}", path.display());
-        }
         files += usize::from(bytes.len() > 100);
     }
     assert!(files >= 1, "there is a snapshot");
+}
+
+#[test]
+fn marked_tokens_salts_payloads_and_credentials_are_nowhere_in_a_store() {
+    let (socket, endpoint) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.1:*");
+    // Nothing hides in what is packed.
+    let server = Server::with(&["--rdbcompression", "no"]);
+    let common = format!(
+        "[log]\nlevel = \"trace\"\n[auth]\ntoken_file = {:?}\n[state]\ninterval = \"50ms\"\n\
+         [store]\naddress = {:?}\nrefresh = \"50ms\"\nread_deadline = \"10s\"\n\
+         answer_deadline = \"20s\"\nwrite_deadline = \"10s\"\n",
+        secret("store"),
+        server.address()
+    );
+    let source = format!("[[source]]\nname = \"7\"\nendpoint = \"{endpoint}\"\nmodel = \"m\"\n");
+    let writer = Daemon::start(&["--grpc", "127.0.0.1:0"], &(common.clone() + &source), &[]);
+    publish_all(&writer, &socket);
+    let reader = Daemon::start(&["--mode", "redis"], &common, &[]);
+    let scored = json!({ "model": "m", "token_ids": vec![TOKEN; 9], "cache_salt": SALT });
+    eventually("the marked blocks are in the store", || {
+        let (_, answer) = ask(&reader, "POST", "/v1/score", &scored.to_string());
+        answer.contains("\"matched_blocks\":2")
+    });
+    for daemon in [&writer, &reader] {
+        for (path, question) in questions() {
+            let (status, answer) = ask(daemon, "POST", path, &question.to_string());
+            assert!([200, 201, 400, 403, 404, 409, 501].contains(&status), "{path}: {answer}");
+            says_nothing(path, answer.as_bytes());
+        }
+        for path in SEEN {
+            let (status, answer) = ask(daemon, "GET", path, "");
+            assert!([200, 501].contains(&status), "{path}: {answer}");
+            says_nothing(path, answer.as_bytes());
+        }
+    }
+    eventually("a snapshot is in the store", || {
+        !server.ask(&["HGETALL", &key(&server, "k")]).is_empty()
+    });
+    let log = writer.terminate() + &reader.terminate();
+    says_nothing("a log", log.as_bytes());
+    let kept = everything_in(&server);
+    // What is there can be found: names of workers, and blocks.
+    assert!(
+        kept.iter()
+            .any(|(_, bytes)| bytes.windows(endpoint.len()).any(|w| w == endpoint.as_bytes()))
+    );
+    for kind in [":r:", ":n:", ":w:", ":k:"] {
+        assert!(kept.iter().any(|(key, _)| key.contains(kind)), "no {kind} among {}", kept.len());
+    }
+    for (key, bytes) in kept {
+        says_nothing(&key, key.as_bytes());
+        says_nothing(&key, &bytes);
+    }
+}
+
+/// The key with this end.
+fn key(server: &Server, end: &str) -> String {
+    let keys = server.ask(&["KEYS", &format!("*:{end}")]);
+    keys.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Every key with all that is in it: as its server writes it down, and as it gives it to a client, since numbers and
+/// short lists are written down in a form of their own.
+fn everything_in(server: &Server) -> Vec<(String, Vec<u8>)> {
+    let mut kept = Vec::new();
+    for key in server.ask(&["KEYS", "*"]).split(' ') {
+        let whole: &[&str] = match server.ask(&["TYPE", key]).as_str() {
+            "string" => &["GET", key],
+            "hash" => &["HGETALL", key],
+            "set" => &["SMEMBERS", key],
+            "list" => &["LRANGE", key, "0", "-1"],
+            "zset" => &["ZRANGE", key, "0", "-1", "WITHSCORES"],
+            // It lived until a moment ago.
+            "none" => continue,
+            other => panic!("{key} is a {other}"),
+        };
+        for words in [&["DUMP", key][..], whole] {
+            kept.push((key.to_owned(), reply_of(server, words)));
+        }
+    }
+    kept
+}
+
+/// The bytes of a reply, as they come.
+fn reply_of(server: &Server, words: &[&str]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut request = format!("*{}\r\n", words.len());
+    for word in words {
+        request += &format!("${}\r\n{word}\r\n", word.len());
+    }
+    stream.write_all((request + "*1\r\n$4\r\nQUIT\r\n").as_bytes()).unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    assert!(!reply.starts_with(b"-") && reply.ends_with(b"+OK\r\n"), "{words:?}");
+    reply
+}
+
+/// The body of `/snapshot`.
+fn snapshot_of(daemon: &Daemon) -> Vec<u8> {
+    let mut stream = TcpStream::connect(daemon.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!(
+        "GET /snapshot HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         authorization: Bearer {BEARER}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    answer.split_off(end + 4)
 }

@@ -325,8 +325,9 @@ fn more_texts_than_may_wait_for_an_engine_are_refused_at_once() {
     let daemon = daemon("models.m.tokenizer = \"engine\"", &source, &[]);
     let body = asked(r#"{"prompt":"once upon a time"}"#);
     let length = body.len();
-    let question =
-        format!("POST /v1/score HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+    let question = format!(
+        "POST /v1/score HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
     // 32 are asked at a time, and 192 wait.
     let mut waiting: Vec<TcpStream> = (0..=32 + 192)
         .map(|_| {

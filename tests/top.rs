@@ -270,7 +270,7 @@ fn in_a_real_browser_the_page_shows_the_workers_and_no_name_becomes_markup() {
 fn the_page_comes_with_a_policy_that_allows_nothing_but_itself() {
     let (daemon, _socket) = site(&[]);
     let mut stream = TcpStream::connect(daemon.address()).unwrap();
-    let request = "GET / HTTP/1.1\r\nhost: kvscout\r\nconnection: close\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

@@ -29,7 +29,7 @@ impl Client {
         };
         let length = body.len();
         let request = format!(
-            "POST /v1/score HTTP/1.1\r\nhost: kvscout\r\ncontent-type: application/json\r\n\
+            "POST /v1/score HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n\
              content-length: {length}\r\n\r\n{body}"
         );
         stream.get_mut().write_all(request.as_bytes())?;

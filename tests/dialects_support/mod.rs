@@ -56,7 +56,7 @@ impl Site {
         let accept =
             if accept.is_empty() { String::new() } else { format!("accept: {accept}\r\n") };
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n\
+            "POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-type: {kind}\r\n\
              {accept}content-length: {}\r\n\r\n",
             body.len()
         );

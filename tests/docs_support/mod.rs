@@ -1,4 +1,5 @@
 //! The commands of a page: what stands in its `sh` and `console` blocks.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

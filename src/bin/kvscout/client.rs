@@ -84,6 +84,17 @@ impl Client {
     }
 }
 
+/// A status that is none of those hoped for, in words.
+pub(crate) fn unexpected(status: StatusCode) -> String {
+    let number = status.as_u16();
+    match status.is_redirection() {
+        true => format!(
+            "status {number}: it sends us elsewhere, where nothing is asked; give the address itself"
+        ),
+        false => format!("status {number}"),
+    }
+}
+
 fn showing<B>(request: RequestBuilder<B>, token: Option<&str>) -> RequestBuilder<B> {
     match token {
         Some(token) => request.header("authorization", format!("Bearer {token}")),

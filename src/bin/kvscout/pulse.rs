@@ -84,7 +84,7 @@ fn metrics(client: &Client, url: &str) -> Result<String, String> {
     let status = answer.status();
     match status.is_success() {
         true => answer.text().map_err(|error| error.to_string()),
-        false => Err(format!("status {}", status.as_u16())),
+        false => Err(client::unexpected(status)),
     }
 }
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use crate::auth::first_token;
-use crate::client::{Bounds, Client};
+use crate::client::{self, Bounds, Client};
 use crate::config::Config;
 
 /// What a snapshot may take beyond the memory that its index may: registrations.
@@ -135,7 +135,7 @@ impl State {
             // The status says enough where nothing readable comes.
             let _ = answer.reader().take(ERROR_ANSWER).read_to_string(&mut said);
             let said: String = said.chars().filter(|c| !c.is_control()).collect();
-            return Err(format!("status {} {said}", status.as_u16()));
+            return Err(format!("{} {said}", client::unexpected(status)).trim_end().to_owned());
         }
         Snapshot::read(&mut answer.reader(), key).map_err(|refused| refused.to_string())
     }

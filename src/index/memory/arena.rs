@@ -8,8 +8,6 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use parking_lot::Mutex;
-
 use super::cpu;
 use super::sync::{AtomicU64, Ordering};
 
@@ -38,34 +36,6 @@ pub(super) struct Chunk([Line; LINES]);
 impl Chunk {
     pub(super) fn new() -> Chunk {
         Chunk(std::array::from_fn(|_| Line::default()))
-    }
-}
-
-/// Chunks of indexes that are gone, for those that come. An audit has an index of its own for a moment: its chunks would
-/// be asked of the system and given back all the time, and keep what lies between them from being given back.
-struct Spare(Mutex<Vec<Box<Chunk>>>);
-
-/// What is kept of them, 16 MiB: a chunk for each audit that runs at a time.
-const MOST_SPARE: usize = 8;
-
-static SPARE: Spare = Spare(Mutex::new(Vec::new()));
-
-impl Spare {
-    /// A chunk of zeros.
-    fn take(&self) -> Box<Chunk> {
-        let spare = self.0.lock().pop();
-        let Some(mut chunk) = spare else { return cpu::zeroed_chunk() };
-        chunk.0.fill_with(Line::default);
-        chunk
-    }
-
-    fn keep(&self, mut chunks: impl Iterator<Item = Box<Chunk>>) {
-        let mut spare = self.0.lock();
-        let room = MOST_SPARE.saturating_sub(spare.len());
-        spare.extend(chunks.by_ref().take(room));
-        // What is left is given back without keeping others waiting.
-        drop(spare);
-        chunks.for_each(drop);
     }
 }
 
@@ -133,15 +103,6 @@ impl Default for Arena {
         let nowhere: [Line; 8] = Default::default();
         nowhere[0].0[0].store(1 << 32, Ordering::Relaxed);
         Arena { chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(), nowhere }
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // The model checker's words belong to one run of the model.
-        if !cfg!(modelled) {
-            SPARE.keep(self.chunks.iter_mut().filter_map(OnceLock::take));
-        }
     }
 }
 
@@ -285,7 +246,7 @@ impl Book {
         let Some(place) = arena.chunks.get(chunk) else {
             panic!("the memory index is at its limit of {CHUNKS} chunks: set a smaller budget");
         };
-        let _ = place.set(SPARE.take());
+        let _ = place.set(cpu::zeroed_chunk());
         self.made += CHUNK;
     }
 
@@ -313,26 +274,5 @@ impl Book {
     #[inline]
     pub(super) fn outside(&self) -> usize {
         self.outside
-    }
-}
-
-#[cfg(all(test, not(modelled)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chunk_that_is_used_again_is_empty_and_no_more_are_kept_than_may_be() {
-        let spare = Spare(Mutex::default());
-        let mut used = spare.take();
-        used.0.iter_mut().flat_map(|line| &mut line.0).for_each(|word| *word.get_mut() = u64::MAX);
-        let address = std::ptr::from_ref(&*used);
-        spare.keep([used].into_iter());
-        let mut again = spare.take();
-        assert!(std::ptr::eq(address, &*again));
-        assert!(again.0.iter_mut().flat_map(|line| &mut line.0).all(|word| *word.get_mut() == 0));
-        let many: Vec<_> = (0..=MOST_SPARE).map(|_| cpu::zeroed_chunk()).collect();
-        spare.keep(many.into_iter());
-        spare.keep([again].into_iter());
-        assert_eq!(spare.0.lock().len(), MOST_SPARE);
     }
 }

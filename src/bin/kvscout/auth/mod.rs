@@ -3,6 +3,7 @@
 //!
 //! Without callers in the configuration everything is open, as far as the network lets anyone through.
 
+pub(crate) mod browser;
 mod file;
 mod tokens;
 
@@ -188,6 +189,16 @@ impl Access {
         !self.callers.is_empty()
     }
 
+    /// Whether whoever asks for what is guarded so has to say who it is.
+    pub(crate) fn asks_who(&self, guard: Guard) -> bool {
+        match guard {
+            Guard::Open => false,
+            Guard::Tenant(class) | Guard::Everything(class) => {
+                self.is_closed() && !self.open.contains(&class)
+            }
+        }
+    }
+
     /// Whether whoever shows this may do what is guarded so.
     pub(crate) fn admit(&self, guard: Guard, shown: Shown<'_>) -> Result<Leave, Denied> {
         let (class, reaches_all) = match guard {
@@ -195,7 +206,7 @@ impl Access {
             Guard::Tenant(class) => (class, false),
             Guard::Everything(class) => (class, true),
         };
-        if !self.is_closed() || self.open.contains(&class) {
+        if !self.asks_who(guard) {
             return Ok(Leave::default());
         }
         let mut known = self.known(shown)?.into_iter().peekable();

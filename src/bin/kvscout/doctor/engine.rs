@@ -7,7 +7,7 @@ use std::time::Duration;
 use kvscout::block::TokenId;
 use serde_json::{Value, json};
 
-use crate::client::{Answer, Bounds, Client};
+use crate::client::{Answer, Bounds, Client, unexpected};
 
 /// The engine's HTTP side.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ fn read(url: &str, answer: Result<Answer, ureq::Error>) -> Result<String, String
     if !status.is_success() {
         // A page for people says no more than the status.
         let text = if text.trim_start().starts_with('<') { String::new() } else { shorten(&text) };
-        return Err(format!("{url}: status {} {text}", status.as_u16()).trim_end().to_owned());
+        return Err(format!("{url}: {} {text}", unexpected(status)).trim_end().to_owned());
     }
     Ok(text)
 }

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::App;
 use super::refusal::{self, Failure};
-use crate::auth::{Class, Guard, Leave, Shown};
+use crate::auth::{Class, Guard, Leave, Shown, browser};
 use crate::listen::Peer;
 
 const SCORE: Guard = Guard::Tenant(Class::Score);
@@ -43,6 +43,13 @@ pub(super) async fn admit(
     let Some((method, guard)) = METHODS.iter().find(|(method, _)| *method == path) else {
         return Status::unimplemented("no such method").into_http::<axum::body::Body>();
     };
+    // A browser speaks HTTP/2 over TLS alone, and a certificate is not one for a name of somebody else.
+    if *guard != Guard::Open
+        && let Err(foreign) = browser::check(request.uri(), request.headers(), true)
+    {
+        debug!(method, ?foreign, "refused");
+        return refuse(&app, method, Code::PermissionDenied, foreign.reason(), foreign.to_string());
+    }
     let authorization = request.headers().get("authorization").map(|value| value.as_bytes());
     let certificate = request.extensions().get::<Peer>().and_then(Peer::certificate);
     match app.access.admit(*guard, Shown { authorization, certificate }) {
@@ -56,11 +63,20 @@ pub(super) async fn admit(
                 true => (Code::Unauthenticated, "unauthenticated"),
                 false => (Code::PermissionDenied, "forbidden"),
             };
-            app.service.metrics().count_call(&method[1..], refusal::name(code));
-            let failure = Failure::new(code, reason, denied.to_string());
-            Status::from(failure).into_http::<axum::body::Body>().into_response()
+            refuse(&app, method, code, reason, denied.to_string())
         }
     }
+}
+
+fn refuse(
+    app: &App,
+    method: &'static str,
+    code: Code,
+    reason: &'static str,
+    why: String,
+) -> Response {
+    app.service.metrics().count_call(&method[1..], refusal::name(code));
+    Status::from(Failure::new(code, reason, why)).into_http::<axum::body::Body>().into_response()
 }
 
 /// The leave of a call that was let through.

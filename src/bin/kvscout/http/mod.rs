@@ -76,6 +76,8 @@ pub(crate) struct App {
     max_body: usize,
     read_timeout: Duration,
     share: bool,
+    /// Whether only this machine reaches us.
+    is_local: bool,
     /// One snapshot at a time is under way: each takes half as much memory as the index.
     snapshots: Arc<Semaphore>,
 }
@@ -98,6 +100,7 @@ impl App {
             max_body: config.limits.max_body.get(),
             read_timeout: config.limits.read_timeout,
             share: config.state.share,
+            is_local: config.listen.ip().to_canonical().is_loopback(),
             snapshots: Arc::new(Semaphore::new(1)),
         }
     }

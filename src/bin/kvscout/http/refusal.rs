@@ -12,6 +12,7 @@ use super::packed::Malformed;
 use super::routes::ROUTES;
 use crate::admission::Overloaded;
 use crate::auth::Denied;
+use crate::auth::browser::Foreign;
 use crate::service::{OVERLOADED, Refusal, elsewhere};
 
 /// An error as HTTP answers it: Mooncake's `{"error", "reason", "field"?, "index"?}`, of which
@@ -123,6 +124,11 @@ impl HttpError {
         };
         let error = HttpError::new(StatusCode::UNAUTHORIZED, "unauthenticated", denied.to_string());
         HttpError { header: Some(challenge), ..error }
+    }
+
+    /// 403: a browser asks for somebody else's page.
+    pub(super) fn foreign(foreign: &Foreign) -> HttpError {
+        HttpError::new(StatusCode::FORBIDDEN, foreign.reason(), foreign.to_string())
     }
 
     /// 503 at once: whoever waits longer than an answer is worth goes without it.

@@ -19,7 +19,7 @@ use super::receive::{Form, read, refuse};
 use super::refusal::HttpError;
 use super::{Answer, App, admin, dynamo, mooncake, openapi, own, page};
 use crate::admission::Turn;
-use crate::auth::{Class, Guard, Shown};
+use crate::auth::{Class, Guard, Shown, browser};
 use crate::listen::Peer;
 use crate::service::Refusal;
 
@@ -162,6 +162,13 @@ async fn admit(
         let mut response = refuse(&app, request, HttpError::overloaded());
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return response;
+    }
+    let any_name = !app.is_local || app.access.asks_who(guard);
+    if guard != Guard::Open
+        && let Err(foreign) = browser::check(request.uri(), request.headers(), any_name)
+    {
+        debug!(path = request.uri().path(), ?foreign, "refused");
+        return refuse(&app, request, HttpError::foreign(&foreign));
     }
     match app.access.admit(guard, shown) {
         Ok(leave) => {

@@ -41,7 +41,7 @@ impl Daemon {
                 return Err(format!("status {status}: it wants {what}; see --token-file"));
             }
             404 => return Err("status 404: no kvscout, or one too old for this".to_owned()),
-            status => return Err(format!("status {status}")),
+            _ => return Err(client::unexpected(answer.status())),
         }
         let text = answer.text().map_err(|error| error.to_string())?;
         let status: Result<Status, _> = serde_json::from_str(&text);
@@ -132,7 +132,10 @@ mod tests {
         // It is asked at the daemon's own address only.
         let moved =
             "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n";
-        assert_eq!(asked(None, moved).0.unwrap_err(), "status 302");
+        assert_eq!(
+            asked(None, moved).0.unwrap_err(),
+            "status 302: it sends us elsewhere, where nothing is asked; give the address itself"
+        );
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Engines {
                 Err(Failed::Refused(format!("the engine says: {}", line.collect::<String>())))
             }
             // An older engine, one that serves something else, or one that is ill.
-            status => Err(Failed::Unavailable(format!("status {}", status.as_u16()))),
+            status => Err(Failed::Unavailable(client::unexpected(status))),
         }
     }
 }
