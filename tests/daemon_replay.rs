@@ -309,6 +309,8 @@ fn l8_batches_are_seen_to_be_late_before_some_are_dropped_and_those_are_asked_fo
     daemon.signal("CONT");
     // Replayed ones are not counted: these waited in the queue that overflowed.
     eventually("those that were kept are late", || late() > 0.0);
+    let lag = daemon.worker("pod", 0)["lag_seconds"].as_f64().unwrap();
+    assert!(lag > 1.024, "{lag}");
     eventually("all are there", || {
         engine.publish_batch(stamped(0));
         is_complete(&daemon, 0, &engine)

@@ -19,8 +19,8 @@ use doctor_support::{findings, of_buffer};
 use failures_support::{
     SIZE, batch, names, of_adapter, removed, stored, stored_as, stored_by_name, with,
 };
-use kvscout::block::Prompt;
-use kvscout::hash::vllm::Algorithm;
+use kvscout::block::{BlockSize, Prompt, Shape};
+use kvscout::hash::vllm::{Algorithm, Contract, Root};
 use serde_json::{Value, json};
 use zmq_support::{Publishing, bound_publisher, publish, publish_while};
 
@@ -188,7 +188,7 @@ fn h1_any_algorithm_is_detected_and_named() {
         let names = names("0.33.0", algorithm, "0", SIZE, &Prompt::new(tokens));
         let (found, status) = of_events(&[stored(&names, None, tokens)], &[]);
         assert_eq!(status, 0, "{found:#?}");
-        says(&found, "contract", "ok", &format!(" {} root ", algorithm.as_str()));
+        says(&found, "contract", "ok", &format!(" {}, PYTHONHASHSEED=0", algorithm.as_str()));
         says(&found, "scores", "ok", "scores 3 of 3");
     }
 }
@@ -211,7 +211,16 @@ fn h2_a_seed_that_is_not_set_is_said_and_a_seed_that_is_given_is_found() {
     assert!(advice.contains("PYTHONHASHSEED"), "{advice}");
     says(&found, "scores", "ok", "scores 1 of 1");
     let (found, _) = of_events(&[plain("of nobody else")], &["--seed", "of nobody else"]);
-    says(&found, "contract", "ok", "sha256_cbor");
+    let text =
+        says(&found, "contract", "ok", "sha256_cbor, PYTHONHASHSEED as --seed number 1 says");
+    assert!(!text.to_string().contains("nobody else"), "it is for who gave it: {text}");
+    let tokens = &TOKENS[..4];
+    let unset = Contract::new("0.33.0".parse().unwrap(), Algorithm::Sha256, Root::Unset).unwrap();
+    let shape = Shape::plain(BlockSize::new(SIZE).unwrap());
+    let mut chain = unset.chain(shape, &Prompt::new(tokens)).unwrap();
+    let names: Vec<u64> = chain.extend(tokens).map(|hash| hash.name().0).collect();
+    let (found, _) = of_events(&[stored(&names, None, tokens)], &[]);
+    says(&found, "contract", "ok", "sha256, PYTHONHASHSEED not set");
 }
 
 #[test]

@@ -411,6 +411,7 @@ fn h4_what_differs_from_the_registration_shows_in_workers_scores_and_metrics() {
     feed(&daemon, &socket, "a", 0, &[stored(&[1, 2], None, &TOKENS[..8])]);
     let worker = daemon.worker("a", 0);
     assert_eq!(worker["warnings"], json!(["block_size_differs"]));
+    assert_eq!(worker["contract"]["status"], "contradictory");
     assert_eq!(
         (&worker["block_size"], &worker["groups"][0]["block_size"]),
         (&json!(16), &json!(4))
@@ -549,4 +550,27 @@ fn x2_who_claims_what_it_does_not_hold_is_found_by_its_receipts() {
         assert!(daemon.get("/metrics").body.contains(over));
         assert!(daemon.stderr().contains("holds less than it announces"));
     }
+}
+
+#[test]
+fn h2_a_registration_whose_hash_profile_no_event_follows_is_contradicted() {
+    let (socket, endpoint) = publisher();
+    let daemon = Daemon::start(&[], "", &[]);
+    let profile = json!({
+        "strategy": "vllm_v1", "algorithm": "sha256_cbor", "python_hash_seed": "0",
+        "index_projection": "low64_be",
+    });
+    let body = json!({
+        "endpoint": endpoint, "type": "vLLM", "modelname": "m", "instance_id": "a", "block_size": 4,
+        "dp_rank": 0, "hash_profile": profile,
+    });
+    daemon.post("/register", &body).json(200);
+    let status = || daemon.worker("a", 0)["contract"]["status"].clone();
+    assert_eq!(status(), "told");
+    for n in 0..8_u32 {
+        let first = [n, n, n, n];
+        feed(&daemon, &socket, "a", n.into(), &[stored(&[u64::from(n) + 1000], None, &first)]);
+    }
+    assert_eq!(status(), "contradictory");
+    assert_eq!(daemon.worker("a", 0)["warnings"], json!(["contract_unknown"]));
 }

@@ -33,7 +33,7 @@ const STRANGE: u64 = 8;
 const MAX_FULL: usize = 1 << 18;
 
 /// Seeds that are always tried: what guides and charts of vLLM deployments set.
-const COMMON_SEEDS: [&str; 2] = ["0", "42"];
+pub const COMMON_SEEDS: [&str; 2] = ["0", "42"];
 
 /// A hash contract that can be recomputed here.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,8 @@
 //! What an engine's events say of its blocks: how they are hashed, cut and told apart.
 
+use kvscout::hash::vllm::{self, Root};
 use kvscout::ingest::Trust;
-use kvscout::ingest::verify::{Checks, Status};
+use kvscout::ingest::verify::{COMMON_SEEDS, Checks, Contract, Status};
 use kvscout::scout::Warning;
 
 use super::diagnosis::{Facts, Findings, Level};
@@ -26,7 +27,8 @@ pub(super) fn contract(facts: &Facts<'_>, out: &mut Findings) {
                 out.say("contract", Level::Problem, text, advice);
             }
             Status::Verified(contract) => {
-                let text = format!("rank {rank}: hashes are those of {}", contract.describe());
+                let seed = seed(contract, facts.seeds);
+                let text = format!("rank {rank}: hashes are those of {}{seed}", rules(contract));
                 out.fine("contract", text);
             }
             Status::Private => out.say(
@@ -48,6 +50,36 @@ pub(super) fn contract(facts: &Facts<'_>, out: &mut Findings) {
             let text = format!("rank {rank} is degraded: {}", reason.as_str());
             out.say("trust", Level::Note, text, "docs/trust.md tells what each reason means");
         }
+    }
+}
+
+/// Engine, version whose rules apply, and algorithm.
+fn rules(contract: &Contract) -> String {
+    match contract {
+        Contract::Vllm(contract) => {
+            format!("vllm {} {}", contract.version(), contract.algorithm().as_str())
+        }
+        Contract::Sglang => "sglang".to_owned(),
+    }
+}
+
+/// Which seed gives its root hash. One that is nobody else's to know is not written out, nor is its root: who has
+/// either can tell the name of any block.
+fn seed(contract: &Contract, given: &[String]) -> String {
+    let Contract::Vllm(contract) = contract else { return String::new() };
+    let gives = |root: Root<'_>| {
+        let other = vllm::Contract::new(contract.version(), contract.algorithm(), root);
+        other.is_ok_and(|other| other.root() == contract.root())
+    };
+    if gives(Root::Unset) {
+        return ", PYTHONHASHSEED not set".to_owned();
+    }
+    if let Some(seed) = COMMON_SEEDS.into_iter().find(|seed| gives(Root::Seed(seed))) {
+        return format!(", PYTHONHASHSEED={seed}");
+    }
+    match given.iter().position(|seed| gives(Root::Seed(seed))) {
+        Some(n) => format!(", PYTHONHASHSEED as --seed number {} says", n + 1),
+        None => String::new(),
     }
 }
 

@@ -107,6 +107,8 @@ pub(super) struct Facts<'a> {
     pub(super) later: Option<Metrics>,
     pub(super) model: Option<String>,
     pub(super) block_size: Option<u32>,
+    /// Those of `--seed`.
+    pub(super) seeds: &'a [String],
     /// Blocks that match of a prompt taken from the events, and how many it has.
     pub(super) again: Option<(u32, u32)>,
     pub(super) twice: Option<Twice>,

@@ -147,6 +147,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         said,
         model: args.model.clone(),
         block_size: args.block_size,
+        seeds: &args.seeds,
         twice,
     };
     let mut findings = diagnose(&facts);

@@ -30,6 +30,7 @@ fn healthy(heard: &Heard) -> Facts<'_> {
         later: None,
         model: Some("m".to_owned()),
         block_size: None,
+        seeds: &[],
         again: Some((2, 2)),
         twice: None,
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use axum::http::StatusCode;
 use kvscout::ingest::verify::{Contract, Status};
 use kvscout::score::{GroupFacts, GroupRule};
-use kvscout::scout::{Registration, WorkerStatus};
+use kvscout::scout::{Registration, Warning, WorkerStatus};
 use serde_json::{Map, Value, json};
 
 use super::super::body::Fields;
@@ -57,6 +57,7 @@ fn worker(view: &WorkerView) -> Value {
         "trust": status.trust.as_str(),
         "reason": status.trust.reason().map(|reason| reason.as_str()),
         "as_of": status.as_of,
+        "lag_seconds": view.heard.and_then(|heard| heard.lag).map(|lag| lag.as_secs_f64()),
         "batches": lane.batches,
         "gaps": lane.gaps,
         "missing": lane.missing,
@@ -168,14 +169,17 @@ pub(super) fn group(facts: &GroupFacts) -> Value {
 fn contract(worker: &WorkerStatus) -> Value {
     let mut answer = Map::new();
     let (name, contract) = match (&worker.contract, &worker.registration.contract) {
-        (Status::Undecided, None) => ("undecided", None),
-        (Status::Undecided, told) => ("told", told.as_ref()),
-        (Status::Private, _) => ("private", None),
+        (Status::Private, None) => ("private", None),
+        (Status::Private, Some(_)) => ("contradictory", None),
         (Status::Verified(contract), _) if worker.checks.failed > 0 => {
             ("contradictory", Some(contract))
         }
+        (Status::Undecided, None) => ("undecided", None),
+        (Status::Undecided, told) => ("told", told.as_ref()),
         (Status::Verified(contract), _) => ("verified", Some(contract)),
     };
+    let differs = worker.warnings().any(|warning| warning == Warning::BlockSizeDiffers);
+    let name = if differs { "contradictory" } else { name };
     match contract {
         Some(Contract::Vllm(contract)) => {
             answer.insert("engine".into(), "vllm".into());
