@@ -17,6 +17,7 @@ use super::body::{Body, Fields};
 use super::query::parameters;
 use super::receive::{Form, read, refuse};
 use super::refusal::HttpError;
+use super::serving::Insists;
 use super::{Answer, App, admin, dynamo, mooncake, openapi, own, page};
 use crate::admission::Turn;
 use crate::auth::{Class, Guard, Shown, browser};
@@ -162,6 +163,9 @@ async fn admit(
         let mut response = refuse(&app, request, HttpError::overloaded());
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         return response;
+    }
+    if guard != Guard::Open && request.extensions().get::<Insists>().is_some() {
+        return refuse(&app, request, HttpError::overloaded());
     }
     let any_name = !app.is_local || app.access.asks_who(guard);
     if guard != Guard::Open

@@ -27,9 +27,14 @@ use crate::listen::{Connection, Listener};
 /// How long a connection for which there was no place may rest.
 const CROWDED: Duration = Duration::from_secs(1);
 
-/// A connection that was refused is not listened to for so long: whoever asks again at once would cost as much as those
+/// For so long a connection that was refused is not listened to: whoever asks again at once would cost as much as those
 /// who are answered, and whoever comes back when `retry-after` says does not notice.
 const REFUSED: Duration = Duration::from_millis(10);
+
+/// A request that came before that was over. It is refused, too: it is no longer worth an answer, and the next one may
+/// be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Insists;
 
 /// Serves until the end begins, then lets requests in flight end. A connection may rest for `idle`, and the head of a
 /// request may take as long.
@@ -64,15 +69,16 @@ async fn speak(connection: Connection, router: Router, idle: Duration, ending: E
     let refused = Arc::new(Mutex::new(None::<Instant>));
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let answered = router.clone().call(request.map(Body::new));
-        let refused = Arc::clone(&refused);
+        let (mut router, refused) = (router.clone(), Arc::clone(&refused));
         async move {
-            let since = refused.lock().take();
-            if let Some(since) = since {
-                sleep_until(since + REFUSED).await;
+            let again = refused.lock().take().map(|since| since + REFUSED);
+            let insists = again.is_some_and(|again| Instant::now() < again);
+            if let Some(again) = again.filter(|_| insists) {
+                request.extensions_mut().insert(Insists);
+                sleep_until(again).await;
             }
-            let Ok(response) = answered.await;
-            if response.headers().contains_key(RETRY_AFTER) {
+            let Ok(response) = router.call(request.map(Body::new)).await;
+            if response.headers().contains_key(RETRY_AFTER) && !insists {
                 *refused.lock() = Some(Instant::now());
             }
             Ok::<Response, Infallible>(response)
