@@ -188,8 +188,8 @@ for token in [{BEARER:?}, {BEARER:?} + '0', '']:
             print('of many:', answer)
     except grpc.RpcError as error:
         print('of many:', error.code(), error.details())
-# One of each, and two wrong ones that fail themselves within the stream.
-assert (answers, refused) == (2, 2), (answers, refused)
+# One alone, and two of a stream in which one that is wrong fails itself only.
+assert (answers, refused) == (3, 1), (answers, refused)
 ",
         daemon.grpc()
     );
