@@ -22,6 +22,10 @@ use std::thread;
 
 use docs_support::{Command, Item, folder, items, links, pages, plain, read};
 use engine_support::Engine;
+use kvscout::Scout;
+use kvscout::block::Prompt;
+use kvscout::ingest::Trust;
+use kvscout::scout::{Options, Registration, Request, Scratch};
 use redis_support::Server;
 use serde_json::{Value, json};
 use zmq_support::eventually;
@@ -243,6 +247,47 @@ fn the_router_in_the_text_is_the_example() {
         _ => None,
     });
     assert_eq!(shown.unwrap().trim(), read("examples/route.rs").trim());
+}
+
+/// The lines of the README, with what they take for granted around them; who is best of what they find.
+#[rustfmt::skip]
+fn as_the_readme_says(seq: u64, payload: Vec<u8>, token_ids: Vec<u32>) -> Result<Best, kvscout::Error> {
+    let mut scratch = Scratch::default();
+    // Here they begin.
+    let scout = Scout::new(Options::default())?;
+    let engine = scout.register(Registration::new("engine-a", "my-model"))?;
+    scout.apply(engine, seq, &payload)?;                                        // what came over the wire
+    let ranked = scout.score(&Request::new("my-model", Prompt::new(&token_ids)), &mut scratch)?;
+    // ranked.best(): .pod, .score.expected_cached_tokens, .trust, .as_of
+    // Here they end.
+    let best = ranked.best().expect("a model that is served has a worker");
+    Ok((best.pod.to_owned(), best.score.expected_cached_tokens.ok(), best.trust, best.as_of))
+}
+
+type Best = (String, Option<u32>, Trust, Option<u64>);
+
+#[test]
+fn the_lines_of_the_readme_are_compiled_and_do_what_they_say() {
+    let page = items(&read("README.md"));
+    let shown: Vec<&String> = page
+        .iter()
+        .filter_map(|item| match item {
+            Item::Other(language, body) if language.starts_with("rust") => Some(body),
+            _ => None,
+        })
+        .collect();
+    let compiled = include_str!("docs_commands.rs").split_once("// Here they begin.\n").unwrap().1;
+    let compiled = compiled.split("    // Here they end.").next().unwrap();
+    let compiled: Vec<&str> = compiled.lines().map(|line| &line[4..]).collect();
+    assert_eq!(shown, [&compiled.join("\n")]);
+
+    let event = json!({
+        "type": "BlockStored", "block_hashes": [7], "parent_block_hash": null, "token_ids": [0, 1, 2, 3],
+        "block_size": 4, "medium": "GPU", "extra_keys": [null],
+    });
+    let payload = rmp_serde::to_vec(&json!([1.0, [event], 0])).unwrap();
+    let best = as_the_readme_says(0, payload, vec![0, 1, 2, 3, 4]).unwrap();
+    assert_eq!(best, ("engine-a".to_owned(), Some(4), Trust::Exact, Some(0)));
 }
 
 #[test]
