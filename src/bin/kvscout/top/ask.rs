@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_as_it_is_said_and_a_token_is_named_where_it_would_help() {
-        let named = "HTTP/1.1 403 Forbidden\r\ncontent-length: 50\r\n\r\n\
+        let named = "HTTP/1.1 403 Forbidden\r\ncontent-length: 49\r\n\r\n\
                      {\"error\":\"no such\\n\\u001b[2J\",\"reason\":\"foreign\"}";
         let error = asked(Some("s3cret"), named).0.unwrap_err();
         assert_eq!(error, "status 403: no such\u{fffd}\u{fffd}[2J");
