@@ -77,6 +77,14 @@ pub enum Unpredictable {
 }
 
 impl Unpredictable {
+    /// Every one there is.
+    pub const ALL: [Unpredictable; 4] = [
+        Unpredictable::NoRule,
+        Unpredictable::Unannounced,
+        Unpredictable::MixedShapes,
+        Unpredictable::LengthUnknown,
+    ];
+
     /// A stable label, as it appears in answers.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -97,6 +105,9 @@ pub enum Miss {
 }
 
 impl Miss {
+    /// Every one there is.
+    pub const ALL: [Miss; 1] = [Miss::ShorterThanBlock];
+
     /// A stable label, as it appears in answers.
     pub const fn as_str(self) -> &'static str {
         match self {

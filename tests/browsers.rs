@@ -114,7 +114,8 @@ fn a_name_that_leads_to_this_machine_reads_nothing() {
                 let answer = asked(&daemon, &host, headers, method, path, &body);
                 let said = answer.json(403);
                 assert_eq!(said["reason"], "foreign_host", "{host} {path}");
-                assert!(said["error"].as_str().unwrap().contains(&host), "{said}");
+                let error = said["error"].as_str().unwrap();
+                assert!(error.contains(&host) && error.contains("configure callers"), "{said}");
             }
         }
         for path in OPEN {
@@ -171,7 +172,12 @@ fn with_callers_a_name_is_no_matter_but_for_what_is_open() {
     assert_eq!(at(&token, "POST", "/register", &registration()).status, 201);
     assert_eq!(at(&token, "GET", "/workers", &Value::Null).status, 200);
     let question = json!({ "token_ids": [1] });
-    assert_eq!(at("", "POST", "/v1/score", &question).json(403)["reason"], "foreign_host");
+    let said = at("", "POST", "/v1/score", &question).json(403);
+    assert_eq!(said["reason"], "foreign_host");
+    // There are callers: what would help is that they say who they are for this, too.
+    let error = said["error"].as_str().unwrap();
+    assert!(error.contains("class 'score' out of auth.open"), "{error}");
+    assert!(!error.contains("configure callers"), "{error}");
     assert_eq!(daemon.post("/v1/score", &question).status, 200);
     // A certificate is shown by a browser without being asked by its user, so that a page is refused with one, too.
     let page = format!("{token}sec-fetch-site: cross-site\r\n");

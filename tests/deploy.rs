@@ -98,6 +98,15 @@ fn credentials(unit: &str) -> BTreeMap<&str, &str> {
     lines.map(|line| line.split_once(':').unwrap()).collect()
 }
 
+fn has_curl() -> bool {
+    let is_there = Command::new("curl").arg("--version").output().is_ok();
+    assert!(is_there || std::env::var_os("KVSCOUT_TEST_CLIENTS").is_none(), "there is no curl");
+    if !is_there {
+        eprintln!("skipped in part: there is no curl");
+    }
+    is_there
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -110,8 +119,10 @@ fn the_lines_that_install_the_unit_make_every_file_that_they_and_it_name() {
     fs::create_dir_all(root.join("usr/local/bin")).unwrap();
     let within = |path: &str| root.join(path.trim_start_matches('/'));
     let lines = lines_that_install();
-    let is_run =
-        |line: &&String| !["cargo ", "systemctl ", "curl "].iter().any(|b| line.starts_with(b));
+    // What calls the service is for when it runs.
+    let (calls, lines): (Vec<String>, Vec<String>) =
+        lines.into_iter().partition(|line| line.starts_with("curl "));
+    let is_run = |line: &&String| !["cargo ", "systemctl "].iter().any(|b| line.starts_with(b));
     assert!(lines.iter().filter(is_run).count() >= 3, "{lines:?}");
     for line in lines.iter().filter(is_run) {
         let mut here = line.clone();
@@ -128,7 +139,7 @@ fn the_lines_that_install_the_unit_make_every_file_that_they_and_it_name() {
     let start = unit.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
     let credentials = credentials(&unit);
     let mut named: Vec<String> =
-        lines.iter().flat_map(|line| paths(line)).chain(paths(start)).collect();
+        lines.iter().chain(&calls).flat_map(|line| paths(line)).chain(paths(start)).collect();
     named.extend(credentials.values().map(|path| (*path).to_owned()));
     let needed = unit.lines().filter_map(|line| line.strip_prefix("EnvironmentFile=/"));
     named.extend(needed.map(|path| format!("/{path}")));
@@ -157,7 +168,16 @@ fn the_lines_that_install_the_unit_make_every_file_that_they_and_it_name() {
     assert_eq!(daemon.get("/workers").status, 401);
     let token = fs::read_to_string(within("/etc/kvscout/token")).unwrap();
     let headers = format!("authorization: Bearer {}\r\n", token.trim());
-    assert_eq!(daemon.send("GET", "/workers", &headers, "").status, 200);
+    let workers = daemon.send("GET", "/workers", &headers, "").json(200);
+    assert_eq!(calls.len(), 1, "{calls:?}");
+    if has_curl() {
+        let here = calls[0].replace("localhost:13333", daemon.address());
+        let here = here.replace("/etc/kvscout/", within("/etc/kvscout/").to_str().unwrap());
+        let call = Command::new("sh").args(["-ec", &here]).output().unwrap();
+        let said = String::from_utf8_lossy(&call.stdout).into_owned();
+        let told: serde_json::Value = serde_json::from_str(&said).expect(&said);
+        assert_eq!(told, workers, "{here}");
+    }
     // What is shown there and not in effect is right, too.
     let whole: String = config
         .lines()

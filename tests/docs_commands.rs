@@ -14,7 +14,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Child, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,8 +22,12 @@ use std::thread;
 
 use docs_support::{Command, Item, folder, items, links, pages, plain, read};
 use engine_support::Engine;
+use kvscout::Scout;
+use kvscout::block::Prompt;
+use kvscout::ingest::Trust;
+use kvscout::scout::{Options, Registration, Request, Scratch};
 use redis_support::Server;
-use serde_json::Value;
+use serde_json::{Value, json};
 use zmq_support::eventually;
 
 /// Pages of which another test makes the calls and starts the daemon, and how what it runs begins.
@@ -140,23 +144,6 @@ const BY_OTHERS: &[(&str, &str, &str)] = &[
         "tests/deploy.rs",
         "docs/operations.md",
     ),
-    (
-        "(umask 077 && openssl rand -hex 32 > /etc/kvscout/token)",
-        "tests/deploy.rs",
-        "docs/operations.md",
-    ),
-    (
-        "curl -s localhost:13333/workers -H \"authorization: Bearer $(cat /etc/kvscout/token)\"",
-        "tests/deploy.rs",
-        "docs/operations.md",
-    ),
-    // Wants a second daemon, on another machine.
-    ("kvscout serve --config replica.toml", "tests/daemon_state.rs", "from = "),
-    (
-        "curl -sf http://10.0.0.2:13333/snapshot -o /var/lib/kvscout/snapshot",
-        "tests/daemon_state.rs",
-        "/snapshot",
-    ),
 ];
 
 /// What of a command is run in another way: the program that is built already, for less long, with the daemon that is there.
@@ -180,6 +167,10 @@ const FILES: &[(&str, &str)] = &[
          {\"timestamp\": 900, \"input_length\": 1600, \"output_length\": 9, \"hash_ids\": [1, 2, 4, 5]}\n",
     ),
 ];
+
+/// Where pages have a daemon on another machine, and the worker that is known there alone.
+const OTHER: &str = "10.0.0.2:13333";
+const OF_OTHER: &str = "of-the-other";
 
 /// Pages whose answers are compared with what is answered here, all fields.
 const COMPARED: &[&str] = &["README.md", "docs/getting-started.md"];
@@ -258,6 +249,47 @@ fn the_router_in_the_text_is_the_example() {
     assert_eq!(shown.unwrap().trim(), read("examples/route.rs").trim());
 }
 
+/// The lines of the README, with what they take for granted around them; who is best of what they find.
+#[rustfmt::skip]
+fn as_the_readme_says(seq: u64, payload: Vec<u8>, token_ids: Vec<u32>) -> Result<Best, kvscout::Error> {
+    let mut scratch = Scratch::default();
+    // Here they begin.
+    let scout = Scout::new(Options::default())?;
+    let engine = scout.register(Registration::new("engine-a", "my-model"))?;
+    scout.apply(engine, seq, &payload)?;                                        // what came over the wire
+    let ranked = scout.score(&Request::new("my-model", Prompt::new(&token_ids)), &mut scratch)?;
+    // ranked.best(): .pod, .score.expected_cached_tokens, .trust, .as_of
+    // Here they end.
+    let best = ranked.best().expect("a model that is served has a worker");
+    Ok((best.pod.to_owned(), best.score.expected_cached_tokens.ok(), best.trust, best.as_of))
+}
+
+type Best = (String, Option<u32>, Trust, Option<u64>);
+
+#[test]
+fn the_lines_of_the_readme_are_compiled_and_do_what_they_say() {
+    let page = items(&read("README.md"));
+    let shown: Vec<&String> = page
+        .iter()
+        .filter_map(|item| match item {
+            Item::Other(language, body) if language.starts_with("rust") => Some(body),
+            _ => None,
+        })
+        .collect();
+    let compiled = include_str!("docs_commands.rs").split_once("// Here they begin.\n").unwrap().1;
+    let compiled = compiled.split("    // Here they end.").next().unwrap();
+    let compiled: Vec<&str> = compiled.lines().map(|line| &line[4..]).collect();
+    assert_eq!(shown, [&compiled.join("\n")]);
+
+    let event = json!({
+        "type": "BlockStored", "block_hashes": [7], "parent_block_hash": null, "token_ids": [0, 1, 2, 3],
+        "block_size": 4, "medium": "GPU", "extra_keys": [null],
+    });
+    let payload = rmp_serde::to_vec(&json!([1.0, [event], 0])).unwrap();
+    let best = as_the_readme_says(0, payload, vec![0, 1, 2, 3, 4]).unwrap();
+    assert_eq!(best, ("engine-a".to_owned(), Some(4), Trust::Exact, Some(0)));
+}
+
 #[test]
 fn every_link_leads_to_a_file() {
     for page in pages() {
@@ -298,9 +330,13 @@ fn walk(page: &str) -> (usize, BTreeSet<&'static str>) {
                 run += 1;
             }
             Item::File(name, body) => {
-                place.get_or_insert_with(|| Place::new(page)).write(name, body);
+                let place = place.get_or_insert_with(|| Place::new(page));
+                if body.contains(OTHER) {
+                    place.begin_beside_another();
+                }
+                place.write(name, body);
                 if name.ends_with(".toml") {
-                    place.as_ref().unwrap().loads(name);
+                    place.loads(name);
                 }
             }
             // What Cargo reads is no configuration of ours.
@@ -340,6 +376,8 @@ struct Place {
     store: OnceCell<Server>,
     daemon: Option<Child>,
     address: Option<String>,
+    /// The daemon on another machine, and its address.
+    other: Option<(Child, String)>,
     /// The mask that the page has set for the files that follow.
     umask: String,
     /// Whether it has shown a configuration.
@@ -368,6 +406,7 @@ impl Place {
             store: OnceCell::new(),
             daemon: None,
             address: None,
+            other: None,
             umask: String::new(),
             shown: false,
         };
@@ -399,6 +438,7 @@ impl Place {
         let state = self.folder.join("state").display().to_string();
         let folder = self.folder.display().to_string();
         let daemon = self.address.as_deref().unwrap_or("127.0.0.1:1");
+        let other = self.other.as_ref().map_or("127.0.0.1:1", |(_, address)| address);
         let mut text = text.to_owned();
         if text.contains("redis://10.0.0.2:6379") {
             let store = self.store.get_or_init(Server::start);
@@ -415,6 +455,7 @@ impl Place {
             ("tcp://127.0.0.1:15558", replay),
             ("tcp://10.0.0.8:5557", "tcp://127.0.0.1:9"),
             ("tcp://10.0.0.9:5557", "tcp://127.0.0.1:9"),
+            (OTHER, other),
             ("localhost:13333", daemon),
             ("127.0.0.1:13333", daemon),
             ("/var/lib/kvscout", &state),
@@ -443,6 +484,9 @@ impl Place {
             let config = if self.shown { " --config shown.toml" } else { "" };
             self.serve(&format!("kvscout serve --model MODEL --source engine-a=tcp://127.0.0.1:5557,replay=tcp://127.0.0.1:5558{config}"));
         }
+        if text.contains(OTHER) {
+            self.begin_beside_another();
+        }
         if command.text.contains("/v1/score") {
             self.settle();
         }
@@ -461,9 +505,48 @@ impl Place {
         }
     }
 
-    /// Starts a daemon as the page does, but for its address.
+    /// Starts a daemon as the page does, but for its address. One that is to begin with what another has, does.
     fn serve(&mut self, text: &str) {
         self.stop();
+        let (daemon, address) = self.listening(text);
+        (self.daemon, self.address) = (Some(daemon), Some(address));
+        let ready = self.here("curl -s http://127.0.0.1:13333/ready");
+        eventually("the daemon is ready", || self.shell(&ready).output().unwrap().status.success());
+        if self.other.is_some() {
+            let workers = self.here("curl -s http://127.0.0.1:13333/workers");
+            let workers: Value =
+                serde_json::from_slice(&self.shell(&workers).output().unwrap().stdout).unwrap();
+            let workers = workers["workers"].as_array().unwrap();
+            let is_of_other = |worker: &&Value| worker["worker"] == OF_OTHER;
+            assert!(workers.iter().any(|worker| is_of_other(&worker)), "{text}: {workers:?}");
+        }
+    }
+
+    /// Makes this a machine that has nothing but the key of a daemon on another one, which shares its snapshots.
+    fn begin_beside_another(&mut self) {
+        self.stop();
+        if self.other.is_none() {
+            let config = "[state]\ndir = \"other\"\nshare = true\n";
+            fs::write(self.folder.join("other.toml"), config).unwrap();
+            self.other = Some(self.listening("kvscout serve --config other.toml"));
+            let worker = json!({
+                "endpoint": "tcp://127.0.0.1:9", "type": "vLLM", "modelname": "m", "instance_id": OF_OTHER,
+                "block_size": 16, "dp_rank": 0,
+            });
+            let register = format!(
+                "curl -s http://{OTHER}/register -H 'content-type: application/json' -d '{worker}'"
+            );
+            let registered = self.shell(&self.here(&register)).output().unwrap();
+            assert!(registered.status.success(), "{registered:?}");
+        }
+        let state = self.folder.join("state");
+        let _ = fs::remove_dir_all(&state);
+        fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+        fs::copy(self.folder.join("other/key"), state.join("key")).unwrap();
+    }
+
+    /// A daemon and its address.
+    fn listening(&self, text: &str) -> (Child, String) {
         let text = self.here(text.split(" #").next().unwrap()) + " --listen 127.0.0.1:0";
         let log = self.folder.join("log");
         let mut shell = self.shell(&format!("exec {text}"));
@@ -471,20 +554,15 @@ impl Place {
         let mut child = shell.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        self.daemon = Some(child);
         let Some(address) = line.trim().strip_prefix("listening on http://") else {
+            end(child);
             panic!("{}: {text}: {}", self.page, fs::read_to_string(log).unwrap());
         };
-        self.address = Some(address.to_owned());
-        let ready = self.here("curl -s http://127.0.0.1:13333/ready");
-        eventually("the daemon is ready", || self.shell(&ready).output().unwrap().status.success());
+        (child, address.to_owned())
     }
 
     fn stop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
+        self.daemon.take().into_iter().for_each(end);
     }
 
     /// Waits until what the engine has said is known: a newcomer types more slowly than that.
@@ -516,6 +594,12 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.stop();
+        self.other.take().into_iter().for_each(|(other, _)| end(other));
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+fn end(mut daemon: Child) {
+    let _ = daemon.kill();
+    let _ = daemon.wait();
 }

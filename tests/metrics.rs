@@ -11,12 +11,12 @@ mod redis_support;
 mod tokenize_support;
 mod zmq_support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use daemon_support::{Daemon, Step, batches, recording};
 use discover_support::NameServer;
-use metrics_support::{call, documented, exposed, has_curl};
+use metrics_support::{call, call_with, documented, exposed, has_curl};
 use prometheus_support::{Prometheus, engine_figures, program, promtool};
 use redis_support::Server;
 use serde_json::{Value, json};
@@ -184,6 +184,8 @@ fn what_is_counted_is_what_happened() {
     let lookups = site.questions.len() as f64 + 1.0;
     assert_eq!(value("kvscout_lookups_total"), lookups);
     assert_eq!(value("kvscout_matched_blocks_count"), lookups);
+    assert_eq!(outcomes(daemon).values().sum::<f64>(), lookups);
+    assert_eq!(outcomes(daemon)["hit"], value("kvscout_lookup_hits_total"));
     assert_eq!(value("kvscout_tokenize_seconds_count{by=\"files\"}"), 1.0);
     assert_eq!(value("kvscout_http_request_seconds_count{route=\"/v1/score\"}"), lookups);
     assert_eq!((of("picks_total", "a", ""), of("picks_total", "b", "")), (1.0, 0.0));
@@ -208,6 +210,84 @@ fn what_is_counted_is_what_happened() {
         assert!(peer > 0.0, "{own}");
         assert_eq!(peer, value(&format!("kvscout_{own}")), "{own}");
     }
+}
+
+/// Lookups by what they came to.
+fn outcomes(daemon: &Daemon) -> BTreeMap<String, f64> {
+    by(daemon, "kvscout_lookup_outcomes_total{outcome=")
+}
+
+/// The values of a metric by its only label, which is the end of what its lines begin with.
+fn by(daemon: &Daemon, begin: &str) -> BTreeMap<String, f64> {
+    let text = daemon.get("/metrics").body;
+    let lines = text.lines().filter_map(|line| line.strip_prefix(begin)?.split_once("} "));
+    lines.map(|(label, n)| (label.trim_matches('"').to_owned(), n.parse().unwrap())).collect()
+}
+
+#[test]
+fn every_lookup_counts_once_under_what_it_came_to_whoever_asks() {
+    if !has_curl() {
+        return;
+    }
+    let site = Site::start("outcomes");
+    let daemon = &site.daemon;
+    let labels = ["hit", "miss", "no_worker", "shorter_than_block"];
+    let mut expected: BTreeMap<String, f64> = labels.map(|label| (label.to_owned(), 0.0)).into();
+    assert_eq!(outcomes(daemon), expected, "all are there from the start");
+    let held = |question: &&Value| {
+        let answer = daemon.post("/v1/score", question).json(200);
+        *expected.get_mut("hit").unwrap() += f64::from(answer["workers"][0]["matched_blocks"] != 0);
+        *expected.get_mut("miss").unwrap() +=
+            f64::from(answer["workers"][0]["matched_blocks"] == 0);
+        answer["workers"][0]["matched_blocks"] != 0
+    };
+    let held = site.questions.iter().find(held).unwrap().clone();
+    let other: Vec<u32> = (900_000..900_064).collect();
+    let nobody = json!(["nobody"]);
+    let model = "m";
+    for (outcome, question) in [
+        ("hit", held.clone()),
+        ("miss", json!({ "model": model, "token_ids": other })),
+        ("miss", json!({ "model": model, "token_ids": other })),
+        ("shorter_than_block", json!({ "model": model, "token_ids": [1, 2, 3] })),
+        ("no_worker", json!({ "model": model, "token_ids": other, "candidates": nobody })),
+    ] {
+        daemon.post("/v1/score", &question).json(200);
+        *expected.get_mut(outcome).unwrap() += 1.0;
+        assert_eq!(outcomes(daemon), expected, "{question}");
+    }
+    // Over gRPC, and in other dialects.
+    let score = "kvscout.v1.Scout/Score";
+    assert_eq!(call_with(daemon, score, &by_tokens(model, &[1, 2, 3])), "0");
+    *expected.get_mut("shorter_than_block").unwrap() += 1.0;
+    assert_eq!(outcomes(daemon), expected);
+    assert_eq!(call_with(daemon, score, &by_tokens(model, &other)), "0");
+    *expected.get_mut("miss").unwrap() += 1.0;
+    assert_eq!(outcomes(daemon), expected);
+    let unpredicted = || by(daemon, "kvscout_lookups_unpredicted_total{why=");
+    assert_eq!(unpredicted().values().sum::<f64>(), 0.0);
+    let by_hash = json!({ "model": model, "seq_hashes": [1, 2], "block_size": 16 });
+    daemon.post("/query_by_hash", &by_hash).json(200);
+    *expected.get_mut("miss").unwrap() += 1.0;
+    assert_eq!(outcomes(daemon), expected);
+    assert_eq!(unpredicted()["prompt_length_unknown"], 1.0);
+    // One that has no answer is no lookup.
+    daemon.post("/v1/score", &json!({ "model": "nobody's", "token_ids": other })).json(404);
+    daemon.post("/v1/explain", &held).json(200);
+    assert_eq!(outcomes(daemon), expected);
+    assert_eq!(daemon.metric("kvscout_lookups_total"), Some(expected.values().sum()));
+}
+
+/// A question of kvscout's own over gRPC.
+fn by_tokens(model: &str, tokens: &[u32]) -> Vec<u8> {
+    let field = |number: u8, bytes: &[u8]| {
+        let length = bytes.len();
+        // A length of up to two digits of seven bits.
+        let length = [(length & 0x7f) as u8 | 0x80, (length >> 7) as u8];
+        [&[number << 3 | 2][..], &length, bytes].concat()
+    };
+    let ids: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+    [field(3, model.as_bytes()), field(4, &field(1, &ids))].concat()
 }
 
 #[test]

@@ -119,6 +119,28 @@ fn another_batch_under_the_last_number_is_a_restart() {
 }
 
 #[test]
+fn an_older_clock_is_another_life_under_the_next_number_and_out_of_order_under_an_earlier_one() {
+    let (scout, a, _) = two_blocks();
+    for seq in 2..6 {
+        scout.apply(a, seq, &batch(3.0, &[])).unwrap();
+    }
+    let copy = restored(&scout);
+    copy.apply(a, 6, &batch(0.5, &[])).unwrap();
+    assert_eq!(trust(&copy, a), Trust::Degraded(Reason::Gap));
+
+    let copy = restored(&scout);
+    let other = |n: u32| batch(0.5, &[stored(&[7], None, &[n, 9, 9, 9])]);
+    for (seq, n) in [(0, 0), (1, 1)] {
+        assert_eq!(copy.apply(a, seq, &other(n)).unwrap().verdict, Verdict::Late);
+        assert_eq!(trust(&copy, a), Trust::Degraded(Reason::OutOfOrder));
+        assert_eq!(answer(&copy, "m", &TWO), [(a, 2, Some(5))], "it is dropped");
+    }
+    assert_eq!(copy.apply(a, 2, &other(2)).unwrap().verdict, Verdict::Restart);
+    assert_eq!(trust(&copy, a), Trust::Degraded(Reason::MissedStart));
+    assert_eq!(answer(&copy, "m", &TWO), [(a, 0, Some(2))]);
+}
+
+#[test]
 fn a_gap_after_a_restart_is_said_until_the_worker_clears_itself() {
     let (scout, a, _) = two_blocks();
     let copy = restored(&scout);

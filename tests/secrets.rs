@@ -169,8 +169,10 @@ channel = grpc.insecure_channel({:?})
 scout, llmd = ks.ScoutStub(channel), isv.IndexerServiceStub(channel)
 right = k.ScoreRequest(model='m', token_ids=k.TokenIds(ids=[{TOKEN}] * 9), cache_salt={SALT:?})
 wrong = k.ScoreRequest(model='m', block_hashes=k.BlockHashes(hashes=[1], block_size=4), cache_salt={SALT:?})
+medium = k.ScoreRequest(model='m', token_ids=k.TokenIds(ids=[{TOKEN}] * 9), cache_salt={SALT:?},
+    mm=[k.Item(hash={SALT:?}, offset=0xfffffff0, length={TOKEN})])
 text = i.GetPodScoresRequest(prompt={TEXT:?}, model_name='m')
-answers = 0
+answers, refused = 0, 0
 for token in [{BEARER:?}, {BEARER:?} + '0', '']:
     for call, request in [(scout.Score, right), (scout.Score, wrong), (llmd.GetPodScores, text)]:
         try:
@@ -178,7 +180,16 @@ for token in [{BEARER:?}, {BEARER:?} + '0', '']:
             answers += 1
         except grpc.RpcError as error:
             print(error.code(), error.details())
-assert answers == 1, answers
+    try:
+        metadata = [('authorization', 'Bearer ' + token)]
+        for answer in scout.ScoreMany(iter([right, wrong, medium]), timeout=60, metadata=metadata):
+            answers += not answer.HasField('error')
+            refused += answer.HasField('error')
+            print('of many:', answer)
+    except grpc.RpcError as error:
+        print('of many:', error.code(), error.details())
+# One alone, and two of a stream in which one that is wrong fails itself only.
+assert (answers, refused) == (3, 1), (answers, refused)
 ",
         daemon.grpc()
     );
@@ -195,7 +206,9 @@ assert answers == 1, answers
     let said = [run.stdout, run.stderr].concat();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&said));
     let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(said.contains("UNAUTHENTICATED"), "{said}");
+    for refused in ["StatusCode.UNAUTHENTICATED", "of many: StatusCode.UNAUTHENTICATED"] {
+        assert!(said.contains(refused), "{said}");
+    }
     says_nothing("a status", said.as_bytes());
 }
 

@@ -8,8 +8,10 @@ mod zmq_support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use daemon_support::{Batch, Daemon, kvscout};
 use failures_support::{batch, removed, stored, with};
@@ -192,12 +194,22 @@ fn in_a_real_terminal_it_follows_obeys_ends_and_gives_the_terminal_back() {
     assert_eq!(said.lines().count(), 4, "{said}");
 }
 
+fn browser() -> Option<Command> {
+    let mut found = ["chromium", "chromium-browser", "google-chrome"].into_iter();
+    let found = found.find(|browser| runs(browser, &["--version"]))?;
+    // One that hangs is no reason to wait for ever.
+    let mut command = Command::new("timeout");
+    command.args(["180", found]);
+    Some(command)
+}
+
 /// What a browser makes of the page after a while, and what it complained of.
-fn browse(mut browser: Command, daemon: &Daemon, flags: &[&str]) -> (String, String) {
+fn browse(mut browser: Command, host: &str, flags: &[&str]) -> (String, String) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
     let profile = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!(
         "browser-{}-{}",
         std::process::id(),
-        flags.len()
+        NUMBER.fetch_add(1, Ordering::Relaxed)
     ));
     // Of a run that was cut off.
     let _ = fs::remove_dir_all(&profile);
@@ -207,7 +219,7 @@ fn browse(mut browser: Command, daemon: &Daemon, flags: &[&str]) -> (String, Str
         .args(["--enable-logging=stderr", "--virtual-time-budget=5000", "--window-size=1200,900"])
         .arg(format!("--user-data-dir={}", profile.display()))
         .args(flags)
-        .arg(format!("http://{}/", daemon.address()))
+        .arg(format!("http://{host}/"))
         .output()
         .unwrap();
     let _ = fs::remove_dir_all(&profile);
@@ -223,17 +235,9 @@ fn elements<'a>(document: &'a str, begin: &str) -> Vec<&'a str> {
 
 #[test]
 fn in_a_real_browser_the_page_shows_the_workers_and_no_name_becomes_markup() {
-    let found = ["chromium", "chromium-browser", "google-chrome"].into_iter();
-    let browser = || {
-        let found = found.clone().find(|browser| runs(browser, &["--version"]))?;
-        // One that hangs is no reason to wait for ever.
-        let mut command = Command::new("timeout");
-        command.args(["180", found]);
-        Some(command)
-    };
     let Some(one) = needed(browser(), "browser (Debian: chromium)") else { return };
     let (daemon, _socket) = site(&["8", MARKUP]);
-    let (document, said) = browse(one, &daemon, &["--dump-dom"]);
+    let (document, said) = browse(one, daemon.address(), &["--dump-dom"]);
     // The policy let in what the page needs, or it would be in the log.
     assert!(!said.contains("Content Security Policy"), "{said}");
     assert!(document.contains("<title>kvscout</title>"), "somebody changed the title");
@@ -262,8 +266,87 @@ fn in_a_real_browser_the_page_shows_the_workers_and_no_name_becomes_markup() {
     let picture = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("status-page.png");
     let _ = fs::remove_file(&picture);
     let flag = format!("--screenshot={}", picture.display());
-    browse(browser().unwrap(), &daemon, &[&flag, "--hide-scrollbars"]);
+    browse(browser().unwrap(), daemon.address(), &[&flag, "--hide-scrollbars"]);
     assert!(fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
+}
+
+/// What the page says in its place for trouble, and whether it shows the form for a token.
+fn trouble(document: &str) -> (&str, bool) {
+    let inside = |begin: &str| {
+        let (_, rest) = document.split_once(begin).unwrap_or_else(|| panic!("{begin}: {document}"));
+        rest.split('<').next().unwrap()
+    };
+    let (is_hidden, said) = inside("<p id=\"trouble\" role=\"alert\"").split_once('>').unwrap();
+    assert_eq!(is_hidden, "", "there is trouble: {document}");
+    (said, !inside("<form id=\"token\"").starts_with(" hidden"))
+}
+
+/// A file with a token, for a daemon and for its callers.
+fn token_file(name: &str) -> PathBuf {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let file = file.join(format!("top-{name}-{}", std::process::id()));
+    fs::write(&file, format!("{name}-0123456789abcdef0123456789abcdef")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    file
+}
+
+#[test]
+fn a_page_under_a_name_says_why_it_is_refused_and_asks_for_a_token_where_one_would_help() {
+    let Some(one) = needed(browser(), "browser (Debian: chromium)") else { return };
+    let rules = "--host-resolver-rules=MAP kvscout.example 127.0.0.1";
+    let (daemon, _socket) = site(&[]);
+    let host = daemon.address().replace("127.0.0.1", "kvscout.example");
+    let (document, _) = browse(one, &host, &["--dump-dom", rules]);
+    let (said, asks) = trouble(&document);
+    assert!(said.contains(&format!("status 403, host '{host}' is a name")), "{said}");
+    assert!(said.contains("localhost or by its number") && !asks, "{said}");
+
+    let config = format!("[auth]\ntoken_file = {:?}\n", token_file("page"));
+    let daemon = Daemon::start(&[], &config, &[]);
+    let (document, _) = browse(browser().unwrap(), daemon.address(), &["--dump-dom"]);
+    let (said, asks) = trouble(&document);
+    assert!(said.contains("status 401, a credential is required here") && asks, "{said}");
+}
+
+/// A name other than `localhost` by which this machine calls itself.
+fn own_name() -> Option<String> {
+    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
+    let lines = hosts.lines().map(|line| line.split('#').next().unwrap().split_whitespace());
+    let own = lines.filter(|words| words.clone().next() == Some("127.0.0.1"));
+    let mut names = own.flat_map(|words| words.skip(1));
+    names.find(|name| *name != "localhost").map(str::to_owned)
+}
+
+#[test]
+fn in_a_terminal_a_refusal_is_told_as_it_is_said() {
+    let said_to = |flags: &[&str]| {
+        let output = kvscout().args(["top", "--once"]).args(flags).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        text(output.stderr)
+    };
+    match own_name() {
+        None => eprintln!("skipped in part: no name but localhost leads to 127.0.0.1 here"),
+        Some(name) => {
+            let (daemon, _socket) = site(&[]);
+            let host = daemon.address().replace("127.0.0.1", &name);
+            let said = said_to(&["--url", &format!("http://{host}")]);
+            assert!(said.contains(&format!("status 403: host '{host}' is a name")), "{said}");
+            assert!(!said.contains("--token-file"), "{said}");
+        }
+    }
+    let config = format!(
+        "[[caller]]\nname = \"scorer\"\ntoken_file = {:?}\nallows = [\"score\"]\n",
+        token_file("scorer")
+    );
+    let daemon = Daemon::start(&[], &config, &[]);
+    let url = format!("http://{}", daemon.address());
+    let said = said_to(&["--url", &url]);
+    assert!(said.contains("status 401: a credential is required here"), "{said}");
+    assert!(said.contains("; see --token-file"), "{said}");
+    let file = token_file("scorer");
+    let said = said_to(&["--url", &url, "--token-file", file.to_str().unwrap()]);
+    assert!(said.contains("status 403: this caller has no leave"), "{said}");
+    assert!(said.contains("class 'read'; see --token-file"), "{said}");
 }
 
 #[test]

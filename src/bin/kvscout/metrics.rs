@@ -3,6 +3,7 @@
 //! The number of series is bounded: labels are routes, states and the like, of which there are only so
 //! many; [`pods`] has those with a pod in them.
 
+mod outcomes;
 mod pods;
 mod process;
 mod readings;
@@ -13,12 +14,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvscout::score::Unpredictable;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+pub(crate) use self::outcomes::Outcome;
+use self::outcomes::Outcomes;
 use self::pods::Pods;
 use self::process::Process;
 use self::readings::{Applied, Readings};
@@ -105,6 +109,19 @@ pub(crate) struct Lookups {
     /// Leading blocks of whoever holds most: their sum and how many are how long.
     matched: Counter,
     matched_blocks: Histogram,
+    outcomes: Outcomes,
+}
+
+/// What is counted of a lookup.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lookup {
+    /// Tokens of its prompt.
+    pub(crate) tokens: u64,
+    /// The most leading blocks that anybody holds.
+    pub(crate) most_blocks: u32,
+    pub(crate) outcome: Outcome,
+    /// The tokens that the first worker is expected to have cached, or why that is not known.
+    pub(crate) expected_tokens: Result<u32, Unpredictable>,
 }
 
 impl Default for Lookups {
@@ -119,6 +136,7 @@ impl Default for Lookups {
             matched_blocks: Histogram::new(
                 [0.0].into_iter().chain(exponential_buckets(1.0, 4.0, 8)),
             ),
+            outcomes: Outcomes::default(),
         }
     }
 }
@@ -156,17 +174,17 @@ impl Metrics {
         self.requests.get_or_create(&Answered { route, status }).inc();
     }
 
-    /// Counts a lookup for a prompt of so many tokens: the most leading blocks that anybody holds, and
-    /// the tokens that the first worker is expected to have cached.
-    pub(crate) fn count_lookup(&self, tokens: u64, most_blocks: u32, expected_tokens: u32) {
-        let Lookups { all, hits, tokens: sum, expected_tokens: expected, matched, matched_blocks } =
-            &self.lookups;
+    /// Counts a lookup.
+    pub(crate) fn count_lookup(&self, lookup: Lookup) {
+        let Lookup { most_blocks, expected_tokens, .. } = lookup;
+        let Lookups { all, hits, tokens, expected_tokens: expected, .. } = &self.lookups;
         all.inc();
         hits.inc_by(u64::from(most_blocks > 0));
-        sum.inc_by(tokens);
-        expected.inc_by(u64::from(expected_tokens));
-        matched.inc_by(u64::from(most_blocks));
-        matched_blocks.observe(f64::from(most_blocks));
+        tokens.inc_by(lookup.tokens);
+        expected.inc_by(u64::from(expected_tokens.unwrap_or(0)));
+        self.lookups.matched.inc_by(u64::from(most_blocks));
+        self.lookups.matched_blocks.observe(f64::from(most_blocks));
+        self.lookups.outcomes.count(lookup.outcome, expected_tokens.err());
     }
 
     /// What lookups came to so far.
@@ -233,7 +251,9 @@ impl Exposition {
 
 impl Metrics {
     fn register(&self, to: &mut Registry) {
-        let Lookups { all, hits, tokens, expected_tokens, matched, matched_blocks } = &self.lookups;
+        let Lookups { all, hits, tokens, expected_tokens, matched, matched_blocks, outcomes } =
+            &self.lookups;
+        outcomes.register(to);
         to.register("http_requests", "Answers by route and status", self.requests.clone());
         to.register("grpc_requests", "Answers by method and status", self.calls.clone());
         to.register("receipts", "Receipts by verdict", self.receipts.clone());

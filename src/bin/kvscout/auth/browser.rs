@@ -10,6 +10,8 @@ use std::net::Ipv6Addr;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 
+use super::Class;
+
 /// Set by browsers alone, and by no script: how far the page's site is from here.
 const SITE: &str = "sec-fetch-site";
 
@@ -21,8 +23,29 @@ const SHOWN: usize = 100;
 pub(crate) enum Foreign {
     /// It is made for a page that does not come from here: the header that says so.
     Page(String),
-    /// It calls us by a name, which may be anybody's.
-    Host(String),
+    /// It calls us by a name, which may be anybody's, where nobody says who it is for this reason.
+    Host(String, Nobody),
+}
+
+/// Why nobody says who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nobody {
+    /// There are no callers.
+    IsKnown,
+    /// There are; what is asked for is of a class that everybody may ask for.
+    IsAsked(Class),
+}
+
+impl Nobody {
+    /// What an operator changes so that somebody says it.
+    fn is_changed_by(self) -> String {
+        match self {
+            Nobody::IsKnown => "configure callers (auth.token_file, [[caller]])".to_owned(),
+            Nobody::IsAsked(class) => {
+                format!("take class '{class}' out of auth.open, and show a credential")
+            }
+        }
+    }
 }
 
 impl Foreign {
@@ -30,7 +53,7 @@ impl Foreign {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Foreign::Page(_) => "foreign_origin",
-            Foreign::Host(_) => "foreign_host",
+            Foreign::Host(..) => "foreign_host",
         }
     }
 }
@@ -44,18 +67,19 @@ impl fmt::Display for Foreign {
                  here; open the address itself, or have a proxy that is to let pages in drop 'origin' and \
                  'sec-fetch-site'"
             ),
-            Foreign::Host(host) => write!(
+            Foreign::Host(host, nobody) => write!(
                 f,
                 "host '{host}' is a name that a web page may have, too; where nobody says who it is, a loopback address \
-                 is asked as localhost or by its number: do so, or configure callers (auth.token_file, [[caller]])"
+                 is asked as localhost or by its number: do so, or {}",
+                nobody.is_changed_by()
             ),
         }
     }
 }
 
-/// Lets a request through unless a browser made it for a page from elsewhere. Only where `any_name` is set may it call
-/// us by any name.
-pub(crate) fn check(uri: &Uri, headers: &HeaderMap, any_name: bool) -> Result<(), Foreign> {
+/// Lets a request through unless a browser made it for a page from elsewhere. Where only this machine reaches us and
+/// `nobody` says who it is, it may not call us by any name.
+pub(crate) fn check(uri: &Uri, headers: &HeaderMap, nobody: Option<Nobody>) -> Result<(), Foreign> {
     let is_elsewhere = |value: &&HeaderValue| {
         let value = value.as_bytes();
         ![&b"same-origin"[..], b"none"].iter().any(|own| value.eq_ignore_ascii_case(own))
@@ -72,8 +96,9 @@ pub(crate) fn check(uri: &Uri, headers: &HeaderMap, any_name: bool) -> Result<()
             return Err(Foreign::Page(format!("origin: {}", shown(origin))));
         }
     }
-    match hosts().find(|host| !any_name && !is_nobodys(host)) {
-        Some(host) => Err(Foreign::Host(shown(host))),
+    let Some(nobody) = nobody else { return Ok(()) };
+    match hosts().find(|host| !is_nobodys(host)) {
+        Some(host) => Err(Foreign::Host(shown(host), nobody)),
         None => Ok(()),
     }
 }
@@ -135,7 +160,8 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        check(&uri.parse().unwrap(), &map, any_name).map_err(|foreign| foreign.reason())
+        let nobody = (!any_name).then_some(Nobody::IsKnown);
+        check(&uri.parse().unwrap(), &map, nobody).map_err(|foreign| foreign.reason())
     }
 
     #[test]

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use subtle::Choice;
 use tracing::{info, warn};
 
+use self::browser::Nobody;
 pub(crate) use self::file::{Stamp, read_secret};
 use self::tokens::TokenFile;
 pub(crate) use self::tokens::first_token;
@@ -189,13 +190,20 @@ impl Access {
         !self.callers.is_empty()
     }
 
-    /// Whether whoever asks for what is guarded so has to say who it is.
-    pub(crate) fn asks_who(&self, guard: Guard) -> bool {
+    /// Why whoever asks for what is of a class does not have to say who it is; `None` where it has to.
+    fn asks_nobody(&self, class: Class) -> Option<Nobody> {
+        match self.open.contains(&class) {
+            _ if !self.is_closed() => Some(Nobody::IsKnown),
+            true => Some(Nobody::IsAsked(class)),
+            false => None,
+        }
+    }
+
+    /// The same of what is guarded so; what is open to all is no matter.
+    pub(crate) fn asks_nobody_for(&self, guard: Guard) -> Option<Nobody> {
         match guard {
-            Guard::Open => false,
-            Guard::Tenant(class) | Guard::Everything(class) => {
-                self.is_closed() && !self.open.contains(&class)
-            }
+            Guard::Open => None,
+            Guard::Tenant(class) | Guard::Everything(class) => self.asks_nobody(class),
         }
     }
 
@@ -206,7 +214,7 @@ impl Access {
             Guard::Tenant(class) => (class, false),
             Guard::Everything(class) => (class, true),
         };
-        if !self.asks_who(guard) {
+        if self.asks_nobody(class).is_some() {
             return Ok(Leave::default());
         }
         let mut known = self.known(shown)?.into_iter().peekable();

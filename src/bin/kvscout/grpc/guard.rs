@@ -45,7 +45,7 @@ pub(super) async fn admit(
     };
     // A browser speaks HTTP/2 over TLS alone, and a certificate is not one for a name of somebody else.
     if *guard != Guard::Open
-        && let Err(foreign) = browser::check(request.uri(), request.headers(), true)
+        && let Err(foreign) = browser::check(request.uri(), request.headers(), None)
     {
         debug!(method, ?foreign, "refused");
         return refuse(&app, method, Code::PermissionDenied, foreign.reason(), foreign.to_string());

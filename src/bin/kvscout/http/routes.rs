@@ -167,9 +167,9 @@ async fn admit(
     if guard != Guard::Open && request.extensions().get::<Insists>().is_some() {
         return refuse(&app, request, HttpError::overloaded());
     }
-    let any_name = !app.is_local || app.access.asks_who(guard);
+    let nobody = app.access.asks_nobody_for(guard).filter(|_| app.is_local);
     if guard != Guard::Open
-        && let Err(foreign) = browser::check(request.uri(), request.headers(), any_name)
+        && let Err(foreign) = browser::check(request.uri(), request.headers(), nobody)
     {
         debug!(path = request.uri().path(), ?foreign, "refused");
         return refuse(&app, request, HttpError::foreign(&foreign));

@@ -12,6 +12,7 @@ use kvscout::scout::{Blocks, Ranked, Ranking, Request, Scratch};
 use super::{Refusal, Service};
 use crate::config::OnGap;
 use crate::intake::Feed;
+use crate::metrics::{Lookup, Outcome};
 
 /// One worker in an answer.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +58,13 @@ impl Service {
             Blocks::Local { hashes, block_size } => hashes.len() * block_size.tokens(),
         };
         let most = rows.iter().map(|row| row.ranked.score.matched_blocks).max();
-        let first = rows.first().and_then(|row| row.ranked.score.expected_cached_tokens.ok());
-        self.metrics.count_lookup(tokens as u64, most.unwrap_or(0), first.unwrap_or(0));
+        let first = rows.first().map(|row| row.ranked.score.expected_cached_tokens);
+        self.metrics.count_lookup(Lookup {
+            tokens: tokens as u64,
+            most_blocks: most.unwrap_or(0),
+            outcome: outcome(rows),
+            expected_tokens: first.unwrap_or(Ok(0)),
+        });
     }
 
     /// The answer with the trust of workers that were never heard of, and without what workers hold that
@@ -104,6 +110,19 @@ pub(super) fn trust(
     match feed {
         Some(Feed::Source { .. }) if is_unheard(trust, as_of) && !reached => Trust::Silent,
         _ => trust,
+    }
+}
+
+/// What a lookup came to; of whoever is excluded nothing counts.
+fn outcome(rows: &[Row<'_>]) -> Outcome {
+    if rows.iter().any(|row| row.ranked.score.matched_blocks > 0) {
+        return Outcome::Hit;
+    }
+    let best = rows.iter().find(|row| !row.excluded).or(rows.first());
+    match best.map(|row| row.ranked.score.miss) {
+        None => Outcome::NoWorker,
+        Some(Some(why)) => Outcome::Never(why),
+        Some(None) => Outcome::Miss,
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
+
 use crate::Failure;
-use crate::client::{self, Client};
+use crate::client::{self, Answer, Client};
 use crate::status::Status;
 
 /// A daemon, as seen from here.
@@ -36,10 +38,7 @@ impl Daemon {
         let answer = asked.map_err(|error| error.to_string())?;
         match answer.status().as_u16() {
             200 => {}
-            status @ (401 | 403) => {
-                let what = if self.token.is_some() { "another token" } else { "a token" };
-                return Err(format!("status {status}: it wants {what}; see --token-file"));
-            }
+            status @ (401 | 403) => return Err(self.refused(status, answer)),
             404 => return Err("status 404: no kvscout, or one too old for this".to_owned()),
             _ => return Err(client::unexpected(answer.status())),
         }
@@ -47,6 +46,35 @@ impl Daemon {
         let status: Result<Status, _> = serde_json::from_str(&text);
         status.map(plain).map_err(|error| format!("the answer is no status: {error}"))
     }
+
+    /// Why it does not answer: what it says itself, and where a token would change that.
+    fn refused(&self, status: u16, answer: Answer) -> String {
+        let text = answer.text().unwrap_or_default();
+        let Refused { error, reason } = serde_json::from_str(&text).unwrap_or_default();
+        let mut said: String = error.chars().take(SENTENCE).collect();
+        disarm(&mut said);
+        let wants_token = status == 401 || reason == "forbidden";
+        if said.is_empty() {
+            said = match (wants_token, &self.token) {
+                (true, Some(_)) => "it wants another token".to_owned(),
+                (true, None) => "it wants a token".to_owned(),
+                (false, _) => "it does not say why".to_owned(),
+            };
+        }
+        let token = if wants_token { "; see --token-file" } else { "" };
+        format!("status {status}: {said}{token}")
+    }
+}
+
+/// Characters of a refusal that are shown; a daemon's own are fewer.
+const SENTENCE: usize = 600;
+
+/// What a daemon says that refuses.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Refused {
+    error: String,
+    reason: String,
 }
 
 fn read_token(file: &Path) -> Result<String, Failure> {
@@ -121,6 +149,19 @@ mod tests {
         let (answer, request) = asked(None, denied);
         assert!(!request.to_ascii_lowercase().contains("authorization"), "{request}");
         assert!(answer.unwrap_err().contains("--token-file"));
+    }
+
+    #[test]
+    fn a_refusal_is_told_as_it_is_said_and_a_token_is_named_where_it_would_help() {
+        let named = "HTTP/1.1 403 Forbidden\r\ncontent-length: 49\r\n\r\n\
+                     {\"error\":\"no such\\n\\u001b[2J\",\"reason\":\"foreign\"}";
+        let error = asked(Some("s3cret"), named).0.unwrap_err();
+        assert_eq!(error, "status 403: no such\u{fffd}\u{fffd}[2J");
+        let leave = "HTTP/1.1 403 Forbidden\r\ncontent-length: 41\r\n\r\n\
+                     {\"error\":\"no leave\",\"reason\":\"forbidden\"}";
+        assert_eq!(asked(None, leave).0.unwrap_err(), "status 403: no leave; see --token-file");
+        let mute = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(asked(None, mute).0.unwrap_err(), "status 403: it does not say why");
     }
 
     #[test]
