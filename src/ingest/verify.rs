@@ -313,6 +313,8 @@ pub struct Verifier {
     strange: u64,
     /// Whether events with tokens left extra keys out.
     hides_extras: bool,
+    /// Whether blocks whose extra keys are hidden were taken for plain text unseen, since all were gone.
+    guessed: bool,
     /// Full hashes of plain blocks, kept only where events hide extra keys.
     full: HashMap<Name, FullHash>,
 }
@@ -327,6 +329,7 @@ impl Default for Verifier {
             passed: 0,
             strange: 0,
             hides_extras: false,
+            guessed: false,
             full: HashMap::new(),
         }
     }
@@ -379,7 +382,8 @@ impl Verifier {
     /// those are held by name.
     /// Names are compared on where all blocks have one `shape`.
     pub fn resume(status: Status, hides_extras: bool, shape: Option<Shape>) -> Verifier {
-        Verifier { status, hides_extras, shape, ..Verifier::default() }
+        let guessed = hides_extras && status == Status::Private;
+        Verifier { status, hides_extras, shape, guessed, ..Verifier::default() }
     }
 
     /// Whether the worker's events leave extra keys out.
@@ -402,6 +406,12 @@ impl Verifier {
     /// blocks are taken for plain ones.
     pub fn is_blind(&self) -> bool {
         self.hides_extras && self.status == Status::Private
+    }
+
+    /// Whether salted blocks may be among what was taken for plain text before the contract was known. They
+    /// stay when it is found later.
+    pub fn has_guessed(&self) -> bool {
+        self.guessed
     }
 
     /// Looks at a stored event whose tokens are `tokens`, before it is translated.
@@ -529,7 +539,10 @@ impl Verifier {
         tokens: &[TokenId],
         lookahead: &[TokenId],
     ) -> Content {
-        let Status::Verified(contract) = &self.status else { return Content::Plain };
+        let Status::Verified(contract) = &self.status else {
+            self.guessed = true;
+            return Content::Plain;
+        };
         let before = match parent {
             None => None,
             Some(parent) => {
@@ -564,6 +577,7 @@ impl Verifier {
 
     /// Says that all blocks of the worker are gone.
     pub fn cleared(&mut self) {
+        self.guessed = false;
         self.full.clear();
     }
 }
