@@ -4,13 +4,13 @@
 mod failures_support;
 
 use failures_support::*;
-use kvscout::block::{Prompt, WorkerId};
+use kvscout::block::{Prompt, Tier, WorkerId};
 use kvscout::hash::content::DigestKey;
 use kvscout::hash::vllm::Algorithm;
 use kvscout::index::MemoryOptions;
 use kvscout::ingest::verify::Status;
 use kvscout::ingest::{Reason, Trust};
-use kvscout::scout::{Options, Scout};
+use kvscout::scout::{Options, Registration, Scout};
 use serde_json::{Value, json};
 
 const BLIND: Trust = Trust::Degraded(Reason::ExtrasHidden);
@@ -206,4 +206,28 @@ fn with_hash_twice(mut event: Value) -> Value {
     event[1] = json!([5, 5]);
     event[3] = json!([7, 7, 7, 7, 7, 7, 7, 7]);
     event
+}
+
+#[test]
+fn h3_versions_that_hash_plain_text_alike_are_named_together_and_a_registered_one_decides_on_salts()
+{
+    let tokens = prompt(1);
+    let salted = Prompt { cache_salt: Some("salt"), ..Prompt::new(&tokens) };
+    for version in ["0.25.1", "0.30.0", "0.33.0"] {
+        for told in [true, false] {
+            let site = Site::new();
+            let vllm = told.then(|| version.parse().unwrap());
+            let worker = site.register(Registration { vllm, ..Registration::new("a", "m") });
+            let names = |prompt: &Prompt<'_>| names(version, Algorithm::Sha256, "0", SIZE, prompt);
+            let plain = stored(&names(&Prompt::new(&tokens)), None, &tokens[..4]);
+            site.apply(worker, &[plain, stored_by_name(&names(&salted), "CPU")]);
+            let Status::Verified(contract) = site.status(worker).contract else { panic!() };
+            let of = if told { version } else { "0.33.0" };
+            let named = format!("vllm {of} (plain text alike since 0.24.0) sha256 root ");
+            assert!(contract.describe().starts_with(&named), "{}", contract.describe());
+            // By the rules of another version its name is another one.
+            let held = site.line("a", 0, salted).tiers[Tier::Cpu.rank().unwrap()];
+            assert_eq!(held, if told || version == "0.33.0" { 4 } else { 0 }, "{version} {told}");
+        }
+    }
 }

@@ -116,11 +116,36 @@ impl Contract {
         })
     }
 
+    /// The oldest version of vLLM whose events have the form of this contract's version. Plain text is hashed alike
+    /// from there on, so that it does not tell which version an engine has; what extra keys add may differ.
+    pub fn plain_since(&self) -> Option<Version> {
+        const FIRST: [Version; 8] = [
+            Version::new(0, 9, 0),
+            Version::new(0, 10, 0),
+            Version::new(0, 10, 2),
+            Version::new(0, 14, 0),
+            Version::new(0, 17, 0),
+            Version::new(0, 20, 0),
+            Version::new(0, 22, 0),
+            Version::new(0, 24, 0),
+        ];
+        match self {
+            Contract::Vllm(contract) => {
+                FIRST.into_iter().rev().find(|first| *first <= contract.version())
+            }
+            Contract::Sglang => None,
+        }
+    }
+
     /// Engine, version whose rules apply, algorithm and root hash, for humans.
     pub fn describe(&self) -> String {
+        let since = match self.plain_since() {
+            Some(since) => format!(" (plain text alike since {since})"),
+            None => String::new(),
+        };
         match self {
             Contract::Vllm(contract) => format!(
-                "vllm {} {} root {}",
+                "vllm {}{since} {} root {}",
                 contract.version(),
                 contract.algorithm().as_str(),
                 contract.root()
