@@ -129,6 +129,55 @@ fn whoever_is_blind_to_salts_or_lost_copies_to_the_budget_is_not_audited() {
     assert_eq!(pair.status().audit.state, AuditState::Unavailable);
 }
 
+/// Twenty thousand blocks known by name only, which take the most room; of each `n` others.
+fn many(n: u64) -> Vec<u8> {
+    let names: Vec<u64> = (n * 20_000 + 1000..(n + 1) * 20_000 + 1000).collect();
+    batch(&[stored_by_name(&names, "CPU")])
+}
+
+#[test]
+fn whoever_is_too_large_for_a_shadow_is_not_audited_until_its_engine_begins_anew() {
+    let mut pair = Pair::new();
+    for n in 0..30 {
+        pair.deliver(batch(&[]), many(n));
+    }
+    pair.go_on();
+    assert_eq!(pair.status().audit.state, AuditState::Pending, "nobody knows yet");
+    assert_eq!(found(&pair.audit()), (Comparison::Undecided, 0, 0));
+    assert_eq!((pair.status().audit.state, pair.due()), (AuditState::Unavailable, None));
+    let status = pair.status();
+    assert_eq!((status.trust, status.counters.audits_unfinished), (Trust::Exact, 1));
+    // Its next life is another story.
+    let anew = batch(&[stored(&[8], None, &TOKENS[8..12])]);
+    pair.site.scout.apply(pair.worker, 0, &anew).unwrap();
+    assert_eq!(pair.status().audit.state, AuditState::Pending);
+    (pair.buffer, pair.next) = (vec![(0, anew)], 1);
+    assert_eq!(found(&pair.audit()), (Comparison::Equal, 0, 0));
+}
+
+#[test]
+fn an_anchor_that_is_too_large_for_a_shadow_is_no_beginning() {
+    let memory = MemoryOptions { unplaced_per_worker: usize::MAX, ..MemoryOptions::default() };
+    let site = Site::with(Options { memory, ..Options::default() });
+    let mut pair = Pair::of(site, Registration::new("a", "m"));
+    let mut n = 0;
+    // No index of a shadow's size is made of its image at all.
+    while pair.site.scout.stats().bytes < 88 << 20 {
+        let payload = many(n);
+        pair.deliver(payload.clone(), payload);
+        n += 1;
+    }
+    pair.go_on();
+    pair.buffer.drain(..pair.buffer.len() - 1);
+    pair.attempt();
+    let ask = pair.due().expect("an audit of what was held");
+    assert_eq!((ask.from, pair.status().audit.state), (pair.next - 1, AuditState::Pending));
+    pair.serve(ask);
+    assert_eq!((pair.status().audit.state, pair.due()), (AuditState::Unavailable, None));
+    assert_eq!(pair.status().audit.state, AuditState::Unavailable, "nor is any other one");
+    assert_eq!(pair.status().trust, Trust::Exact);
+}
+
 /// One that lost copies to the budget.
 fn evicted() -> Pair {
     let memory = MemoryOptions { budget: 1 << 20, ..MemoryOptions::default() };

@@ -366,6 +366,40 @@ fn s7_what_a_prompt_proved_is_known_to_an_audit() {
     assert_eq!(found(&pair.audit()), (Comparison::Different, 0, 1));
 }
 
+/// Stores of the first block of as many prompts as begin with a number of these, hashed under a salt that the event hides.
+fn salted(range: std::ops::Range<u32>) -> Vec<Value> {
+    let store = |n: u32| {
+        let tokens = [n + 1000; 4];
+        let prompt = Prompt { cache_salt: Some("salt"), ..Prompt::new(&tokens) };
+        let names = names("0.13.0", Algorithm::Sha256, "0", SIZE, &prompt);
+        stored_as("0.13.0", &[names[0].into()], Value::Null, &tokens, SIZE)
+    };
+    range.map(store).collect()
+}
+
+#[test]
+fn s7_salted_prompts_before_any_of_plain_text_keep_no_audit_from_its_end() {
+    let mut pair = Pair::new();
+    for event in salted(0..4) {
+        pair.same(event);
+    }
+    assert_eq!(pair.status().trust, Trust::Syncing);
+    // A query proves the contract; nothing else ever does.
+    let asked = Prompt { cache_salt: Some("salt"), ..Prompt::new(&[1000; 5]) };
+    assert_eq!(pair.site.line("a", 0, asked).matched, 1);
+    for event in salted(4..20) {
+        pair.same(event);
+    }
+    assert_eq!(pair.status().trust, Trust::Exact);
+    assert_eq!(found(&pair.audit()), (Comparison::Equal, 0, 0));
+    // Nor does one of plain text that comes later.
+    let plain = names("0.13.0", Algorithm::Sha256, "0", SIZE, &Prompt::new(&TOKENS));
+    let plain: Vec<Value> = plain.into_iter().map(Value::from).collect();
+    pair.same(stored_as("0.13.0", &plain, Value::Null, &TOKENS[..16], SIZE));
+    assert_eq!(found(&pair.audit()), (Comparison::Equal, 0, 0));
+    assert_eq!((pair.status().trust, pair.matched()), (Trust::Exact, 4));
+}
+
 #[test]
 fn s7_audits_of_many_workers_at_a_time_are_bounded() {
     let site = Site::new();

@@ -116,11 +116,36 @@ impl Contract {
         })
     }
 
+    /// The oldest version of vLLM whose events have the form of this contract's version. Plain text is hashed alike
+    /// from there on, so that it does not tell which version an engine has; what extra keys add may differ.
+    pub fn plain_since(&self) -> Option<Version> {
+        const FIRST: [Version; 8] = [
+            Version::new(0, 9, 0),
+            Version::new(0, 10, 0),
+            Version::new(0, 10, 2),
+            Version::new(0, 14, 0),
+            Version::new(0, 17, 0),
+            Version::new(0, 20, 0),
+            Version::new(0, 22, 0),
+            Version::new(0, 24, 0),
+        ];
+        match self {
+            Contract::Vllm(contract) => {
+                FIRST.into_iter().rev().find(|first| *first <= contract.version())
+            }
+            Contract::Sglang => None,
+        }
+    }
+
     /// Engine, version whose rules apply, algorithm and root hash, for humans.
     pub fn describe(&self) -> String {
+        let since = match self.plain_since() {
+            Some(since) => format!(" (plain text alike since {since})"),
+            None => String::new(),
+        };
         match self {
             Contract::Vllm(contract) => format!(
-                "vllm {} {} root {}",
+                "vllm {}{since} {} root {}",
                 contract.version(),
                 contract.algorithm().as_str(),
                 contract.root()
@@ -313,6 +338,8 @@ pub struct Verifier {
     strange: u64,
     /// Whether events with tokens left extra keys out.
     hides_extras: bool,
+    /// Whether blocks whose extra keys are hidden were taken for plain text unseen, since all were gone.
+    guessed: bool,
     /// Full hashes of plain blocks, kept only where events hide extra keys.
     full: HashMap<Name, FullHash>,
 }
@@ -327,6 +354,7 @@ impl Default for Verifier {
             passed: 0,
             strange: 0,
             hides_extras: false,
+            guessed: false,
             full: HashMap::new(),
         }
     }
@@ -379,7 +407,8 @@ impl Verifier {
     /// those are held by name.
     /// Names are compared on where all blocks have one `shape`.
     pub fn resume(status: Status, hides_extras: bool, shape: Option<Shape>) -> Verifier {
-        Verifier { status, hides_extras, shape, ..Verifier::default() }
+        let guessed = hides_extras && status == Status::Private;
+        Verifier { status, hides_extras, shape, guessed, ..Verifier::default() }
     }
 
     /// Whether the worker's events leave extra keys out.
@@ -402,6 +431,12 @@ impl Verifier {
     /// blocks are taken for plain ones.
     pub fn is_blind(&self) -> bool {
         self.hides_extras && self.status == Status::Private
+    }
+
+    /// Whether salted blocks may be among what was taken for plain text before the contract was known. They
+    /// stay when it is found later.
+    pub fn has_guessed(&self) -> bool {
+        self.guessed
     }
 
     /// Looks at a stored event whose tokens are `tokens`, before it is translated.
@@ -529,7 +564,10 @@ impl Verifier {
         tokens: &[TokenId],
         lookahead: &[TokenId],
     ) -> Content {
-        let Status::Verified(contract) = &self.status else { return Content::Plain };
+        let Status::Verified(contract) = &self.status else {
+            self.guessed = true;
+            return Content::Plain;
+        };
         let before = match parent {
             None => None,
             Some(parent) => {
@@ -564,6 +602,7 @@ impl Verifier {
 
     /// Says that all blocks of the worker are gone.
     pub fn cleared(&mut self) {
+        self.guessed = false;
         self.full.clear();
     }
 }

@@ -128,13 +128,23 @@ pub(super) struct Stream {
     shadow: Option<Box<Shadow>>,
     anchor: Option<Box<Anchor>>,
     found: Found,
-    waiting: Vec<Box<[u8]>>,
+    waiting: Vec<Waiting>,
     waiting_bytes: usize,
+    /// Something was lost behind the batch that is applied, which had waited: its clear does not heal that.
+    lost_later: bool,
     applied_to: Option<Watermark>,
     /// What the mirror is told next.
     record: Record,
     retired: bool,
     scratch: Scratch,
+}
+
+/// A batch that waits for the contract.
+#[derive(Debug)]
+struct Waiting {
+    payload: Box<[u8]>,
+    /// How often something was wrong when its turn came.
+    wrongs: u64,
 }
 
 impl Stream {
@@ -158,6 +168,7 @@ impl Stream {
             found: Found::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
+            lost_later: false,
             applied_to: None,
             record: Record::default(),
             retired: false,
@@ -276,6 +287,9 @@ impl Stream {
             Status::Undecided => return Ok(()),
             Status::Private => {}
             Status::Verified(contract) => {
+                if self.verifier.has_guessed() {
+                    self.lane.degrade(Reason::ExtrasHidden);
+                }
                 let vocabulary = shared.vocabularies.write().shared(self.seat.space, contract);
                 self.move_to(shared, vocabulary)?;
             }
@@ -293,22 +307,27 @@ impl Stream {
             self.seat.post.open();
             let mut progress = Progress::default();
             let moved = self.adopt(shared);
-            if moved.and_then(|()| self.apply_waiting(shared, &mut progress)).is_err() {
+            if self.apply_waiting(shared, &mut progress).and(moved).is_err() {
                 self.lane.degrade(Reason::Undecodable);
             }
             self.applied_to = self.lane.watermark();
         }
     }
 
+    /// Applies what waited, all of it: an error keeps no later batch from its turn.
     fn apply_waiting(&mut self, shared: &Shared, progress: &mut Progress) -> Result<(), Error> {
         self.waiting_bytes = 0;
-        for payload in std::mem::take(&mut self.waiting) {
-            // It was parsed once already, when it came.
-            if let Ok(batch) = Batch::parse(&payload, &shared.limits) {
-                self.apply_batch(shared, &batch, progress)?;
+        let (wrongs, mut outcome) = (self.lane.wrongs(), Ok(()));
+        for Waiting { payload, wrongs: then } in std::mem::take(&mut self.waiting) {
+            self.lost_later = wrongs > then;
+            match Batch::parse(&payload, &shared.limits) {
+                Ok(batch) => outcome = outcome.and(self.apply_batch(shared, &batch, progress)),
+                // It was read once already, when it came.
+                Err(_) => self.reject(),
             }
         }
-        Ok(())
+        self.lost_later = false;
+        outcome
     }
 
     /// Forgets everything, by an operator's word.
@@ -418,5 +437,81 @@ impl Stream {
 
     pub(super) fn contract(&self) -> &Status {
         self.verifier.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::block::Shape;
+    use crate::hash::vllm::{self, Algorithm, Root};
+    use crate::scout::{Options, Registration, Scout};
+
+    /// Registers a worker for which three batches wait that hide what else was hashed.
+    fn waiting(scout: &Scout) -> WorkerId {
+        let worker = scout.register(Registration::new("a", "m")).unwrap();
+        // Its extra keys are there to read, and are none that are known: it is held by name.
+        let opaque = json!(["BlockStored", [5], null, [5, 5, 5, 5], 4, null, "GPU", null, [[1.5]]]);
+        send(scout, worker, 0, opaque).unwrap();
+        for seq in 1..4 {
+            send(scout, worker, seq, hidden(seq, 90 + seq)).unwrap();
+        }
+        assert_eq!(scout.worker(worker).unwrap().trust, Trust::Syncing);
+        worker
+    }
+
+    fn tokens(n: u64) -> [u32; 4] {
+        [n as u32; 4]
+    }
+
+    fn hidden(n: u64, name: u64) -> Value {
+        json!(["BlockStored", [name], null, tokens(n), 4, null, "GPU", null])
+    }
+
+    fn plain(n: u64) -> Value {
+        let (version, root) = (Version::new(0, 16, 0), Root::Seed("0"));
+        let contract = vllm::Contract::new(version, Algorithm::Sha256, root).unwrap();
+        let (tokens, shape) = (tokens(n), Shape::plain(BlockSize::new(4).unwrap()));
+        let mut chain = contract.chain(shape, &Prompt::new(&tokens)).unwrap();
+        hidden(n, chain.extend(&tokens).next().unwrap().name().0)
+    }
+
+    fn send(scout: &Scout, worker: WorkerId, seq: u64, event: Value) -> Result<(), Error> {
+        let payload = rmp_serde::to_vec(&json!([seq as f64, [event]])).unwrap();
+        scout.apply(worker, seq, &payload).map(drop)
+    }
+
+    #[test]
+    fn a_batch_whose_names_could_not_move_to_their_contract_is_applied_and_so_is_what_waited() {
+        let scout = Scout::new(Options::default()).unwrap();
+        let worker = waiting(&scout);
+        let directory = scout.directory.read().get(worker).cloned().unwrap();
+        let (space, vocabulary) = {
+            let stream = directory.stream.lock();
+            (stream.seat.space, stream.vocabulary)
+        };
+        // Somebody else has the names that are to move.
+        scout.shared.index.assign(WorkerId(99), Home { space, vocabulary }).unwrap();
+        send(&scout, worker, 4, plain(4)).unwrap_err();
+        let status = scout.worker(worker).unwrap();
+        assert_eq!(status.trust, Trust::Degraded(Reason::Undecodable));
+        assert_eq!((status.as_of, status.events.stored), (Some(4), 5));
+    }
+
+    #[test]
+    fn what_waited_and_cannot_be_applied_degrades_its_worker() {
+        let scout = Scout::new(Options::default()).unwrap();
+        let worker = waiting(&scout);
+        scout.shared.index.remove(worker);
+        for seq in 4..9 {
+            // The eighth decides that the contract is a private one.
+            let sent = send(&scout, worker, seq, hidden(seq, 90 + seq));
+            assert_eq!(sent.is_err(), seq == 8);
+        }
+        let status = scout.worker(worker).unwrap();
+        assert_eq!((status.contract, status.as_of), (Status::Private, Some(8)));
+        assert_eq!(status.trust, Trust::Degraded(Reason::Undecodable));
     }
 }

@@ -40,7 +40,7 @@ pub enum AuditState {
     /// None are asked for.
     Off,
     /// None can be had: no replay source, nothing to begin from where the buffer does not reach batch 0 any
-    /// more, or something is held, or not held, by more than the effect of batches.
+    /// more, something is held, or not held, by more than the effect of batches, or there is too much of it.
     Unavailable,
     /// None has ended yet.
     Pending,
@@ -81,6 +81,8 @@ pub enum Aftermath {
     Anchored,
     /// It gave the worker what the shadow had.
     Mended,
+    /// There was no shadow, or not all of it, for a reason that stays: it would take too much.
+    TooLarge,
 }
 
 /// What audits may begin from, kept by the driver.
@@ -101,6 +103,8 @@ pub(super) struct Audits {
     forbidden: bool,
     /// The buffer begins after batch 0.
     outlived: bool,
+    /// There can be no shadow, by the driver's word.
+    too_large: bool,
     anchor: Option<Anchor>,
     last: Option<Comparison>,
     /// Where what the last one rests on begins.
@@ -146,7 +150,7 @@ impl Sequencer {
         match (period, self.audits.last) {
             (Some(Duration::ZERO), _) => AuditState::Off,
             (None, _) => AuditState::Unavailable,
-            _ if self.audits.forbidden => AuditState::Unavailable,
+            _ if self.audits.forbidden || self.audits.too_large => AuditState::Unavailable,
             _ if self.audits.outlived && self.audits.anchor.is_none() => AuditState::Unavailable,
             (_, Some(Comparison::Equal)) => AuditState::Ok,
             (_, Some(Comparison::Different)) => AuditState::Differed,
@@ -175,6 +179,9 @@ impl Sequencer {
         self.end_audit(now);
         if comparison == Comparison::Undecided {
             self.counters.audits_unfinished += 1;
+            if aftermath == Aftermath::TooLarge {
+                (self.audits.too_large, self.audits.anchor) = (true, None);
+            }
             return;
         }
         self.audits.last = Some(comparison);
@@ -218,8 +225,8 @@ impl Sequencer {
         // Also for the case that nobody says how it ends.
         self.plan_audit(now);
         let Some(target) = self.applied else { return };
-        let Audits { forbidden, outlived, anchor, .. } = self.audits;
-        if forbidden || self.unproven || self.unsound.is_some() {
+        let Audits { forbidden, outlived, too_large, anchor, .. } = self.audits;
+        if forbidden || too_large || self.unproven || self.unsound.is_some() {
             return;
         }
         if outlived && anchor.is_none() {

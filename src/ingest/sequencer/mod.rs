@@ -119,6 +119,8 @@ pub struct Sequencer {
     audits: Audits,
     random: u64,
     unsound: Option<Reason>,
+    /// How often something was found to be wrong.
+    wrongs: u64,
     steps: VecDeque<Step>,
     counters: SequencerCounters,
 }
@@ -153,6 +155,7 @@ impl Sequencer {
             audits: Audits::default(),
             random: seed,
             unsound: None,
+            wrongs: 0,
             steps: VecDeque::new(),
             counters: SequencerCounters::default(),
         }
@@ -380,6 +383,7 @@ impl Sequencer {
     /// Says that the residency no longer equals the effect of the batches. The first reason stays, unless only the
     /// new one says that the worker [may hold less](Reason::may_hold_less).
     pub fn degrade(&mut self, reason: Reason) {
+        self.wrongs += 1;
         let is_worse = |known: Reason| reason.may_hold_less() && !known.may_hold_less();
         if self.unsound.is_none_or(is_worse) {
             self.unsound = Some(reason);
@@ -405,6 +409,12 @@ impl Sequencer {
             // Nothing is left to be mended.
             self.sync = Sync::InStep;
         }
+    }
+
+    /// How often the residency was said to be wrong so far: a clear that is applied later than its turn came heals
+    /// only what was wrong by then.
+    pub fn wrongs(&self) -> u64 {
+        self.wrongs
     }
 
     /// Why the residency differs from the effect of all batches, if it may.

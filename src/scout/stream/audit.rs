@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::anchor::Anchor;
 use super::{Shared, Stream};
 use crate::block::{Name, WorkerId};
+use crate::error::Error;
 use crate::event::Batch;
 use crate::hash::vllm::ChainMemory;
 use crate::index::{Change, Held, MemoryIndex, MemoryOptions};
-use crate::ingest::Trust;
 use crate::ingest::sequencer::{Aftermath, AuditState, Comparison};
-use crate::ingest::verify::Verifier;
+use crate::ingest::verify::{Status, Verifier};
+use crate::ingest::{Reason, Trust};
 use crate::scout::follow::Progress;
 use crate::scout::local::LocalHashes;
 use crate::scout::standing::{Post, Slab};
@@ -104,14 +105,21 @@ pub(super) struct Shadow {
 }
 
 impl Shadow {
-    fn begin(live: &Stream, shared: &Shared, anchor: Option<&Anchor>) -> Option<Box<Shadow>> {
-        let permit = Permit::take(&shared.shadows)?;
+    /// An error says why there is none.
+    fn begin(
+        live: &Stream,
+        shared: &Shared,
+        anchor: Option<&Anchor>,
+    ) -> Result<Box<Shadow>, Aftermath> {
+        // Too many others have one.
+        let permit = Permit::take(&shared.shadows).ok_or(Aftermath::None)?;
         // Unplaced blocks are bounded by the bytes that they take.
         let memory = MemoryOptions { unplaced_per_worker: usize::MAX, budget: SHADOW_BYTES };
         let (index, vocabularies) = match anchor {
             None => (MemoryIndex::new(memory), Vocabularies::default()),
             Some(anchor) => {
-                let index = MemoryIndex::import(memory, &anchor.image).ok()?;
+                let index = MemoryIndex::import(memory, &anchor.image);
+                let index = index.map_err(|_| Aftermath::TooLarge)?;
                 (index, Vocabularies::resume(anchor.given()))
             }
         };
@@ -133,10 +141,17 @@ impl Shadow {
         let post = Post::new(Arc::<Slab>::default(), live.seat.worker);
         let mut stream = Stream::new(super::Seat { post, ..live.seat.clone() });
         match anchor {
-            None => stream.begin(&own).ok()?,
+            None => {
+                stream.begin(&own).map_err(|_| Aftermath::None)?;
+                if live.verifier.hides_extras()
+                    && matches!(live.verifier.status(), Status::Verified(_))
+                {
+                    stream.know(&own, &live.verifier).map_err(|_| Aftermath::None)?;
+                }
+            }
             Some(anchor) => stream = anchor.resume(stream),
         }
-        Some(Box::new(Shadow { shared: own, stream, anchored: anchor.is_some(), _permit: permit }))
+        Ok(Box::new(Shadow { shared: own, stream, anchored: anchor.is_some(), _permit: permit }))
     }
 
     fn apply(&mut self, payload: &[u8]) {
@@ -147,20 +162,23 @@ impl Shadow {
         }
     }
 
-    /// Applies what waits for a contract under the one that is known by now; `None` if not everything could
-    /// be taken in.
-    fn settle(mut self: Box<Shadow>, live: &Verifier) -> Option<Box<Shadow>> {
+    /// Applies what waits for a contract under the one that is known by now. An error says why not everything
+    /// could be taken in.
+    fn settle(mut self: Box<Shadow>, live: &Verifier) -> Result<Box<Shadow>, Aftermath> {
         if !self.stream.waiting.is_empty() {
-            let shape = self.stream.groups.first().map(|facts| facts.shape);
-            self.stream.verifier =
-                Verifier::resume(live.status().clone(), live.hides_extras(), shape);
             let mut progress = Progress::default();
-            self.stream.adopt(&self.shared).ok()?;
-            self.stream.apply_waiting(&self.shared, &mut progress).ok()?;
+            let known = self.stream.know(&self.shared, live);
+            let applied =
+                known.and_then(|()| self.stream.apply_waiting(&self.shared, &mut progress));
+            applied.map_err(|_| Aftermath::None)?;
         }
         let Stream { lane, seat, .. } = &self.stream;
-        let is_whole = lane.unsound().is_none() && !self.shared.index.evicted(seat.worker);
-        is_whole.then_some(self)
+        match lane.unsound() {
+            _ if self.shared.index.evicted(seat.worker) => Err(Aftermath::TooLarge),
+            None => Ok(self),
+            Some(Reason::Overflow) => Err(Aftermath::TooLarge),
+            Some(_) => Err(Aftermath::None),
+        }
     }
 }
 
@@ -168,30 +186,50 @@ impl Stream {
     /// Begins the shadow with what the anchor has.
     pub(super) fn shade_anchor(&mut self, shared: &Shared) {
         self.shadow = None;
-        self.shadow = self.anchor.as_deref().and_then(|it| Shadow::begin(self, shared, Some(it)));
-        if self.shadow.is_none() {
-            self.lane.compared(self.now, Comparison::Undecided, Aftermath::None);
+        let anchor = self.anchor.as_deref().ok_or(Aftermath::None);
+        match anchor.and_then(|anchor| Shadow::begin(self, shared, Some(anchor))) {
+            Ok(shadow) => self.shadow = Some(shadow),
+            Err(why) => self.undecided(why),
         }
+    }
+
+    /// Ends an audit that cannot be had.
+    fn undecided(&mut self, why: Aftermath) {
+        if why == Aftermath::TooLarge {
+            self.anchor = None;
+        }
+        self.lane.compared(self.now, Comparison::Undecided, why);
+    }
+
+    /// Takes over a contract that is known elsewhere of the same engine, and what is known of it.
+    fn know(&mut self, shared: &Shared, of: &Verifier) -> Result<(), Error> {
+        let shape = self.groups.first().map(|facts| facts.shape);
+        self.verifier = Verifier::resume(of.status().clone(), of.hides_extras(), shape);
+        self.adopt(shared)
     }
 
     /// Applies a batch to the shadow; batch 0 begins a new one.
     pub(super) fn shade(&mut self, shared: &Shared, seq: u64, payload: &[u8]) {
         if seq == 0 {
             self.shadow = None;
-            self.shadow = Shadow::begin(self, shared, None);
+            match Shadow::begin(self, shared, None) {
+                Ok(shadow) => self.shadow = Some(shadow),
+                // Nothing is to be had from the rest of the replay.
+                Err(why) => return self.undecided(why),
+            }
         }
         match &mut self.shadow {
             Some(shadow) => shadow.apply(payload),
-            // Too many others have one; nothing is to be had from the rest of the replay.
-            None => self.lane.compared(self.now, Comparison::Undecided, Aftermath::None),
+            None => self.undecided(Aftermath::None),
         }
     }
 
     /// Compares the shadow with what is held; the shadow is right.
     pub(super) fn compare(&mut self, shared: &Shared, progress: &mut Progress) {
-        let rebuilt = self.shadow.take().and_then(|shadow| shadow.settle(&self.verifier));
+        let shadow = self.shadow.take().ok_or(Aftermath::None);
+        let rebuilt = shadow.and_then(|shadow| shadow.settle(&self.verifier));
         let compared = |it: &Shadow| compare(&shared.index, &it.shared.index, self.seat.worker);
-        let audited = rebuilt.as_deref().map(compared);
+        let audited = rebuilt.as_deref().ok().map(compared);
         // Asked behind the comparison: the index may give up copies at any time.
         let audited = audited.filter(|_| self.may_be_audited(shared));
         let mut audited = audited.unwrap_or(Audited::UNDECIDED);
@@ -201,20 +239,24 @@ impl Stream {
             self.found.as_of = self.lane.as_of();
         }
         let aftermath = match (rebuilt, audited.comparison) {
-            (Some(shadow), Comparison::Equal) => {
+            (Ok(shadow), Comparison::Equal) => {
                 let image = shadow.shared.index.export();
                 match self.anchor_at(&shared.anchors, image, Some(&shadow.stream)) {
                     true => Aftermath::Anchored,
                     false => Aftermath::None,
                 }
             }
-            (Some(shadow), Comparison::Different) if shadow.anchored => {
+            (Ok(shadow), Comparison::Different) if shadow.anchored => {
                 audited.mended = self.mend(shared, &shadow);
                 if audited.mended { Aftermath::Mended } else { Aftermath::None }
             }
-            _ => Aftermath::None,
+            (Ok(_), _) => Aftermath::None,
+            (Err(why), _) => why,
         };
         progress.audited = Some(audited);
+        if aftermath == Aftermath::TooLarge {
+            self.anchor = None;
+        }
         self.lane.compared(self.now, audited.comparison, aftermath);
     }
 

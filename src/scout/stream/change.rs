@@ -355,7 +355,9 @@ impl Stream {
             _ => cleared.tier,
         };
         if tier.is_none() {
-            self.lane.cleared();
+            if !self.lost_later {
+                self.lane.cleared();
+            }
             self.verifier.cleared();
             self.whole_again();
         }

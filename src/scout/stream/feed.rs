@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{MAX_WAITING, Shared, Stream};
+use super::{MAX_WAITING, Shared, Stream, Waiting};
 use crate::error::Error;
 use crate::event::{Batch, DecodeError};
 use crate::ingest::sequencer::{Arrival, Ended, Flow, Step};
-use crate::ingest::{ReplayOptions, Verdict};
+use crate::ingest::{Reason, ReplayOptions, Verdict};
 use crate::scout::follow::{Ask, Progress};
 use crate::scout::{Ingested, unknown_worker};
 
@@ -117,7 +117,8 @@ impl Stream {
         }
     }
 
-    /// Does what the sequencer says, all of it: an error keeps no later batch from its turn.
+    /// Does what the sequencer says, all of it: an error keeps no later batch from its turn. It leaves the worker
+    /// without a part of a batch.
     fn obey(
         &mut self,
         shared: &Shared,
@@ -175,6 +176,7 @@ impl Stream {
                 }
             };
             if let Err(error) = done {
+                self.lane.degrade(Reason::Undecodable);
                 failed.get_or_insert(error);
             }
         }
@@ -202,17 +204,19 @@ impl Stream {
                 return Ok(());
             }
         };
-        self.observe(shared, &batch)?;
+        let observed = self.observe(shared, &batch);
         if self.verifier.must_wait() {
             if self.waiting_bytes + payload.len() <= MAX_WAITING {
                 self.waiting_bytes += payload.len();
-                self.waiting.push(payload.into());
-                return Ok(());
+                let wrongs = self.lane.wrongs();
+                self.waiting.push(Waiting { payload: payload.into(), wrongs });
+                return observed;
             }
             self.verifier.give_up();
         }
-        self.apply_waiting(shared, progress)?;
-        self.apply_batch(shared, &batch, progress)
+        let waited = self.apply_waiting(shared, progress);
+        let applied = self.apply_batch(shared, &batch, progress);
+        observed.and(waited).and(applied)
     }
 }
 

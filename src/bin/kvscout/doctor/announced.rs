@@ -55,9 +55,11 @@ pub(super) fn contract(facts: &Facts<'_>, out: &mut Findings) {
 
 /// Engine, version whose rules apply, and algorithm.
 fn rules(contract: &Contract) -> String {
+    let since = contract.plain_since();
+    let since = since.map(|since| format!(" (plain text alike since {since})")).unwrap_or_default();
     match contract {
         Contract::Vllm(contract) => {
-            format!("vllm {} {}", contract.version(), contract.algorithm().as_str())
+            format!("vllm {}{since} {}", contract.version(), contract.algorithm().as_str())
         }
         Contract::Sglang => "sglang".to_owned(),
     }

@@ -180,9 +180,11 @@ fn contract(worker: &WorkerStatus) -> Value {
     };
     let differs = worker.warnings().any(|warning| warning == Warning::BlockSizeDiffers);
     let name = if differs { "contradictory" } else { name };
+    let since = contract.and_then(Contract::plain_since).map(|since| since.to_string());
     match contract {
         Some(Contract::Vllm(contract)) => {
             answer.insert("engine".into(), "vllm".into());
+            answer.insert("plain_since".into(), since.into());
             answer.insert("algorithm".into(), contract.algorithm().as_str().into());
             answer.insert("version".into(), contract.version().to_string().into());
         }
