@@ -448,7 +448,9 @@ fn one_snapshot_is_sent_at_a_time_and_whoever_comes_meanwhile_is_told() {
             let answer = String::from_utf8_lossy(&answer);
             let (is_sent, is_refused) =
                 (answer.starts_with("HTTP/1.1 200 "), answer.starts_with("HTTP/1.1 503 "));
-            assert!(is_sent || is_refused && answer.contains("another snapshot"), "{answer}");
+            let is_told =
+                answer.contains("another snapshot") && answer.contains("\r\nretry-after: 1\r\n");
+            assert!(is_sent || is_refused && is_told, "{answer}");
             is_refused
         });
         over.store(true, Ordering::Relaxed);

@@ -68,7 +68,9 @@ impl From<Refusal> for Failure {
             Refusal::UnknownPeer(message) => (Code::NotFound, "unknown_peer", message),
             Refusal::NotAllowed(message) => (Code::PermissionDenied, "not_allowed", message),
             Refusal::Invalid(message) => (Code::InvalidArgument, "invalid", message),
-            Refusal::Unavailable(message) => (Code::Unavailable, "unavailable", message),
+            Refusal::Unavailable(message) | Refusal::Busy(message) => {
+                (Code::Unavailable, "unavailable", message)
+            }
             Refusal::Overloaded => return Overloaded.into(),
             Refusal::Elsewhere(what) => (Code::Unimplemented, "not_implemented", elsewhere(what)),
         };
