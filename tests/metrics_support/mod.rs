@@ -22,6 +22,11 @@ pub(crate) fn has_curl() -> bool {
 
 /// Calls a method over gRPC with an empty message; the number of its status.
 pub(crate) fn call(daemon: &Daemon, method: &str) -> String {
+    call_with(daemon, method, &[])
+}
+
+/// The same with this message.
+pub(crate) fn call_with(daemon: &Daemon, method: &str, message: &[u8]) -> String {
     let mut curl = Command::new("curl");
     curl.args([
         "-sS",
@@ -36,8 +41,10 @@ pub(crate) fn call(daemon: &Daemon, method: &str) -> String {
     curl.args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
     curl.arg(format!("http://{}/{method}", daemon.grpc()));
     let mut child = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    // Not compressed, and of no bytes.
-    child.stdin.take().unwrap().write_all(&[0; 5]).unwrap();
+    // Not compressed, and of so many bytes.
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let framed = [&[0], &length[..], message].concat();
+    child.stdin.take().unwrap().write_all(&framed).unwrap();
     let said = child.wait_with_output().unwrap();
     let said = String::from_utf8(said.stdout).unwrap();
     let status = said.lines().find_map(|line| line.strip_prefix("grpc-status: "));

@@ -38,6 +38,10 @@ impl Failure {
         Failure::new(Code::Internal, "internal", "the call could not be completed")
     }
 
+    pub(super) fn code(&self) -> Code {
+        self.code
+    }
+
     /// As an answer of a stream.
     pub(super) fn into_error(self) -> kvscout_v1::Error {
         kvscout_v1::Error {
