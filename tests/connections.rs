@@ -8,7 +8,7 @@ mod zmq_support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use daemon_support::Daemon;
@@ -69,13 +69,88 @@ fn whoever_does_not_shake_hands_is_cut_and_gives_its_place_back() {
     assert_eq!(log.matches(cut).count(), 4, "{log}");
 }
 
+/// The preface of HTTP/2, and settings of which all are as usual.
+const HELLO: [u8; 33] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
 /// Begins to speak HTTP/2: whether the other end does so, too.
 fn speaks(stream: &mut TcpStream) -> bool {
-    // The preface, and settings of which all are as usual.
-    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let mut frame = [0; 9];
     // Settings, too, come first.
-    stream.write_all(hello).is_ok() && stream.read_exact(&mut frame).is_ok() && frame[3] == 4
+    stream.write_all(&HELLO).is_ok() && stream.read_exact(&mut frame).is_ok() && frame[3] == 4
+}
+
+/// The answer to a ping, behind whatever else was said before.
+fn pong(stream: &mut TcpStream) -> Vec<u8> {
+    let asked = *b"are you?";
+    let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0], &asked[..]].concat();
+    stream.write_all(&ping).unwrap();
+    let mut heard = Vec::new();
+    let mut byte = [0];
+    while !heard.ends_with(&asked) {
+        stream.read_exact(&mut byte).expect("it is still served");
+        heard.extend(byte);
+    }
+    heard.split_off(heard.len() - ping.len())
+}
+
+#[test]
+fn whoever_does_not_begin_to_speak_grpc_is_cut_and_whoever_did_may_rest() {
+    let config = "[limits]\nconnections = 3\nidle = \"3s\"\nread_timeout = \"10m\"\n";
+    let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], config, &[]);
+    let mut served = connect(daemon.grpc());
+    assert!(speaks(&mut served));
+    let silent = [&[][..], &HELLO[..23]].map(|said| {
+        let mut stream = connect(daemon.grpc());
+        stream.write_all(said).unwrap();
+        stream
+    });
+    for mut stream in silent {
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).expect("it is hung up on");
+        // Settings, which both ends send unasked.
+        assert_eq!(said.get(3), Some(&4), "{said:?}");
+    }
+    let mut next = [connect(daemon.grpc()), connect(daemon.grpc())];
+    eventually("there are places again", || {
+        next.iter_mut().all(|stream| {
+            let is_served = speaks(stream);
+            if !is_served {
+                *stream = connect(daemon.grpc());
+            }
+            is_served
+        })
+    });
+    // It came before those that were cut, and has said nothing since.
+    assert_eq!(pong(&mut served), [&[0, 0, 8, 6, 1, 0, 0, 0, 0], &b"are you?"[..]].concat());
+}
+
+#[test]
+fn whoever_shakes_hands_and_then_does_not_speak_grpc_is_cut() {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let directory = directory.join(format!("connections-silent-{}", std::process::id()));
+    let made = Certificates::make(&directory);
+    let (certificate, key) = made.server();
+    let config = format!(
+        "[limits]\nconnections = 1\nidle = \"3s\"\nread_timeout = \"10m\"\n\
+         [tls]\ncertificate = {certificate:?}\nkey = {key:?}\n"
+    );
+    let daemon = Daemon::start(&["--grpc", "127.0.0.1:0"], &config, &[]);
+    // Twice, with the one place that there is.
+    for said in [&[][..], &HELLO[..23]] {
+        let mut silent = Command::new("openssl");
+        silent.args(["s_client", "-quiet", "-alpn", "h2", "-connect", daemon.grpc(), "-CAfile"]);
+        silent.arg(made.ca()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut silent = silent.spawn().unwrap();
+        // Held, so that it is not this end that goes away.
+        let mut stdin = silent.stdin.take().unwrap();
+        stdin.write_all(said).unwrap();
+        stdin.flush().unwrap();
+        eventually("it is hung up on", || silent.try_wait().unwrap().is_some());
+        let mut heard = Vec::new();
+        silent.stdout.take().unwrap().read_to_end(&mut heard).unwrap();
+        // Settings, within TLS: it had been let in.
+        assert_eq!(heard.get(3), Some(&4), "{heard:?}");
+    }
 }
 
 #[test]

@@ -223,6 +223,67 @@ fn mooncake_registers_and_unregisters() {
 }
 
 #[test]
+fn whoever_may_register_can_add_so_many_workers_and_adapters_and_no_more() {
+    let config = "[limits]\nregistered_workers = 2\nadapters = 2\n\
+                  [[source]]\nname = \"configured\"\nendpoint = \"tcp://127.0.0.1:9\"\nmodel = \"m\"\n\
+                  [[adapter]]\nname = \"own\"\nmodel = \"gone\"\n";
+    let daemon = Daemon::start(&[], config, &[]);
+    let of = |instance: &str, model: &str, lora: Option<&str>| {
+        json!({
+            "endpoint": "tcp://127.0.0.1:9", "type": "vLLM", "modelname": model, "dp_rank": 0,
+            "instance_id": instance, "block_size": 16, "lora_name": lora,
+        })
+    };
+    let register = |instance, model, lora| daemon.post("/register", &of(instance, model, lora));
+    #[track_caller]
+    fn refused(answer: daemon_support::Response, limit: &str) {
+        let refused = answer.json(403);
+        assert_eq!(refused["reason"], "not_allowed");
+        let error = refused["error"].as_str().unwrap();
+        assert!(error.contains("2 (") && error.contains(limit), "{error}");
+    }
+    let knows = |adapter: &str| {
+        let asked = daemon.post("/v1/score", &json!({ "model": adapter, "token_ids": [1] }));
+        asked.status == 200
+    };
+    // A name that is too long to be kept says which, and by how much.
+    let long = "a".repeat(1025);
+    for (field, body) in [
+        ("instance_id", of(&long, "m", None)),
+        ("modelname", of("a", &long, None)),
+        ("lora_name", of("a", "m", Some(&long))),
+    ] {
+        let refused = daemon.post("/register", &body).json(400);
+        assert_eq!(
+            (&refused["reason"], &refused["field"]),
+            (&json!("invalid_field"), &json!(field))
+        );
+        assert_eq!(refused["error"], format!("field '{field}': 1025 bytes; expected 1024 at most"));
+    }
+    register("a", "m", Some("sql")).json(200);
+    register("b", "gone", Some("chat")).json(200);
+    assert!(knows("sql") && knows("chat") && knows("own"));
+    refused(register("c", "m", None), "limits.registered_workers");
+    let dynamo = json!({
+        "instance_id": 7, "model_name": "m", "endpoint": "tcp://127.0.0.1:9", "block_size": 16,
+    });
+    refused(daemon.post("/register", &dynamo), "limits.registered_workers");
+    refused(register("a", "m", Some("third")), "limits.adapters");
+    assert!(!knows("third"));
+    // What is known may be said again, and the configuration's own is left aside.
+    register("a", "m", Some("sql")).json(200);
+    assert_eq!(daemon.worker("configured", 0)["worker"], "configured");
+    // The last worker of a model takes the adapters along that were registered for it, and makes room.
+    daemon.post("/unregister", &json!({ "instance_id": "b" })).json(200);
+    assert!(knows("sql") && !knows("chat"));
+    register("a", "m", Some("third")).json(200);
+    register("c", "gone", None).json(200);
+    assert!(knows("third") && knows("own"));
+    daemon.post("/unregister", &json!({ "instance_id": "a" })).json(200);
+    assert!(knows("sql"), "the configured worker serves its model");
+}
+
+#[test]
 fn dynamo_registers_and_unregisters() {
     let daemon = Daemon::start(&[], "", &[]);
     let body = json!({

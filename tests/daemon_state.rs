@@ -437,6 +437,7 @@ fn one_snapshot_is_sent_at_a_time_and_whoever_comes_meanwhile_is_told() {
     let directory = Directory::new("at-a-time");
     let daemon = Daemon::start(&["--state", directory.text()], "[state]\nshare = true", &[]);
     let over = AtomicBool::new(false);
+    let mut told = String::new();
     thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
@@ -444,15 +445,13 @@ fn one_snapshot_is_sent_at_a_time_and_whoever_comes_meanwhile_is_told() {
             }
         });
         eventually("two meet", || {
-            let answer = ask_for_snapshot(&daemon);
-            let answer = String::from_utf8_lossy(&answer);
-            let (is_sent, is_refused) =
-                (answer.starts_with("HTTP/1.1 200 "), answer.starts_with("HTTP/1.1 503 "));
-            assert!(is_sent || is_refused && answer.contains("another snapshot"), "{answer}");
-            is_refused
+            told = String::from_utf8_lossy(&ask_for_snapshot(&daemon)).into_owned();
+            !told.starts_with("HTTP/1.1 200 ")
         });
         over.store(true, Ordering::Relaxed);
     });
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("another snapshot"), "{told}");
+    assert!(told.contains("\r\nretry-after: 1\r\n"), "{told}");
     eventually("another is sent", || ask_for_snapshot(&daemon).starts_with(b"HTTP/1.1 200 "));
 }
 

@@ -82,6 +82,13 @@ fn every_method_answers_a_client_written_with_pythons_grpcio() {
             .metric(&format!("kvscout_grpc_requests_total{{method=\"{method}\",code=\"{code}\"}}"))
     };
     assert_eq!(count("kvscout.v1.Scout/ScoreMany", "OK"), Some(2.0));
+    // A stream's questions, each by how it ended: what was wrong with one ended itself only.
+    let streamed = "kvscout.v1.Scout/ScoreMany/question";
+    assert_eq!(count(streamed, "OK"), Some(2048.0));
+    assert_eq!(count(streamed, "NOT_FOUND"), Some(1.0));
+    assert_eq!(count(streamed, "INVALID_ARGUMENT"), Some(1.0));
+    let timed = format!("kvscout_grpc_request_seconds_count{{method=\"{streamed}\"}}");
+    assert_eq!(daemon.metric(&timed), Some(2050.0));
     assert_eq!(count("indexer.v1.IndexerService/GetPodScores", "FAILED_PRECONDITION"), Some(1.0));
     assert!(daemon.metric("kvscout_reported_blocks").unwrap() > 0.0);
     assert!(!daemon.terminate().contains("panicked"));
@@ -139,10 +146,25 @@ fn beyond_what_may_be_under_way_a_call_is_refused_at_once() {
         over.store(true, Ordering::Relaxed);
         String::from_utf8(run.stdout).unwrap()
     });
-    for call in ["Score", "Score, long", "MatchExternalKv", "GetExternalKvHitCounts"] {
+    for call in [
+        "Score",
+        "Score, long",
+        "ScoreMany",
+        "GetPodScores",
+        "MatchExternalKv",
+        "MatchExternalKvPrefix",
+        "GetExternalKvHitCounts",
+        "ApplyExternalKvBatch",
+        "ReplaceExternalKvSnapshot",
+        "ConfigureExpectedWorkers",
+    ] {
         let refused = format!("{call}: RESOURCE_EXHAUSTED more questions are waiting");
-        assert!(said.lines().any(|line| line.starts_with(&refused)), "{call}: {said}");
+        let is_refused = |line: &str| line.starts_with(&refused) && line.ends_with(" (overloaded)");
+        assert!(said.lines().any(is_refused), "{call}: {said}");
     }
+    let streamed = "method=\"kvscout.v1.Scout/ScoreMany/question\",code=\"RESOURCE_EXHAUSTED\"";
+    let counted = daemon.metric(&format!("kvscout_grpc_requests_total{{{streamed}}}"));
+    assert!(counted.is_some_and(|counted| counted >= 1.0), "{counted:?}");
 }
 
 #[test]

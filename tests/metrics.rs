@@ -345,14 +345,14 @@ fn promtool_accepts_the_alerts_and_their_tests_pass() {
     }
     let directory = deployed("prometheus");
     let checked = promtool(&directory, &["check", "rules", "alerts.yml"]);
-    assert!(checked.contains("14 rules found"), "{checked}");
+    assert!(checked.contains("15 rules found"), "{checked}");
     promtool(&directory, &["test", "rules", "alerts_test.yml"]);
     // Every alert has a test, and the document says what to do about it.
     let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
     let (rules, tests) = (read("alerts.yml"), read("alerts_test.yml"));
     let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
     let alerts: Vec<&str> = alerts.collect();
-    assert_eq!(alerts.len(), 12);
+    assert_eq!(alerts.len(), 13);
     for alert in alerts {
         assert!(tests.contains(&format!("alertname: {alert}\n")), "{alert} has no test");
         let documented = include_str!("../docs/metrics.md").contains(&format!("| `{alert}` |"));
@@ -417,13 +417,23 @@ fn every_expression_finds_something_in_a_prometheus_that_scrapes_the_daemon() {
     let (_named, behind) = bound_publisher(&zmq::Context::new(), "tcp://127.0.0.2:*");
     let site = Site::around(
         "prometheus",
-        &format!("store.address = {:?}\n", store.address()),
+        // A body above 64 KiB finds no room.
+        &format!("store.address = {:?}\nlimits.body_memory_bytes = 0\n", store.address()),
         &format!(
             "[[discover]]\nname = \"engines\"\ndns = \"engines.test:{}\"\nnameserver = {:?}\n\
              model = \"m\"\nevery = \"100ms\"\n",
             behind.rsplit(':').next().unwrap(),
             names.address()
         ),
+    );
+    let long = json!({ "model": "m", "token_ids": vec![100_000; 20_000] });
+    assert_eq!(site.daemon.post("/v1/score", &long).json(503)["reason"], "overloaded");
+    // More hashes than may be asked for: field 1, of 131,080 bytes.
+    let many = [&[0x0a, 0x88, 0x80, 0x08][..], &[0; 8 * 16_385]].concat();
+    let exhausted = "8";
+    assert_eq!(
+        call_with(&site.daemon, "kv_indexer.v1.KVIndexer/MatchExternalKv", &many),
+        exhausted
     );
     let rules = deployed("prometheus/alerts.yml");
     let (daemon, engine) = (site.daemon.address(), engine_figures("m"));

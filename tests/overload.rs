@@ -110,19 +110,22 @@ fn ask_again(stream: &mut BufReader<TcpStream>) -> u16 {
     head[0].split(' ').nth(1).unwrap().parse().unwrap()
 }
 
+/// A connection that has a place, since a question over it is answered. One that is just over may still have had it.
+fn with_a_place(daemon: &Daemon) -> BufReader<TcpStream> {
+    let mut held = None;
+    eventually("there is a place", || {
+        let mut stream = BufReader::new(TcpStream::connect(daemon.address()).unwrap());
+        held = (ask_again(&mut stream) == 200).then_some(stream);
+        held.is_some()
+    });
+    held.unwrap()
+}
+
 #[test]
 fn beyond_the_connections_one_is_told_why_and_may_still_ask_whether_the_daemon_works() {
     let daemon = daemon("connections = 2");
     let question = json!({ "model": "m", "token_ids": [1, 2, 3] });
-    let mut held = Vec::new();
-    // Those that asked whether it is ready may not be gone yet.
-    eventually("the places are taken", || {
-        let mut stream = BufReader::new(TcpStream::connect(daemon.address()).unwrap());
-        if ask_again(&mut stream) == 200 {
-            held.push(stream);
-        }
-        held.len() == 2
-    });
+    let held = [with_a_place(&daemon), with_a_place(&daemon)];
     let answer = daemon.post("/v1/score", &question);
     is_overloaded(&answer);
     assert_eq!(answer.header("connection"), Some("close"));

@@ -15,7 +15,7 @@ use kvscout::ingest::{Reason, Trust};
 use kvscout::scout::shared::{
     Labelling, Outbox, Reader, ReaderOptions, Writer, WriterOptions, WriterWatch,
 };
-use kvscout::scout::{Options, Ranked, Registration, Request, Scout, Scratch};
+use kvscout::scout::{Adapter, Options, Ranked, Registration, Request, Scout, Scratch};
 use redis_support::{Server, eventually};
 use serde_json::Value;
 
@@ -288,6 +288,31 @@ fn a_reader_without_a_store_says_so_of_every_worker_it_knows() {
     let rows = by_store(&server, &reader, &ask(&tokens, long));
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].2, Trust::Degraded(Reason::Store));
+}
+
+#[test]
+fn an_adapter_that_its_owner_speaks_of_no_more_is_gone_and_a_reader_s_own_stays() {
+    let server = Server::start();
+    let writing = Writing::start(&server, "w", 64 << 20);
+    writing.add("pod");
+    let reader = reader(&server);
+    let of = |model: &str| Adapter { model: model.to_owned(), id: None, path: None };
+    let tenant = Registration::DEFAULT_TENANT;
+    reader.register_adapter(tenant, "own", of("m"));
+    for name in ["sql", "own", "chat"] {
+        writing.scout.register_adapter(tenant, name, of("m"));
+    }
+    let knows = |name: &str| {
+        server.block_on(reader.refresh()).unwrap();
+        let request = Request::new(name, Prompt::new(&[1]));
+        server.block_on(reader.score(&request, &mut Scratch::default())).is_ok()
+    };
+    eventually("the reader knows them", || ["sql", "own", "chat"].into_iter().all(knows));
+    assert!(writing.scout.unregister_adapter(tenant, "sql"));
+    assert!(writing.scout.unregister_adapter(tenant, "own"));
+    assert!(!writing.scout.unregister_adapter(tenant, "own"), "it is gone already");
+    eventually("one is gone", || !knows("sql"));
+    assert!(knows("own") && knows("chat"));
 }
 
 #[test]

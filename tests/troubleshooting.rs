@@ -12,6 +12,8 @@ use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use daemon_store_support::{STORE, publisher, read_up_to, reader, writer};
 use daemon_support::{Daemon, Response, batches};
@@ -101,7 +103,32 @@ fn refusals() -> Vec<Response> {
         is_over
     });
     drop(held);
+    let worker = json!({
+        "model_name": "m", "instance_id": 7, "block_size": 16, "endpoint": "tcp://127.0.0.1:9",
+    });
+    let none = Daemon::start(&[], "[limits]\nregistered_workers = 0\n", &[]);
+    refusals.push(ask(&none, "", "/register", worker));
+    refusals.push(second_dump(&open));
     refusals
+}
+
+/// What is said of a dump while another one is made.
+fn second_dump(daemon: &Daemon) -> Response {
+    let over = AtomicBool::new(false);
+    let mut told = None;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                ask(daemon, "", "/dump", Value::Null);
+            }
+        });
+        eventually("two meet", || {
+            told = Some(ask(daemon, "", "/dump", Value::Null)).filter(|told| told.status == 503);
+            told.is_some()
+        });
+        over.store(true, Ordering::Relaxed);
+    });
+    told.unwrap()
 }
 
 #[test]

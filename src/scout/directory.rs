@@ -266,6 +266,19 @@ impl Directory {
         Arc::make_mut(of_tenant).insert(name.to_owned(), adapter);
     }
 
+    pub(super) fn remove_adapter(&mut self, tenant: &str, name: &str) -> bool {
+        let Some(of_tenant) = self.adapters.get_mut(tenant) else { return false };
+        let removed = Arc::make_mut(of_tenant).remove(name).is_some();
+        if of_tenant.is_empty() {
+            self.adapters.remove(tenant);
+        }
+        removed
+    }
+
+    pub(super) fn serves(&self, tenant: &str, model: &str) -> bool {
+        self.spaces.contains_key(&(tenant.to_owned(), Some(model.to_owned())))
+    }
+
     /// All adapters, by tenant and name.
     pub(super) fn all_adapters(&self) -> Vec<AdapterState> {
         let mut all = Vec::new();
@@ -319,10 +332,9 @@ impl Directory {
         tenant: &str,
         model: Option<&'a str>,
     ) -> (Option<&'a str>, Option<&'a Adapter>) {
-        let is_served =
-            |name: &str| self.spaces.contains_key(&(tenant.to_owned(), Some(name.to_owned())));
         let of_tenant = self.adapters.get(tenant);
-        let adapter = model.and_then(|name| of_tenant?.get(name).filter(|_| !is_served(name)));
+        let of_name = |name| of_tenant?.get(name).filter(|_| !self.serves(tenant, name));
+        let adapter = model.and_then(of_name);
         match adapter {
             Some(adapter) => (Some(&adapter.model), Some(adapter)),
             None => (model, None),

@@ -434,6 +434,24 @@ impl Scout {
         self.shared.generation.turn();
     }
 
+    /// Makes a name stand for no adapter of this tenant any more; whether it did.
+    pub fn unregister_adapter(&self, tenant: &str, name: &str) -> bool {
+        let mut directory = self.directory.write();
+        let removed = directory.remove_adapter(tenant, name);
+        self.shared.generation.turn();
+        removed
+    }
+
+    /// Every adapter, by tenant and name.
+    pub fn adapters(&self) -> Vec<AdapterState> {
+        self.directory.read().all_adapters()
+    }
+
+    /// Whether a worker is registered that serves a tenant's model, by the model's own name.
+    pub fn serves(&self, tenant: &str, model: &str) -> bool {
+        self.directory.read().serves(tenant, model)
+    }
+
     /// Applies a batch of a worker, as it came from the wire: the sequence number and the msgpack
     /// payload.
     ///
@@ -508,10 +526,10 @@ impl Scout {
         self.shared.local.by_content()
     }
 
-    /// Every adapter, and those that became something else under their old name.
+    /// The adapters that became something else under their old name.
     #[cfg(feature = "redis")]
-    fn adapters(&self) -> (Vec<AdapterState>, Vec<EditionState>) {
-        (self.directory.read().all_adapters(), self.shared.editions.state())
+    fn editions(&self) -> Vec<EditionState> {
+        self.shared.editions.state()
     }
 
     /// Sizes of the index.

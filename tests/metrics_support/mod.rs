@@ -25,7 +25,7 @@ pub(crate) fn call(daemon: &Daemon, method: &str) -> String {
     call_with(daemon, method, &[])
 }
 
-/// The same with a message.
+/// The same with this message.
 pub(crate) fn call_with(daemon: &Daemon, method: &str, message: &[u8]) -> String {
     let mut curl = Command::new("curl");
     curl.args([
@@ -43,7 +43,8 @@ pub(crate) fn call_with(daemon: &Daemon, method: &str, message: &[u8]) -> String
     let mut child = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     // Not compressed, and of so many bytes.
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-    child.stdin.take().unwrap().write_all(&[&[0], &length[..], message].concat()).unwrap();
+    let framed = [&[0], &length[..], message].concat();
+    child.stdin.take().unwrap().write_all(&framed).unwrap();
     let said = child.wait_with_output().unwrap();
     let said = String::from_utf8(said.stdout).unwrap();
     let status = said.lines().find_map(|line| line.strip_prefix("grpc-status: "));

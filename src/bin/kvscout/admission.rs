@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Limits;
+use crate::service::Refusal;
 
 /// Bodies are counted in pieces of this size, and up to one for free: connections are bounded themselves.
 pub(crate) const PIECE: usize = 64 << 10;
@@ -30,9 +31,13 @@ const BURST: Duration = Duration::from_millis(100);
 /// For so long after the last refusal a line stays short: those who were refused come back.
 const SHORT: Duration = Duration::from_secs(10);
 
+/// Registrations and removals at a time. They take no turn of a question's, since a name server may let them wait.
+const CHANGES: usize = 64;
+
 /// The bounds.
 #[derive(Debug)]
 pub(crate) struct Admission {
+    changes: Arc<Semaphore>,
     running: Arc<Semaphore>,
     line: Arc<Mutex<Line>>,
     bodies: Arc<Semaphore>,
@@ -133,6 +138,7 @@ impl Admission {
         let most = |count: usize| count.min(Semaphore::MAX_PERMITS);
         let (burst, few) = (running.saturating_add(limits.queue), running + running.div_ceil(4));
         Admission {
+            changes: Arc::new(Semaphore::new(CHANGES)),
             running: Arc::new(Semaphore::new(most(running))),
             line: Arc::new(Mutex::new(Line::new(burst, few, Instant::now()))),
             bodies: Arc::new(Semaphore::new(most(limits.body_memory / PIECE))),
@@ -152,6 +158,15 @@ impl Admission {
     /// A turn for a question that is there as a whole.
     pub(crate) async fn turn(&self) -> Result<Turn, Overloaded> {
         self.question().await?.turn().await
+    }
+
+    /// Leave to register or to remove a worker now.
+    pub(crate) fn change(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        Arc::clone(&self.changes).try_acquire_owned().map_err(|_| {
+            Refusal::Busy(format!(
+                "{CHANGES} registrations and removals are under way already; try again later"
+            ))
+        })
     }
 
     /// Room for a body.
@@ -240,6 +255,18 @@ mod tests {
         let third = admission.question().await.unwrap();
         drop(second);
         drop(third.turn().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn registrations_take_no_turn_of_a_question_s_and_have_a_bound_of_their_own() {
+        let admission = admission(1, 0, 0);
+        let question = admission.turn().await.unwrap();
+        let mut held: Vec<_> = (0..CHANGES).map(|_| admission.change().unwrap()).collect();
+        assert!(matches!(admission.change(), Err(Refusal::Busy(_))));
+        held.pop();
+        held.push(admission.change().unwrap());
+        drop(question);
+        drop(admission.turn().await.unwrap());
     }
 
     #[tokio::test]

@@ -146,6 +146,8 @@ pub(crate) enum Undialled {
     Refused(String),
     /// Its name stands for nothing at the moment.
     Unresolved(String),
+    /// As many names are looked up already as may be at a time.
+    Busy(String),
 }
 
 /// Who has the addresses of a name.
@@ -179,9 +181,16 @@ impl Dial {
         };
         let found = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => self.look_up(&host, port).map_err(|error| {
-                Undialled::Unresolved(format!("{endpoint}: {host} cannot be resolved: {error}"))
-            })?,
+            Err(_) => {
+                let found = self.look_up(&host, port).ok_or_else(|| {
+                    Undialled::Busy(format!(
+                        "{endpoint}: {LOOKUPS} names are being looked up already; try again later"
+                    ))
+                })?;
+                found.map_err(|error| {
+                    Undialled::Unresolved(format!("{endpoint}: {host} cannot be resolved: {error}"))
+                })?
+            }
         };
         let allowed = found.iter().find(|address| self.allows(&host, **address));
         match (allowed, found.first()) {
@@ -207,16 +216,16 @@ impl Dial {
         if host.parse::<IpAddr>().is_ok() {
             return None;
         }
-        let found = self.look_up(&host, port).ok()?;
+        let found = self.look_up(&host, port)?.ok()?;
         let stays = found.iter().any(|address| format!("tcp://{address}") == dialled.to_string());
         let next = found.iter().find(|address| !stays && self.allows(&host, **address));
         next.and_then(|address| format!("tcp://{address}").parse().ok())
     }
 
-    fn look_up(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        let busy = || io::Error::other(format!("{LOOKUPS} names are being looked up already"));
-        let _one = self.lookups.try_acquire().map_err(|_| busy())?;
-        (self.resolve)(host, port)
+    /// What has this name; `None` while too many are looked up.
+    fn look_up(&self, host: &str, port: u16) -> Option<io::Result<Vec<SocketAddr>>> {
+        let _one = self.lookups.try_acquire().ok()?;
+        Some((self.resolve)(host, port))
     }
 
     fn allows(&self, host: &str, address: SocketAddr) -> bool {
@@ -302,6 +311,24 @@ mod tests {
     fn refused(dial: &Dial, endpoint: &str) {
         let outcome = dialled(dial, endpoint);
         assert!(matches!(outcome, Err(Undialled::Refused(_))), "{endpoint}: {outcome:?}");
+    }
+
+    #[test]
+    fn so_many_names_are_looked_up_at_a_time_and_whoever_comes_beyond_is_told_to_come_back() {
+        let dial = dial(&["private"], "0.0.0.0:1");
+        let name = "10-1-2-3.example";
+        let endpoint = format!("tcp://{name}:5557");
+        let permits = u32::try_from(LOOKUPS).unwrap();
+        let all_but_one = dial.lookups.try_acquire_many(permits - 1).unwrap();
+        assert_eq!(dialled(&dial, &endpoint).unwrap(), "tcp://10.1.2.3:5557");
+        let last = dial.lookups.try_acquire().unwrap();
+        let busy = dialled(&dial, &endpoint).unwrap_err();
+        let Undialled::Busy(error) = busy else { panic!("{busy:?}") };
+        assert!(error.contains("8 names are being looked up already; try again later"), "{error}");
+        // An address is no name.
+        assert!(dialled(&dial, "tcp://10.1.2.3:5557").is_ok());
+        drop((all_but_one, last));
+        assert!(dialled(&dial, &endpoint).is_ok());
     }
 
     #[test]

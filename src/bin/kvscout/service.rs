@@ -4,6 +4,7 @@
 //! through a blocking thread, except for the scoring of short prompts.
 
 mod answering;
+mod bounds;
 mod clearing;
 mod dialled;
 mod discovered;
@@ -39,6 +40,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::histogram::Histogram;
 
 pub(crate) use self::answering::Row;
+use self::bounds::Bounds;
 use self::discovered::Discoveries;
 pub(crate) use self::discovered::{Discovery, Sighting};
 use self::external::External;
@@ -71,6 +73,7 @@ pub(crate) struct Service {
     replay: ReplayOptions,
     on_gap: OnGap,
     dial: Dial,
+    bounds: Bounds,
     switchboard: Arc<Switchboard>,
     next_source: AtomicU32,
     /// One registration or removal at a time; never taken by the receiver's thread.

@@ -88,6 +88,8 @@ struct Known {
     workers: BTreeMap<WorkerId, KnownWorker>,
     by_text: HashMap<String, WorkerId>,
     adapters: Vec<u8>,
+    /// Those that no owner speaks of.
+    own_adapters: HashMap<(String, String), Adapter>,
     read: Option<Instant>,
 }
 
@@ -237,20 +239,32 @@ impl Reader {
         let Some((_, note)) = notes.into_iter().find(|(about, _)| about == ADAPTERS) else {
             return;
         };
-        if self.known.lock().adapters == *note {
+        let mut known = self.known.lock();
+        if known.adapters == *note {
             return;
         }
         let Ok((adapters, editions)) = adapters_from_json(note) else { return };
+        let mut gone: HashSet<_> =
+            self.scout.adapters().into_iter().map(|of| (of.tenant, of.name)).collect();
         for of in adapters {
             let adapter = Adapter { model: of.model, id: of.id, path: of.path };
             self.scout.register_adapter(&of.tenant, &of.name, adapter);
+            gone.remove(&(of.tenant, of.name));
+        }
+        for name in gone {
+            match known.own_adapters.get(&name) {
+                Some(own) => self.scout.register_adapter(&name.0, &name.1, own.clone()),
+                None => drop(self.scout.unregister_adapter(&name.0, &name.1)),
+            }
         }
         self.scout.shared.editions.set(&editions);
-        self.known.lock().adapters = note.clone();
+        known.adapters = note.clone();
     }
 
     /// Makes an adapter's name stand for its model, beside those that owners speak of.
     pub fn register_adapter(&self, tenant: &str, name: &str, adapter: Adapter) {
+        let named = (tenant.to_owned(), name.to_owned());
+        self.known.lock().own_adapters.insert(named, adapter.clone());
         self.scout.register_adapter(tenant, name, adapter);
     }
 

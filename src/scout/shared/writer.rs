@@ -375,7 +375,7 @@ impl Writer {
         }
         let withdrawn: Vec<String> =
             self.said.keys().filter(|text| !said.contains_key(*text)).cloned().collect();
-        let (adapters, editions) = self.scout.adapters();
+        let (adapters, editions) = (self.scout.adapters(), self.scout.editions());
         let about_adapters = adapters_to_json(&adapters, &editions);
         if all || self.said_adapters != about_adapters {
             notes.push((ADAPTERS.to_owned(), about_adapters.clone()));

@@ -24,6 +24,10 @@ pub(crate) struct Limits {
     pub(crate) drain: Duration,
     /// Workers that topics may register.
     pub(crate) topic_workers: usize,
+    /// Workers that requests may register.
+    pub(crate) registered_workers: usize,
+    /// Adapters that they may.
+    pub(crate) adapters: usize,
 }
 
 impl Default for Limits {
@@ -42,6 +46,8 @@ impl Default for Limits {
             idle: Duration::from_secs(120),
             drain: Duration::from_secs(10),
             topic_workers: 4096,
+            registered_workers: 4096,
+            adapters: 4096,
         }
     }
 }

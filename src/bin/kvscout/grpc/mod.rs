@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use axum::middleware;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 use tracing::debug;
 
 use self::generated::grpc_health_v1::health_server::HealthServer;
@@ -91,12 +91,16 @@ impl App {
         outcome: Result<T, Failure>,
     ) -> Result<Response<T>, Status> {
         let outcome = outcome.map_err(Status::from);
-        let code = outcome.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+        self.count(method, start, outcome.as_ref().err().map_or(Code::Ok, Status::code));
+        outcome.map(Response::new)
+    }
+
+    /// Counts how a call ended, or a question of a stream.
+    fn count(&self, method: &'static str, start: Instant, code: Code) {
         let took = start.elapsed();
         debug!(method, ?code, micros = took.as_micros() as u64, "answered");
         self.service.metrics().count_call(method, refusal::name(code));
         self.service.metrics().time_call(method, took);
-        outcome.map(Response::new)
     }
 }
 

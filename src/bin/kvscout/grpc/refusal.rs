@@ -38,6 +38,10 @@ impl Failure {
         Failure::new(Code::Internal, "internal", "the call could not be completed")
     }
 
+    pub(super) fn code(&self) -> Code {
+        self.code
+    }
+
     /// As an answer of a stream.
     pub(super) fn into_error(self) -> kvscout_v1::Error {
         kvscout_v1::Error {
@@ -68,7 +72,9 @@ impl From<Refusal> for Failure {
             Refusal::UnknownPeer(message) => (Code::NotFound, "unknown_peer", message),
             Refusal::NotAllowed(message) => (Code::PermissionDenied, "not_allowed", message),
             Refusal::Invalid(message) => (Code::InvalidArgument, "invalid", message),
-            Refusal::Unavailable(message) => (Code::Unavailable, "unavailable", message),
+            Refusal::Unavailable(message) | Refusal::Busy(message) => {
+                (Code::Unavailable, "unavailable", message)
+            }
             Refusal::Overloaded => return Overloaded.into(),
             Refusal::Elsewhere(what) => (Code::Unimplemented, "not_implemented", elsewhere(what)),
         };

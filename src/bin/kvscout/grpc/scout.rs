@@ -8,7 +8,7 @@ use kvscout::score::named_tiers;
 use kvscout::scout::Registration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::App;
 use super::generated::kvscout_v1::score_request::Prompt;
@@ -21,6 +21,9 @@ use crate::service::{Adapter, Candidate, Medium, Question, Row, Service, Wanted}
 
 /// Answers of a stream that may wait for whoever asked.
 const WAITING: usize = 4;
+
+/// What one question of a stream is counted as, beside the stream itself.
+const STREAMED: &str = "kvscout.v1.Scout/ScoreMany/question";
 
 /// The service.
 #[derive(Debug)]
@@ -73,14 +76,14 @@ async fn answer_all(
         let answer = match next {
             Ok(None) => return,
             Ok(Some(question)) => {
-                let id = question.id;
+                let (id, start) = (question.id, Instant::now());
+                let outcome = score(&app, leave.clone(), question).await;
+                app.count(STREAMED, start, outcome.as_ref().err().map_or(Code::Ok, Failure::code));
                 // One that is wrong fails itself only.
-                Ok(score(&app, leave.clone(), question).await.unwrap_or_else(|failure| {
-                    ScoreResponse {
-                        id,
-                        error: Some(failure.into_error()),
-                        ..ScoreResponse::default()
-                    }
+                Ok(outcome.unwrap_or_else(|failure| ScoreResponse {
+                    id,
+                    error: Some(failure.into_error()),
+                    ..ScoreResponse::default()
                 }))
             }
             Err(status) => Err(status),

@@ -23,6 +23,8 @@ use crate::auth::Leave;
 const U32: &str = "an integer from 0 to 4294967295";
 const U64: &str = "an integer from 0 to 18446744073709551615";
 const I64: &str = "an integer of 64 bits";
+/// Bytes of a name that a registration leaves here; the longest paths that models are served under fit.
+const LONGEST_NAME: usize = 1024;
 const SIZE: &str = "a number of tokens from 1";
 
 /// The expectations that a number may meet.
@@ -193,6 +195,26 @@ impl<'a> Fields<'a> {
     /// A text that must be there.
     pub(super) fn required_text(&self, name: &str) -> Result<String, HttpError> {
         self.text(name)?.ok_or_else(|| self.missing(name, "a text that is not empty"))
+    }
+
+    /// A text that must be there and is kept: it has a bound.
+    pub(super) fn required_name(&self, name: &str) -> Result<String, HttpError> {
+        self.name(name)?.ok_or_else(|| self.missing(name, "a text that is not empty"))
+    }
+
+    /// A text that is kept.
+    pub(super) fn name(&self, name: &str) -> Result<Option<String>, HttpError> {
+        let text = self.text(name)?;
+        text.map(|text| self.bounded(name, text)).transpose()
+    }
+
+    /// Refuses a text that is too long to be kept.
+    pub(super) fn bounded(&self, name: &str, text: String) -> Result<String, HttpError> {
+        if text.len() <= LONGEST_NAME {
+            return Ok(text);
+        }
+        let wrong = format!("{} bytes; expected {LONGEST_NAME} at most", text.len());
+        Err(HttpError::field(self.path(name), wrong))
     }
 
     /// A text that must be there and may be empty.

@@ -20,10 +20,10 @@ use crate::service::{Enrolment, Origin, Refusal, Service, WorkerView};
 /// Registers a worker; the pod is the decimal text of `instance_id`, the tenant the routing group.
 pub(super) fn register(service: &Service, fields: &Fields<'_>) -> Result<Answer, HttpError> {
     let instance = fields.required_u64("instance_id")?.to_string();
-    let model = fields.required_text("model_name")?;
+    let model = fields.required_name("model_name")?;
     let registration = Registration {
         rank: fields.u32("dp_rank")?.unwrap_or(0),
-        tenant: group(fields)?,
+        tenant: fields.bounded("routing_group", group(fields)?)?,
         block_size: Some(fields.required_block_size("block_size")?),
         ..Registration::new(instance, &model)
     };
@@ -231,7 +231,7 @@ fn listener_status(view: &WorkerView) -> &'static str {
 pub(super) fn dump(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
     let Ok(_turn) = Arc::clone(&app.snapshots).try_acquire_owned() else {
         let busy = "a dump or a snapshot is being made; try again later".to_owned();
-        return Err(Refusal::Unavailable(busy).into());
+        return Err(Refusal::Busy(busy).into());
     };
     let (mut answer, mut number) = (Map::new(), 0_u64);
     for (context, stored) in app.service.dump()? {

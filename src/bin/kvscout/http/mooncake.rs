@@ -88,23 +88,24 @@ pub(super) fn register(
     if !TYPES.contains(&kind.as_str()) {
         return Err(HttpError::field("type", format!("expected one of {}", TYPES.join(", "))));
     }
-    let model = fields.required_text("modelname")?;
-    let instance = fields.required_text("instance_id")?;
-    let tenant = tenant(fields)?;
+    let model = fields.required_name("modelname")?;
+    let instance = fields.required_name("instance_id")?;
+    let tenant = fields.bounded("tenant_id", tenant(fields)?)?;
     let registration = Registration {
         rank: fields.required_u32("dp_rank")?,
-        tenant: tenant.clone(),
+        tenant,
         block_size: Some(fields.required_block_size("block_size")?),
         contract: profile::read(fields)?,
         ..Registration::new(&instance, &model)
     };
     let replay = fields.endpoint("replay_endpoint")?;
-    let lora = fields.text("lora_name")?;
+    let lora = fields.name("lora_name")?;
     let (mode, origin) = (Mode::Connect, Origin::Requested);
     let labels = own::labels(fields)?;
-    service.register(Enrolment { registration, endpoint, mode, replay, origin, labels })?;
-    if let Some(lora) = lora {
-        service.register_adapter(&tenant, &lora, &model);
+    let enrolment = Enrolment { registration, endpoint, mode, replay, origin, labels };
+    match lora {
+        Some(lora) => service.register_with_adapter(enrolment, &lora, &model)?,
+        None => service.register(enrolment)?,
     }
     Ok(Answer::ok(&json!({ "status": "registered successfully", "instance_id": instance })))
 }

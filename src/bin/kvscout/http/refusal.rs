@@ -137,6 +137,12 @@ impl HttpError {
         HttpError { header: Some("1"), ..error }
     }
 
+    /// 503: as much of this is done already as may be at a time.
+    fn busy(error: String) -> HttpError {
+        let error = HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error);
+        HttpError { header: Some("1"), ..error }
+    }
+
     /// 403: the same whatever there is of that tenant.
     pub(super) fn other_tenant(field: String) -> HttpError {
         let error = format!("field '{field}': this caller is bound to another tenant");
@@ -175,6 +181,7 @@ impl From<Refusal> for HttpError {
             Refusal::Rank(error) => return HttpError::field("rank", error),
             Refusal::Candidate { n, wrong } => return HttpError::element("candidates", n, &wrong),
             Refusal::Overloaded => return HttpError::overloaded(),
+            Refusal::Busy(error) => return HttpError::busy(error),
             Refusal::NotAllowed(error) => (StatusCode::FORBIDDEN, "not_allowed", error),
             Refusal::Invalid(error) => (StatusCode::BAD_REQUEST, "invalid", error),
             Refusal::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", error),
@@ -197,5 +204,24 @@ impl IntoResponse for HttpError {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_comes_while_as_much_is_done_as_may_be_is_told_when_to_come_back() {
+        let retry_after = |refusal: Refusal| {
+            let response = HttpError::from(refusal).into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let header = response.headers().get(header::RETRY_AFTER);
+            header.map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(retry_after(Refusal::Busy("busy".into())).as_deref(), Some("1"));
+        assert_eq!(retry_after(Refusal::Overloaded).as_deref(), Some("1"));
+        // Nobody knows when a descriptor is there again.
+        assert_eq!(retry_after(Refusal::Unavailable("none".into())), None);
     }
 }

@@ -195,7 +195,7 @@ async fn posted(
     prompt: bool,
 ) -> Response {
     let form = Form::of_answer(request.headers());
-    // A registration may wait for a name server, which no question should.
+    // A registration may wait for a name server, which no question should: they have a bound of their own.
     let takes_turn = guard != CHANGE;
     let mut question = None;
     if takes_turn {
@@ -213,15 +213,18 @@ async fn posted(
         Ok(received) => received,
         Err(error) => return error.into_response(),
     };
-    let turn = match question {
-        Some(question) => question.turn().await.map(Some),
-        None => Ok(None),
-    };
-    let turn = match turn {
-        Ok(turn) => turn,
-        Err(overloaded) => return HttpError::from(overloaded).into_response(),
+    let (turn, change) = match question {
+        Some(question) => match question.turn().await {
+            Ok(turn) => (Some(turn), None),
+            Err(overloaded) => return HttpError::from(overloaded).into_response(),
+        },
+        None => match app.admission.change() {
+            Ok(change) => (None, Some(change)),
+            Err(busy) => return HttpError::from(busy).into_response(),
+        },
     };
     let run = move |app: &App, body: &Body, turn: Option<Turn>| {
+        let _change = change;
         let fields = body.fields()?;
         // Those who tokenize, or ask an engine to, have turns of their own, and may wait for long.
         let _turn = turn.filter(|_| !prompt || !own::has_text(&fields));
@@ -399,7 +402,7 @@ async fn snapshot(State(app): State<Arc<App>>) -> Response {
     }
     let Ok(turn) = Arc::clone(&app.snapshots).try_acquire_owned() else {
         let busy = "another snapshot is being sent; try again later".to_owned();
-        return HttpError::from(Refusal::Unavailable(busy)).into_response();
+        return HttpError::from(Refusal::Busy(busy)).into_response();
     };
     let run = move || app.service.snapshot().into_bytes();
     match tokio::task::spawn_blocking(run).await {

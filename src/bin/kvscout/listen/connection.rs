@@ -3,11 +3,13 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
@@ -18,6 +20,7 @@ use super::tls;
 pub(crate) struct Connection {
     stream: Stream,
     peer: Peer,
+    greeting: Option<Greeting>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -25,6 +28,15 @@ pub(crate) struct Connection {
 enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What a client has to say before anything, by when: hyper waits for it for ever, and asks for signs of life only
+/// after it.
+#[derive(Debug)]
+struct Greeting {
+    /// Bytes of it that have not come yet.
+    left: usize,
+    late: Pin<Box<Sleep>>,
 }
 
 /// Who is at the other end.
@@ -53,7 +65,7 @@ impl Connection {
         crowded: bool,
     ) -> Connection {
         let peer = Peer { certificate: None, crowded };
-        Connection { stream: Stream::Plain(stream), peer, _place: place }
+        Connection { stream: Stream::Plain(stream), peer, greeting: None, _place: place }
     }
 
     pub(super) fn secured(
@@ -64,7 +76,13 @@ impl Connection {
         let (_, session) = stream.get_ref();
         let shown = session.peer_certificates().and_then(|chain| chain.first());
         let peer = Peer { certificate: shown.map(tls::names), crowded };
-        Connection { stream: Stream::Tls(Box::new(stream)), peer, _place: place }
+        Connection { stream: Stream::Tls(Box::new(stream)), peer, greeting: None, _place: place }
+    }
+
+    /// Reading fails once `within` is over, unless so many bytes have come by then.
+    pub(super) fn greeted(self, bytes: usize, within: Duration) -> Connection {
+        let greeting = Greeting { left: bytes, late: Box::pin(sleep(within)) };
+        Connection { greeting: Some(greeting), ..self }
     }
 
     /// Who is at the other end.
@@ -87,10 +105,21 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        let before = buffer.filled().len();
+        let read = match &mut self.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        };
+        let Some(greeting) = &mut self.greeting else { return read };
+        if read.is_pending() {
+            ready!(greeting.late.as_mut().poll(context));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        greeting.left = greeting.left.saturating_sub(buffer.filled().len() - before);
+        if greeting.left == 0 {
+            self.greeting = None;
+        }
+        read
     }
 }
 

@@ -31,6 +31,9 @@ const WAITING: usize = 64;
 /// is alive.
 const CROWD: usize = 64;
 
+/// Bytes with which every connection of HTTP/2 begins.
+const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+
 /// One address that clients connect to.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -39,10 +42,12 @@ pub(crate) struct Listener {
     protocol: Protocol,
     places: Arc<Semaphore>,
     crowd: Arc<Semaphore>,
+    idle: Duration,
 }
 
 impl Listener {
-    /// Listens here, for so many connections at a time.
+    /// Listens here, for so many connections at a time. Over gRPC one may be silent for `idle` at first; whoever serves
+    /// HTTP sees to that itself.
     ///
     /// # Errors
     ///
@@ -52,6 +57,7 @@ impl Listener {
         protocol: Protocol,
         tls: Option<Arc<Tls>>,
         connections: usize,
+        idle: Duration,
     ) -> io::Result<Listener> {
         let tcp = TcpListener::bind(address).await.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
@@ -62,7 +68,7 @@ impl Listener {
             Protocol::Grpc => 0,
         };
         let places = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
-        Ok(Listener { tcp, tls, protocol, places, crowd: Arc::new(Semaphore::new(crowd)) })
+        Ok(Listener { tcp, tls, protocol, places, crowd: Arc::new(Semaphore::new(crowd)), idle })
     }
 
     /// The address in use.
@@ -92,6 +98,15 @@ impl Listener {
         waiting
     }
 
+    /// How a connection has to begin.
+    fn greeting(&self) -> impl Fn(Connection) -> Connection + Send + use<> {
+        let (protocol, idle) = (self.protocol, self.idle);
+        move |connection| match protocol {
+            Protocol::Http => connection,
+            Protocol::Grpc => connection.greeted(PREFACE, idle),
+        }
+    }
+
     async fn accept(self, accepted: mpsc::Sender<io::Result<Connection>>) {
         loop {
             let stream = tokio::select! {
@@ -110,17 +125,19 @@ impl Listener {
             let Some((place, crowded)) = self.place() else { continue };
             // Answers are written whole; one that does not go at once is merely slower.
             let _ = stream.set_nodelay(true);
+            let greeting = self.greeting();
             match &self.tls {
                 None => {
                     // Fails when nobody takes it any more.
-                    let _ = accepted.send(Ok(Connection::plain(stream, place, crowded))).await;
+                    let connection = greeting(Connection::plain(stream, place, crowded));
+                    let _ = accepted.send(Ok(connection)).await;
                 }
                 Some(tls) => {
                     let acceptor = TlsAcceptor::from(tls.config(self.protocol));
                     let accepted = accepted.clone();
                     tokio::spawn(async move {
                         if let Some(stream) = shake_hands(acceptor, stream).await {
-                            let connection = Connection::secured(stream, place, crowded);
+                            let connection = greeting(Connection::secured(stream, place, crowded));
                             let _ = accepted.send(Ok(connection)).await;
                         }
                     });

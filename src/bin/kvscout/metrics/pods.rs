@@ -203,15 +203,28 @@ impl Pods {
         Pods { most, accounts: Mutex::default() }
     }
 
-    /// Writes every series; these are all workers that there are.
-    pub(super) fn encode(
-        &self,
-        to: &mut DescriptorEncoder<'_>,
-        workers: &[WorkerView],
-    ) -> fmt::Result {
+    /// Counts what `read` says of all workers that there are, beside which it may say something else. It reads under the
+    /// lock: what was read before another's look and is counted after it would seem to have begun anew.
+    pub(super) fn look<T>(&self, read: impl FnOnce() -> (T, Vec<WorkerView>)) -> (T, Seen) {
         let mut accounts = self.accounts.lock();
-        let present = look(&mut accounts, self.most, workers);
-        let named = || present.iter().map(|(name, present)| (labels(name), present));
+        let (beside, workers) = read();
+        let present = look(&mut accounts, self.most, &workers);
+        let sums = accounts.iter().map(|(name, account)| (name.clone(), account.sums.clone()));
+        (beside, Seen { present, sums: sums.collect() })
+    }
+}
+
+/// What a look has found.
+#[derive(Debug)]
+pub(super) struct Seen {
+    present: BTreeMap<Name, Present>,
+    sums: Vec<(Name, Vec<u64>)>,
+}
+
+impl Seen {
+    /// Writes every series.
+    pub(super) fn encode(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let named = || self.present.iter().map(|(name, present)| (labels(name), present));
         let help = "The model of each pod with series of its own";
         let mut family = to.encode_descriptor("pod_info", help, None, MetricType::Gauge)?;
         for ([tenant, pod], Present { model, .. }) in named().filter(|(l, _)| l[1].1 != OTHERS) {
@@ -227,7 +240,7 @@ impl Pods {
         }
         let gauges = named().map(|(labels, present)| (labels, &present.gauges[..]));
         write(to, GAUGES, Kind::Gauge, &gauges.collect::<Vec<_>>())?;
-        let counters = accounts.iter().map(|(name, account)| (labels(name), &account.sums[..]));
+        let counters = self.sums.iter().map(|(name, sums)| (labels(name), &sums[..]));
         write(to, COUNTERS, Kind::Counter, &counters.collect::<Vec<_>>())
     }
 }
@@ -302,6 +315,9 @@ fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+
     use kvscout::scout::{Options, Registration, Scout};
 
     use super::*;
@@ -378,5 +394,24 @@ mod tests {
     fn a_pod_with_the_name_of_the_others_has_no_series_of_its_own() {
         let told = tell(&mut BTreeMap::new(), &[(OTHERS, 1), ("a", 2)]);
         assert_eq!(told.batches, map(&[("a", 2), (OTHERS, 1)]));
+    }
+
+    #[test]
+    fn looks_at_a_time_count_what_each_worker_counts_once() {
+        const LOOKS: u64 = 100;
+        let (pods, counted) = (Pods::new(2), AtomicU64::new(0));
+        let read = || {
+            let batches = counted.fetch_add(1, Ordering::Relaxed) + 1;
+            ((), views(&[("a", batches)]))
+        };
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..LOOKS).for_each(|_| drop(pods.look(read))));
+            }
+        });
+        let ((), seen) = pods.look(read);
+        let before = COUNTERS.iter().take_while(|metric| metric.name != "pod_batches");
+        let batches = before.map(|metric| metric.series.len()).sum::<usize>();
+        assert_eq!(seen.sums[0].1[batches], 4 * LOOKS + 1);
     }
 }

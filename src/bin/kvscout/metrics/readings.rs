@@ -49,7 +49,7 @@ type Number = (&'static str, &'static str, u64);
 impl Collector for Readings {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
         let (to, service) = (&mut to, &self.service);
-        let (totals, workers) = service.totals();
+        let (totals, pods) = service.metrics().pods.look(|| service.totals());
         let reported = service.external().load();
         self.applied.repeat(&totals.events);
         workers_by_state(to, &totals)?;
@@ -79,7 +79,7 @@ impl Collector for Readings {
         if let Some(report) = service.shared_report() {
             store::encode(to, &report)?;
         }
-        service.metrics().pods.encode(to, &workers)?;
+        pods.encode(to)?;
         build_info(to)
     }
 }

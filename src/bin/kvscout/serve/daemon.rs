@@ -74,8 +74,8 @@ impl Doors {
         protocol: Protocol,
         config: &Config,
     ) -> io::Result<Listener> {
-        let most = config.limits.connections.get();
-        Listener::bind(address, protocol, self.tls.clone(), most).await
+        let (most, idle) = (config.limits.connections.get(), config.limits.idle);
+        Listener::bind(address, protocol, self.tls.clone(), most, idle).await
     }
 }
 

@@ -19,6 +19,7 @@ impl From<Undialled> for Refusal {
         match undialled {
             Undialled::Refused(message) => Refusal::NotAllowed(message),
             Undialled::Unresolved(message) => Refusal::Unavailable(message),
+            Undialled::Busy(message) => Refusal::Busy(message),
         }
     }
 }

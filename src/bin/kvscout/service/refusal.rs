@@ -28,6 +28,8 @@ pub(crate) enum Refusal {
     NotAllowed(String),
     /// A resource is not there at the moment.
     Unavailable(String),
+    /// As much of this is done already as may be at a time; it is soon over.
+    Busy(String),
     /// More is waiting than is served in time.
     Overloaded,
     /// Only a kvscout that follows engines can do it.
@@ -46,7 +48,8 @@ impl Refusal {
             | Refusal::Candidate { wrong: message, .. }
             | Refusal::Invalid(message)
             | Refusal::NotAllowed(message)
-            | Refusal::Unavailable(message) => message,
+            | Refusal::Unavailable(message)
+            | Refusal::Busy(message) => message,
             Refusal::Overloaded => OVERLOADED.to_owned(),
             Refusal::Elsewhere(what) => elsewhere(what),
         }

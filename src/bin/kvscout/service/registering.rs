@@ -8,7 +8,7 @@ use std::time::Instant;
 use kvscout::Error;
 use kvscout::block::WorkerId;
 use kvscout::ingest::zmq::{Endpoint, Mode, Source};
-use kvscout::scout::{self, Registration, WorkerStatus};
+use kvscout::scout::{Registration, WorkerStatus};
 use tracing::info;
 
 use super::{Labels, Refusal, Service};
@@ -63,7 +63,10 @@ impl Service {
                 enrolment.labels.into_iter().for_each(|labels| self.labels.set(worker, labels));
                 return Ok(());
             }
-            let Registration { pod, rank, model, .. } = enrolment.registration.clone();
+            let Registration { tenant, pod, rank, model, .. } = enrolment.registration.clone();
+            if self.scout.find(&tenant, &pod, rank).is_none() {
+                self.has_room_for(&enrolment, &feeds)?;
+            }
             let worker = self.scout.register(enrolment.registration)?;
             if enrolment.replay.is_some() {
                 // Not the same in two daemons, which would else ask together.
@@ -129,12 +132,6 @@ impl Service {
             // One that returns is itself again.
             None => Ok(None),
         }
-    }
-
-    /// Makes an adapter's name stand for a model.
-    pub(crate) fn register_adapter(&self, tenant: &str, name: &str, model: &str) {
-        let adapter = scout::Adapter { model: model.to_owned(), id: None, path: None };
-        self.scout.register_adapter(tenant, name, adapter);
     }
 
     /// Removes a pod's worker of one rank, or all of them, with their sources; returns the ranks.
@@ -217,6 +214,7 @@ impl Service {
             departed.add_worker(&status);
         }
         let gone = self.scout.unregister(worker);
+        self.forget_adapters();
         self.switchboard.feeds.lock().remove(&worker);
         self.switchboard.heard.lock().remove(&worker);
         self.labels.forget(worker);

@@ -140,6 +140,7 @@ impl Service {
                 let _ = self.scout.unregister(state.worker);
             }
         }
+        self.forget_adapters();
     }
 
     /// Dials those of the snapshot whose names had no address, unless they have been registered meanwhile.
@@ -151,13 +152,16 @@ impl Service {
             let (pod, rank) = (&state.pod, state.rank);
             match self.dial_requested(&state, attached) {
                 Ok(()) => {}
-                Err(Refusal::Unavailable(_)) => self.unresolved.lock().push(state),
+                Err(Refusal::Unavailable(_) | Refusal::Busy(_)) => {
+                    self.unresolved.lock().push(state)
+                }
                 Err(refusal) => {
                     let error = refusal.into_message();
                     warn!(pod, rank, %error, "could not be registered again: forgotten");
                     self.returning.lock().remove(&state.worker);
                     // It may be gone already.
                     let _ = self.scout.unregister(state.worker);
+                    self.forget_adapters();
                 }
             }
         }

@@ -11,6 +11,7 @@ use kvscout::scout::{Options, Scout};
 use parking_lot::Mutex;
 use tracing::info;
 
+use super::bounds::Bounds;
 use super::discovered::Discoveries;
 use super::external::External;
 use super::labels::Labelled;
@@ -54,6 +55,7 @@ impl Service {
             replay: config.replay,
             on_gap: config.on_gap,
             dial: Dial::new(&config.dial, config.listen),
+            bounds: Bounds::new(config),
             switchboard,
             next_source: AtomicU32::new(0),
             enrolling: Mutex::default(),
