@@ -53,8 +53,9 @@ use crate::hash::content::DigestKey;
 use crate::hash::vllm::{ChainMemory, Version};
 use crate::index::{Applied, Holding, MemoryIndex, MemoryOptions, Stats};
 use crate::ingest::sequencer::{SequencerCounters, Stage};
+use crate::ingest::snapshot::AdapterState;
 #[cfg(feature = "redis")]
-use crate::ingest::snapshot::{AdapterState, EditionState};
+use crate::ingest::snapshot::EditionState;
 use crate::ingest::verify::{Candidates, Checks, Contract, Status};
 use crate::ingest::{Trust, Verdict};
 use crate::score::{GroupFacts, Weights};
