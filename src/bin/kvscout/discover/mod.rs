@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -27,12 +28,24 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// How long an answer is taken for good at most, whatever its time to live.
 const TTL_LIMIT: Duration = Duration::from_secs(60);
 
-/// Follows every name of the configuration for as long as `tasks` live.
-pub(crate) fn start(service: &Arc<Service>, config: &Config, tasks: &mut JoinSet<()>) {
+/// Follows every name of the configuration for as long as `tasks` live, once each configured source was to be added: a pod
+/// that both lead to is the source's.
+pub(crate) fn start(
+    service: &Arc<Service>,
+    config: &Config,
+    tried: &watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) {
     for (n, entry) in config.discover.iter().enumerate() {
         let known = service.discovered(n);
         let members = Members::new(entry.grace, entry.most.get(), known, Instant::now());
-        tasks.spawn(follow(Arc::clone(service), n, entry.clone(), members));
+        let (service, entry, mut tried) = (Arc::clone(service), entry.clone(), tried.clone());
+        tasks.spawn(async move {
+            // Nobody tries any more where the daemon ends.
+            if tried.wait_for(|tried| *tried).await.is_ok() {
+                follow(service, n, entry, members).await;
+            }
+        });
     }
 }
 

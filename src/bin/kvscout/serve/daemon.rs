@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::{info, warn};
 
@@ -40,7 +41,8 @@ pub(super) async fn daemon(config: Config, service: Service, doors: Doors) -> io
     // Whichever way this function is left, they end with it.
     let mut tasks = JoinSet::new();
     tasks.spawn(signals.end(end));
-    discover::start(&service, &config, &mut tasks);
+    let (tried, sources_tried) = watch::channel(false);
+    discover::start(&service, &config, &sources_tried, &mut tasks);
     tasks.spawn(keep(Arc::clone(&service), config.state.interval));
     tasks.spawn(follow_names(Arc::clone(&service)));
     tasks.spawn(look(doors.clone()));
@@ -48,7 +50,7 @@ pub(super) async fn daemon(config: Config, service: Service, doors: Doors) -> io
         tasks.spawn(Arc::clone(instead).keep());
     }
     let behind = store::start(&service, ending.clone());
-    tasks.spawn(add_sources(Arc::clone(&service), config.clone()));
+    tasks.spawn(add_sources(Arc::clone(&service), config.clone(), tried));
     let servers = listeners.serve(&service, &doors, &config, ending.clone());
     until_ended(servers, config.limits.drain, ending).await?;
     tasks.shutdown().await;
@@ -214,12 +216,13 @@ async fn look(doors: Doors) {
 }
 
 /// Adds the configured sources, again and again until all are there.
-async fn add_sources(service: Arc<Service>, config: Config) {
+async fn add_sources(service: Arc<Service>, config: Config, tried: watch::Sender<bool>) {
     let config = Arc::new(config);
     let mut told = Default::default();
     loop {
         let (worker, settings) = (Arc::clone(&service), Arc::clone(&config));
         let all = spawn_blocking(move || worker.add_configured(&settings)).await;
+        tried.send_replace(true);
         if matches!(all, Ok(true)) {
             info!(sources = config.sources.len(), "ready");
             return;
