@@ -137,19 +137,17 @@ impl Contract {
         }
     }
 
-    /// Engine, version whose rules apply, algorithm and root hash, for humans.
+    /// Engine, version whose rules apply, and algorithm, for humans. Not its root hash: who has that can tell the name
+    /// of any block.
     pub fn describe(&self) -> String {
         let since = match self.plain_since() {
             Some(since) => format!(" (plain text alike since {since})"),
             None => String::new(),
         };
         match self {
-            Contract::Vllm(contract) => format!(
-                "vllm {}{since} {} root {}",
-                contract.version(),
-                contract.algorithm().as_str(),
-                contract.root()
-            ),
+            Contract::Vllm(contract) => {
+                format!("vllm {}{since} {}", contract.version(), contract.algorithm().as_str())
+            }
             Contract::Sglang => "sglang 0.5.6".to_owned(),
         }
     }

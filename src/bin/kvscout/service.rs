@@ -55,7 +55,7 @@ pub(crate) use self::refusal::{OVERLOADED, Refusal, elsewhere};
 pub(crate) use self::registering::{Enrolment, Origin};
 use self::returning::Attached;
 use self::texts::Texts;
-pub(crate) use self::view::WorkerView;
+pub(crate) use self::view::{WorkerView, contract_state};
 use crate::config::OnGap;
 use crate::dial::Dial;
 use crate::intake::Switchboard;

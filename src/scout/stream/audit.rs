@@ -195,10 +195,14 @@ impl Stream {
 
     /// Ends an audit that cannot be had.
     fn undecided(&mut self, why: Aftermath) {
-        if why == Aftermath::TooLarge {
+        self.end_audit(Comparison::Undecided, why);
+    }
+
+    fn end_audit(&mut self, comparison: Comparison, aftermath: Aftermath) {
+        if aftermath == Aftermath::TooLarge {
             self.anchor = None;
         }
-        self.lane.compared(self.now, Comparison::Undecided, why);
+        self.lane.compared(self.now, comparison, aftermath);
     }
 
     /// Takes over a contract that is known elsewhere of the same engine, and what is known of it.
@@ -254,10 +258,7 @@ impl Stream {
             (Err(why), _) => why,
         };
         progress.audited = Some(audited);
-        if aftermath == Aftermath::TooLarge {
-            self.anchor = None;
-        }
-        self.lane.compared(self.now, audited.comparison, aftermath);
+        self.end_audit(audited.comparison, aftermath);
     }
 
     /// Gives the worker what the shadow has in place of what it holds; whether it has all of that now, and

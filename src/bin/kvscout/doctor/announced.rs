@@ -28,7 +28,8 @@ pub(super) fn contract(facts: &Facts<'_>, out: &mut Findings) {
             }
             Status::Verified(contract) => {
                 let seed = seed(contract, facts.seeds);
-                let text = format!("rank {rank}: hashes are those of {}{seed}", rules(contract));
+                let text =
+                    format!("rank {rank}: hashes are those of {}{seed}", contract.describe());
                 out.fine("contract", text);
             }
             Status::Private => out.say(
@@ -50,18 +51,6 @@ pub(super) fn contract(facts: &Facts<'_>, out: &mut Findings) {
             let text = format!("rank {rank} is degraded: {}", reason.as_str());
             out.say("trust", Level::Note, text, "docs/trust.md tells what each reason means");
         }
-    }
-}
-
-/// Engine, version whose rules apply, and algorithm.
-fn rules(contract: &Contract) -> String {
-    let since = contract.plain_since();
-    let since = since.map(|since| format!(" (plain text alike since {since})")).unwrap_or_default();
-    match contract {
-        Contract::Vllm(contract) => {
-            format!("vllm {}{since} {}", contract.version(), contract.algorithm().as_str())
-        }
-        Contract::Sglang => "sglang".to_owned(),
     }
 }
 

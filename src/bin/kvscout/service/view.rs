@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use kvscout::ingest::verify::{Contract, Status};
 use kvscout::ingest::zmq::{Endpoint, Mode, SourceStatus};
-use kvscout::scout::WorkerStatus;
+use kvscout::scout::{Warning, WorkerStatus};
 
 use super::answering::trust;
 use super::{Labels, Record, Service};
@@ -73,6 +74,21 @@ impl WorkerView {
         let warnings = self.status.warnings().map(|warning| warning.as_str());
         warnings.chain(short.map(|_| "receipts_fall_short"))
     }
+}
+
+/// What is known of how a worker's blocks are hashed, and the contract if one is.
+pub(crate) fn contract_state(worker: &WorkerStatus) -> (&'static str, Option<&Contract>) {
+    let differs = worker.warnings().any(|warning| {
+        matches!(warning, Warning::BlockSizeDiffers | Warning::ContractContradicted)
+    });
+    let (name, contract) = match (&worker.contract, &worker.registration.contract) {
+        (Status::Undecided, None) => ("undecided", None),
+        (Status::Undecided, told) => ("told", told.as_ref()),
+        (Status::Private, None) => ("private", None),
+        (Status::Private, Some(_)) => ("contradictory", None),
+        (Status::Verified(contract), _) => ("verified", Some(contract)),
+    };
+    (if differs { "contradictory" } else { name }, contract)
 }
 
 impl Service {

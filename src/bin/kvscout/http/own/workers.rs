@@ -3,15 +3,15 @@
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use kvscout::ingest::verify::{Contract, Status};
+use kvscout::ingest::verify::Contract;
 use kvscout::score::{GroupFacts, GroupRule};
-use kvscout::scout::{Registration, Warning, WorkerStatus};
+use kvscout::scout::{Registration, WorkerStatus};
 use serde_json::{Map, Value, json};
 
 use super::super::body::Fields;
 use super::super::refusal::HttpError;
 use super::super::{Answer, App};
-use crate::service::{Record, WorkerView, histogram};
+use crate::service::{Record, WorkerView, contract_state, histogram};
 
 /// Whether the daemon is ready; otherwise, what is missing.
 pub(in super::super) fn ready(app: &App, _: Fields<'_>) -> Result<Answer, HttpError> {
@@ -168,18 +168,7 @@ pub(super) fn group(facts: &GroupFacts) -> Value {
 /// The detected contract without its root hash and seed: who knows those can predict hashes.
 fn contract(worker: &WorkerStatus) -> Value {
     let mut answer = Map::new();
-    let (name, contract) = match (&worker.contract, &worker.registration.contract) {
-        (Status::Private, None) => ("private", None),
-        (Status::Private, Some(_)) => ("contradictory", None),
-        (Status::Verified(contract), _) if worker.checks.failed > 0 => {
-            ("contradictory", Some(contract))
-        }
-        (Status::Undecided, None) => ("undecided", None),
-        (Status::Undecided, told) => ("told", told.as_ref()),
-        (Status::Verified(contract), _) => ("verified", Some(contract)),
-    };
-    let differs = worker.warnings().any(|warning| warning == Warning::BlockSizeDiffers);
-    let name = if differs { "contradictory" } else { name };
+    let (name, contract) = contract_state(worker);
     let since = contract.and_then(Contract::plain_since).map(|since| since.to_string());
     match contract {
         Some(Contract::Vllm(contract)) => {
