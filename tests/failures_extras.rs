@@ -4,7 +4,7 @@
 mod failures_support;
 
 use failures_support::*;
-use kvscout::block::{Prompt, Tier, WorkerId};
+use kvscout::block::{Item, Lora, Prompt, Tier, WorkerId};
 use kvscout::hash::content::DigestKey;
 use kvscout::hash::vllm::Algorithm;
 use kvscout::index::MemoryOptions;
@@ -208,12 +208,48 @@ fn with_hash_twice(mut event: Value) -> Value {
     event
 }
 
+/// Writes a field that forms with fewer fields lack.
+fn put(event: &mut Value, name: &str, at: usize, value: Value) {
+    match event.as_array_mut() {
+        Some(fields) => fields.get_mut(at).into_iter().for_each(|field| *field = value.clone()),
+        None => event[name] = value,
+    }
+}
+
+/// A placeholder for blocks on the CPU in the form of a version: names, no tokens.
+fn by_name(version: &str, names: &[u64]) -> Value {
+    let hashes: Vec<Value> = names.iter().map(|name| json!(name)).collect();
+    let mut event = stored_as(version, &hashes, Value::Null, &[], 0);
+    put(&mut event, "medium", 6, json!("CPU"));
+    put(&mut event, "extra_keys", 8, Value::Null);
+    event
+}
+
+/// A store of one block in the form of a version that lists these extra keys.
+fn listed(version: &str, name: u64, tokens: &[u32], keys: Value) -> Value {
+    let mut event = stored_as(version, &[json!(name)], Value::Null, tokens, SIZE);
+    put(&mut event, "extra_keys", 8, json!([keys]));
+    event
+}
+
+#[track_caller]
+fn verified(site: &Site, worker: WorkerId) -> String {
+    let Status::Verified(contract) = site.status(worker).contract else { panic!() };
+    contract.describe()
+}
+
+/// What a pod holds on its CPU of a prompt, in tokens.
+#[track_caller]
+fn on_cpu(site: &Site, pod: &str, prompt: Prompt<'_>) -> u32 {
+    site.line(pod, 0, prompt).tiers[Tier::Cpu.rank().unwrap()]
+}
+
 #[test]
-fn h3_versions_that_hash_plain_text_alike_are_named_together_and_a_registered_one_decides_on_salts()
-{
+fn h3_versions_that_hash_plain_text_alike_are_named_together_and_what_is_known_by_name_is_found_in_all()
+ {
     let tokens = prompt(1);
     let salted = Prompt { cache_salt: Some("salt"), ..Prompt::new(&tokens) };
-    for version in ["0.25.1", "0.30.0", "0.33.0"] {
+    for version in ["0.25.1", "0.30.0", "0.31.0", "0.33.0"] {
         for told in [true, false] {
             let site = Site::new();
             let vllm = told.then(|| version.parse().unwrap());
@@ -221,13 +257,96 @@ fn h3_versions_that_hash_plain_text_alike_are_named_together_and_a_registered_on
             let names = |prompt: &Prompt<'_>| names(version, Algorithm::Sha256, "0", SIZE, prompt);
             let plain = stored(&names(&Prompt::new(&tokens)), None, &tokens[..4]);
             site.apply(worker, &[plain, stored_by_name(&names(&salted), "CPU")]);
-            let Status::Verified(contract) = site.status(worker).contract else { panic!() };
             let of = if told { version } else { "0.33.0" };
             let named = format!("vllm {of} (plain text alike since 0.24.0) sha256");
-            assert_eq!(contract.describe(), named, "its root is for nobody to read");
-            // By the rules of another version its name is another one.
-            let held = site.line("a", 0, salted).tiers[Tier::Cpu.rank().unwrap()];
-            assert_eq!(held, if told || version == "0.33.0" { 4 } else { 0 }, "{version} {told}");
+            assert_eq!(verified(&site, worker), named, "its root is for nobody to read");
+            assert_eq!(on_cpu(&site, "a", salted), 4, "{version} {told}");
+            let other = Prompt { cache_salt: Some("another"), ..salted };
+            assert_eq!([other, Prompt::new(&tokens)].map(|p| on_cpu(&site, "a", p)), [0, 4]);
         }
     }
+}
+
+#[test]
+fn h3_two_generations_that_hash_plain_text_alike_share_their_names_and_keep_their_salts() {
+    let site = Site::new();
+    let tokens = prompt(1);
+    let salted = Prompt { cache_salt: Some("salt"), ..Prompt::new(&tokens) };
+    for (pod, version) in [("old", "0.30.0"), ("new", "0.33.0")] {
+        let names = |prompt: &Prompt<'_>| names(version, Algorithm::Sha256, "0", SIZE, prompt);
+        let plain = stored(&names(&Prompt::new(&tokens)), None, &tokens[..4]);
+        let worker = site.worker(pod);
+        site.apply(worker, &[plain, stored_by_name(&names(&salted), "CPU")]);
+        assert_eq!(verified(&site, worker), "vllm 0.33.0 (plain text alike since 0.24.0) sha256");
+    }
+    assert_eq!(["old", "new"].map(|pod| on_cpu(&site, pod, salted)), [4, 4]);
+}
+
+#[test]
+fn h3_items_and_adapters_that_are_known_by_name_are_found_whatever_version_named_them() {
+    let tokens = prompt(1);
+    let items = [Item { identifier: "image", offset: 1, length: 2 }];
+    let image = Prompt { items: &items, ..Prompt::new(&tokens) };
+    let adapter = Some(Lora { name: "adapter", id: Some(3), path: Some("/adapter") });
+    let adapted = Prompt { lora: adapter, ..Prompt::new(&tokens) };
+    let cases = [
+        ("0.10.2", adapted),
+        ("0.13.0", adapted),
+        ("0.17.0", image),
+        ("0.19.0", image),
+        ("0.24.0", image),
+        ("0.24.0", adapted),
+        ("0.33.0", image),
+        ("0.33.0", adapted),
+    ];
+    for (version, asked) in cases {
+        let site = Site::new();
+        let worker = site.worker("a");
+        let names = |prompt: &Prompt<'_>| names(version, Algorithm::Sha256, "0", SIZE, prompt);
+        let plain = json!(names(&Prompt::new(&tokens))[0]);
+        let plain = stored_as(version, &[plain], Value::Null, &tokens[..4], SIZE);
+        site.apply(worker, &[plain, by_name(version, &names(&asked))]);
+        verified(&site, worker);
+        assert_eq!(on_cpu(&site, "a", asked), 4, "{version} {asked:?}");
+    }
+}
+
+#[test]
+fn h3_a_salted_or_pictured_first_block_proves_the_contract_where_events_list_what_it_has() {
+    let tokens = prompt(1);
+    let items = [Item { identifier: "image", offset: 1, length: 2 }];
+    let image = Prompt { items: &items, ..Prompt::new(&tokens) };
+    let salted = Prompt { cache_salt: Some("salt"), ..Prompt::new(&tokens) };
+    let cases = [
+        ("0.19.0", image, json!([["image", 1]]), "0.19.0 (plain text alike since 0.17.0)"),
+        ("0.21.0", salted, json!(["salt"]), "0.21.0 (plain text alike since 0.20.0)"),
+        ("0.25.1", salted, json!(["salt"]), "0.30.0 (plain text alike since 0.24.0)"),
+        ("0.25.1", image, json!([["image", 1]]), "0.30.0 (plain text alike since 0.24.0)"),
+        ("0.33.0", salted, json!(["salt"]), "0.33.0 (plain text alike since 0.24.0)"),
+        ("0.33.0", image, json!([["image", 1]]), "0.33.0 (plain text alike since 0.24.0)"),
+    ];
+    for (version, asked, keys, named) in cases {
+        let site = Site::new();
+        let worker = site.worker("a");
+        let names = names(version, Algorithm::Sha256, "0", SIZE, &asked);
+        let event = listed(version, names[0], &tokens[..4], keys);
+        site.apply(worker, &[event, by_name(version, &names)]);
+        assert_eq!(verified(&site, worker), format!("vllm {named} sha256"));
+        assert_eq!(on_cpu(&site, "a", asked), 4, "{version} {asked:?}");
+    }
+}
+
+#[test]
+fn h3_first_blocks_with_extra_keys_that_fit_nothing_say_nothing_of_the_contract() {
+    let site = Site::new();
+    let worker = site.worker("a");
+    for n in 0..20 {
+        let event = listed("0.33.0", 1_000 + u64::from(n), &prompt(n)[..4], json!(["salt"]));
+        site.apply(worker, &[event]);
+    }
+    assert_eq!(site.status(worker).contract, Status::Undecided);
+    let tokens = prompt(30);
+    let name = names("0.33.0", Algorithm::Sha256, "42", SIZE, &Prompt::new(&tokens))[0];
+    site.apply(worker, &[stored(&[name], None, &tokens[..4])]);
+    assert_eq!(verified(&site, worker), "vllm 0.33.0 (plain text alike since 0.24.0) sha256");
 }

@@ -72,6 +72,15 @@ pub(super) fn all() -> Vec<(&'static str, Vec<Step>)> {
             vec![store(A, &[1, 2], 1), store(B, &[1], 0), lookup(&[1, 2])],
         ),
         (
+            "a block known by name only matches under the second of its names as well",
+            vec![
+                assign(WorkerId(2), 0),
+                named(A, &[1, 2], Tier::Cpu),
+                named(WorkerId(2), &[1, 2, 1], Tier::Cpu),
+                lookup(&[1, 2, 1]),
+            ],
+        ),
+        (
             "a block known by name only matches by name, and by content once someone tells it",
             vec![
                 named(A, &[1, 2], Tier::Cpu),

@@ -200,7 +200,7 @@ impl<'a, I: Index> Pair<'a, I> {
             }
             Step::Store { worker, path, from, tier, group, content } => {
                 let Some(vocabulary) = self.vocabulary(*worker) else { return Ok(()) };
-                let names = names(vocabulary, path);
+                let names = names(vocabulary, generation(*worker), path);
                 let blocks: Vec<Block> = (*from..path.len())
                     .map(|at| Block { name: names[at], digest: content.then(|| digest(path[at])) })
                     .collect();
@@ -215,7 +215,7 @@ impl<'a, I: Index> Pair<'a, I> {
             }
             Step::Remove { worker, path, tier, group } => {
                 let Some(vocabulary) = self.vocabulary(*worker) else { return Ok(()) };
-                let names = names(vocabulary, path).split_off(path.len() - 1);
+                let names = names(vocabulary, generation(*worker), path).split_off(path.len() - 1);
                 self.apply(*worker, Change::Remove { group: *group, tier: *tier, names: &names })
             }
             Step::Clear(worker, tier) => {
@@ -308,14 +308,23 @@ fn counts(stats: Stats) -> Stats {
 struct Path<'a> {
     path: &'a [u8],
     digests: Vec<Digest>,
-    /// As far as they were asked for.
-    names: Vec<(VocabularyId, Vec<Name>)>,
+    /// As far as they were asked for, by vocabulary and generation.
+    names: Vec<((VocabularyId, u64), Vec<Name>)>,
 }
 
 impl Path<'_> {
     fn new(path: &[u8], content: bool) -> Path<'_> {
         let digests = path.iter().filter(|_| content).map(|&b| digest(b)).collect();
         Path { path, digests, names: Vec::new() }
+    }
+
+    fn name_of(&mut self, vocabulary: VocabularyId, generation: u64, block: usize) -> Name {
+        let of = (vocabulary, generation);
+        let at = self.names.iter().position(|(known, _)| *known == of).unwrap_or_else(|| {
+            self.names.push((of, names(vocabulary, generation, self.path)));
+            self.names.len() - 1
+        });
+        self.names[at].1[block]
     }
 }
 
@@ -330,11 +339,11 @@ impl BlockSource for Path<'_> {
     }
 
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
-        let at = self.names.iter().position(|(v, _)| *v == vocabulary).unwrap_or_else(|| {
-            self.names.push((vocabulary, names(vocabulary, self.path)));
-            self.names.len() - 1
-        });
-        Some(self.names[at].1[block])
+        Some(self.name_of(vocabulary, 0, block))
+    }
+
+    fn second_name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
+        Some(self.name_of(vocabulary, 1, block))
     }
 }
 
@@ -342,9 +351,14 @@ fn digest(content: u8) -> Digest {
     Digest(u64::from(content) + 1)
 }
 
-/// Chained names of a path's blocks, as an engine of this vocabulary would make them.
-fn names(vocabulary: VocabularyId, path: &[u8]) -> Vec<Name> {
-    let seed = 0xcbf2_9ce4_8422_2325 ^ u64::from(vocabulary.0);
+/// Worker 2 is of a generation that calls the same blocks otherwise.
+fn generation(worker: WorkerId) -> u64 {
+    u64::from(worker.0 == 2)
+}
+
+/// Chained names of a path's blocks, as an engine of this vocabulary and generation would make them.
+fn names(vocabulary: VocabularyId, generation: u64, path: &[u8]) -> Vec<Name> {
+    let seed = 0xcbf2_9ce4_8422_2325 ^ u64::from(vocabulary.0) ^ (generation << 32);
     let chained = path.iter().scan(seed, |h, &b| {
         *h = (*h ^ (u64::from(b) + 1)).wrapping_mul(0x0100_0000_01b3);
         Some(Name(*h))

@@ -429,14 +429,17 @@ impl Reference {
             }
             let mut next_named = BTreeSet::new();
             for &vocabulary in &vocabularies {
-                let Some(name) = blocks.name(vocabulary, at) else { continue };
-                let meaning = (query.space, vocabulary, name);
-                take(&Spot::Unplaced(meaning), None);
-                for &path in self.meanings.get(&meaning).into_iter().flatten() {
-                    let before = self.before(path);
-                    if digest.is_none() && before.is_some_and(|before| named.contains(&before)) {
-                        take(&Spot::Placed(path), Some(vocabulary));
-                        next_named.insert(path);
+                let names = [blocks.name(vocabulary, at), blocks.second_name(vocabulary, at)];
+                for name in names.into_iter().flatten() {
+                    let meaning = (query.space, vocabulary, name);
+                    take(&Spot::Unplaced(meaning), None);
+                    for &path in self.meanings.get(&meaning).into_iter().flatten() {
+                        let before = self.before(path);
+                        if digest.is_none() && before.is_some_and(|before| named.contains(&before))
+                        {
+                            take(&Spot::Placed(path), Some(vocabulary));
+                            next_named.insert(path);
+                        }
                     }
                 }
             }

@@ -190,6 +190,12 @@ pub trait BlockSource {
 
     /// What an engine of this vocabulary would call the block; `None` when that cannot be computed.
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name>;
+
+    /// What else an engine of this vocabulary may call it, where two generations of engines call plain text alike
+    /// and this block not. A block that is held under either name is held.
+    fn second_name(&mut self, _vocabulary: VocabularyId, _block: usize) -> Option<Name> {
+        None
+    }
 }
 
 /// What a lookup is about.

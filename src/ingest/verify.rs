@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use crate::block::{Name, Prompt, Shape, TokenId};
+use crate::block::{ExtraKey, Name, Prompt, Shape, TokenId};
 use crate::error::Error;
 use crate::event::{BlockExtras, ExtraKeys, Form, Stored};
 use crate::hash::sglang::PageHash;
@@ -60,6 +60,23 @@ impl FullHash {
 }
 
 impl Contract {
+    /// The hash of a prompt's first block, without an adapter.
+    fn first(&self, first: &First<'_>, keys: &[ExtraKey<'_>]) -> Option<FullHash> {
+        match (self, keys) {
+            (_, []) => self.plain(None, first.block, &first.after),
+            (Contract::Vllm(contract), keys) => {
+                let (root, keys) = (contract.root(), keys.iter().copied());
+                let hash = contract.child(&root, first.block, &first.after, keys, None);
+                hash.ok().map(FullHash::Vllm)
+            }
+            (Contract::Sglang, [ExtraKey::Salt(salt)]) if first.after.is_empty() => {
+                let root = PageHash::salted_root(salt);
+                Some(FullHash::Sglang(PageHash::of(Some(&root), first.block)))
+            }
+            (Contract::Sglang, _) => None,
+        }
+    }
+
     /// The hash of a block without extra keys; `parent` is `None` for the first block of a prompt.
     fn plain(
         &self,
@@ -135,6 +152,17 @@ impl Contract {
             }
             Contract::Sglang => None,
         }
+    }
+
+    /// What the oldest engines follow that hash plain text alike, if they hash extra keys otherwise: an engine whose
+    /// plain text proved this contract may be one of them.
+    pub(crate) fn elder(&self) -> Option<Contract> {
+        let Contract::Vllm(contract) = self else { return None };
+        let root = contract.root().to_string();
+        let elder =
+            vllm::Contract::new(self.plain_since()?, contract.algorithm(), Root::Hash(&root))
+                .ok()?;
+        (!elder.hashes_extra_keys_like(contract)).then_some(Contract::Vllm(elder))
     }
 
     /// Engine, version whose rules apply, and algorithm, for humans. Not its root hash: who has that can tell the name
@@ -251,9 +279,9 @@ impl Candidates {
     }
 }
 
-/// The versions whose rules stand for all that write this form. Plain blocks are hashed alike
-/// within each; where extra keys tell them apart, the newest speaks for the others until the
-/// registration names the version.
+/// The versions whose rules stand for all that write this form. Plain blocks are hashed alike within each and prove the
+/// newest, so that names which older ones give are asked for as well ([`Contract::elder`]). Maps list extra keys that can be
+/// read, and so tell the two generations that write them apart where a first block has some.
 fn versions(form: Form) -> &'static [Version] {
     const SIX: [Version; 2] = [Version::new(0, 9, 2), Version::new(0, 10, 1)];
     const SEVEN: [Version; 1] = [Version::new(0, 13, 0)];
@@ -261,7 +289,7 @@ fn versions(form: Form) -> &'static [Version] {
     const NINE: [Version; 1] = [Version::new(0, 19, 0)];
     const TEN: [Version; 1] = [Version::new(0, 21, 0)];
     const TWELVE: [Version; 1] = [Version::new(0, 23, 0)];
-    const MAP: [Version; 1] = [Version::new(0, 33, 0)];
+    const MAP: [Version; 2] = [Version::new(0, 33, 0), Version::new(0, 30, 0)];
     match form {
         Form::Array(..=6) => &SIX,
         Form::Array(7) => &SEVEN,
@@ -446,23 +474,24 @@ impl Verifier {
         candidates: &Candidates,
         told: Told<'_>,
     ) {
-        let (extras, plain) = match stored.extra_keys {
-            ExtraKeys::Hidden => (true, true),
-            ExtraKeys::Listed(listed) => {
-                (false, matches!(listed.iter().next(), Some(BlockExtras::Plain)))
-            }
+        let (extras, keys) = match stored.extra_keys {
+            ExtraKeys::Hidden => (true, Some(Vec::new())),
+            ExtraKeys::Listed(listed) => match listed.iter().next() {
+                Some(BlockExtras::Plain) => (false, Some(Vec::new())),
+                Some(BlockExtras::Keys(keys)) => (false, Some(keys.collect())),
+                Some(BlockExtras::Opaque) | None => (false, None),
+            },
         };
         self.hides_extras |= extras;
         if matches!(self.status, Status::Verified(_)) || self.roots.len() >= 8 * PATIENCE {
             return;
         }
-        let Some(First { name, block, after }) = First::of(stored, shape, tokens) else { return };
-        if !plain {
-            return;
-        }
-        let found = candidates.of(stored.form, told).into_iter().find(|contract| {
-            contract.plain(None, block, &after).is_some_and(|hash| hash.name() == name)
-        });
+        let (Some(first), Some(keys)) = (First::of(stored, shape, tokens), keys) else { return };
+        let name = first.name;
+        let found = candidates
+            .of(stored.form, told)
+            .into_iter()
+            .find(|contract| contract.first(&first, &keys).is_some_and(|hash| hash.name() == name));
         match found {
             Some(contract) => {
                 self.checks.checked += 1;
@@ -473,6 +502,8 @@ impl Verifier {
                 self.shape = Some(shape);
                 self.status = Status::Verified(contract);
             }
+            // An engine may name more items than it hashed.
+            None if !keys.is_empty() => {}
             None => {
                 let sure = !extras;
                 self.checks.checked += 1;

@@ -355,4 +355,8 @@ impl BlockSource for Beginning<'_> {
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
         if self.names { self.asked.name(vocabulary, block) } else { None }
     }
+
+    fn second_name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
+        if self.names { self.asked.second_name(vocabulary, block) } else { None }
+    }
 }

@@ -76,6 +76,13 @@ impl BlockSource for Asked<'_> {
             Asked::Contents(_) => None,
         }
     }
+
+    fn second_name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
+        match self {
+            Asked::Prompt(blocks) => blocks.second_name(vocabulary, block),
+            Asked::Names(_) | Asked::Contents(_) => None,
+        }
+    }
 }
 
 /// A prompt given by its tokens.
@@ -96,9 +103,17 @@ pub(super) struct PromptBlocks<'a> {
 /// The names of the prompt's blocks in one vocabulary, as far as they were asked for.
 struct NameChain<'a> {
     vocabulary: VocabularyId,
+    generation: Generation,
     /// `None` when the vocabulary is private or the prompt lacks a fact that its contract needs.
     rest: Option<Names<'a, 'a>>,
     known: Vec<Name>,
+}
+
+/// Whose rules: those of the vocabulary's contract, or those of older engines that hash plain text alike.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Generation {
+    Verified,
+    Elder,
 }
 
 impl<'a> PromptBlocks<'a> {
@@ -151,6 +166,41 @@ impl<'a> PromptBlocks<'a> {
                 translate::digest(key, &tokens[start..end], ahead, extra_keys, self.edition);
         }
     }
+
+    fn name_of(
+        &mut self,
+        vocabulary: VocabularyId,
+        generation: Generation,
+        block: usize,
+    ) -> Option<Name> {
+        if self.edition > 0 {
+            // Names are the same in every edition.
+            return None;
+        }
+        let is = |chain: &NameChain<'_>| {
+            (chain.vocabulary, chain.generation) == (vocabulary, generation)
+        };
+        let at = match self.chains.iter().position(is) {
+            Some(at) => at,
+            None => {
+                // Held for this only: a batch may have to write to it while a query waits for the batch.
+                let contract = self.shared.vocabularies.read().contract(vocabulary).cloned();
+                let contract = match generation {
+                    Generation::Verified => contract,
+                    Generation::Elder => contract.and_then(|contract| contract.elder()),
+                };
+                let memory = &self.shared.chains;
+                let rest = contract.and_then(|c| c.names(self.shape, &self.prompt, memory).ok());
+                self.chains.push(NameChain { vocabulary, generation, rest, known: Vec::new() });
+                self.chains.len() - 1
+            }
+        };
+        let NameChain { rest, known, .. } = &mut self.chains[at];
+        while known.len() <= block {
+            known.push(rest.as_mut()?.next()?);
+        }
+        Some(known[block])
+    }
 }
 
 impl BlockSource for PromptBlocks<'_> {
@@ -167,27 +217,12 @@ impl BlockSource for PromptBlocks<'_> {
     }
 
     fn name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
-        if self.edition > 0 {
-            // Names are the same in every edition.
-            return None;
-        }
-        let at = match self.chains.iter().position(|chain| chain.vocabulary == vocabulary) {
-            Some(at) => at,
-            None => {
-                // Held for this only: a batch may have to write to it while a query waits for the batch.
-                let vocabularies = self.shared.vocabularies.read();
-                let contract = vocabularies.contract(vocabulary);
-                let memory = &self.shared.chains;
-                let rest = contract.and_then(|c| c.names(self.shape, &self.prompt, memory).ok());
-                self.chains.push(NameChain { vocabulary, rest, known: Vec::new() });
-                self.chains.len() - 1
-            }
-        };
-        let NameChain { rest, known, .. } = &mut self.chains[at];
-        while known.len() <= block {
-            known.push(rest.as_mut()?.next()?);
-        }
-        Some(known[block])
+        self.name_of(vocabulary, Generation::Verified, block)
+    }
+
+    fn second_name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
+        // Plain text has one name in all of them.
+        if self.plain { None } else { self.name_of(vocabulary, Generation::Elder, block) }
     }
 }
 

@@ -166,6 +166,14 @@ impl Forms {
         }
     }
 
+    /// Whether both give every prompt's own blocks the same keys. Where a scan begins again counts for what is generated
+    /// after a prompt only.
+    pub(super) fn tell_prompts_alike(&self, other: &Forms) -> bool {
+        let of =
+            |forms: &Forms| (forms.lora, forms.item, forms.salt, forms.embeds, forms.scan.touching);
+        of(self) == of(other)
+    }
+
     /// The key of an adapter, or which fact about it is missing.
     pub(super) fn lora<'a>(&self, lora: Lora<'a>) -> Result<Extra<'a>, &'static str> {
         match self.lora {

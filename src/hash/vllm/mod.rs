@@ -145,6 +145,11 @@ impl Contract {
         self.root
     }
 
+    /// Whether extra keys count alike in both: then what has some has one name, too, where plain text has one.
+    pub(crate) fn hashes_extra_keys_like(&self, other: &Contract) -> bool {
+        self.forms.tell_prompts_alike(&other.forms)
+    }
+
     /// Whether the version is newer than any that was checked, so that its rules are assumed.
     pub fn assumed(&self) -> bool {
         self.version > Version::NEWEST

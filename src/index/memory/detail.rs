@@ -120,16 +120,18 @@ impl Shared {
             for at in 0..total {
                 below.clear();
                 for &(vocabulary, voc) in vocabularies.iter() {
-                    let Some(name) = blocks.name(vocabulary, at) else { continue };
-                    if !by_content && !above.is_empty() {
-                        self.places_of(voc, name, places);
-                        for &place in places.iter() {
-                            self.by_name(place, (voc, name), at, above, below, cuts, &mut into);
+                    let names = [blocks.name(vocabulary, at), blocks.second_name(vocabulary, at)];
+                    for name in names.into_iter().flatten() {
+                        if !by_content && !above.is_empty() {
+                            self.places_of(voc, name, places);
+                            for &place in places.iter() {
+                                self.by_name(place, (voc, name), at, above, below, cuts, &mut into);
+                            }
                         }
-                    }
-                    if unplaced && let Some(v) = self.names.read().vocabularies.get(&voc) {
-                        for slot in v.orphans.holders(name) {
-                            into.add(slot, at as u32, at as u32 + 1);
+                        if unplaced && let Some(v) = self.names.read().vocabularies.get(&voc) {
+                            for slot in v.orphans.holders(name) {
+                                into.add(slot, at as u32, at as u32 + 1);
+                            }
                         }
                     }
                 }

@@ -302,8 +302,11 @@ impl RedisIndex {
             mine.map(|((_, id), &number)| (*id, number)).collect()
         };
         for (id, vocabulary) in mine {
-            let names: Vec<(usize, Name)> =
-                range.clone().filter_map(|at| Some((at, blocks.name(id, at)?))).collect();
+            let mut names: Vec<(usize, Name)> = Vec::new();
+            for at in range.clone() {
+                let both = [blocks.name(id, at), blocks.second_name(id, at)];
+                names.extend(both.into_iter().flatten().map(|name| (at, name)));
+            }
             let groups = by_group(names.iter().map(|(_, name)| *name), count);
             let mut batch = Batch::reading();
             let mut keys = Vec::new();
@@ -349,12 +352,14 @@ impl RedisIndex {
         let runs = self.runs(places.iter().flatten().map(|p| (p.tag, p.run))).await?;
         let mut path = gathering.named.remove(&vocabulary).unwrap_or_default();
         let shape = shape_bytes(gathering.query.shape);
-        for (&(at, _), places) in names.iter().zip(&places) {
+        let mut places = places.iter();
+        for same_block in names.chunk_by(|(a, _), (b, _)| a == b) {
+            let at = same_block[0].0;
             if at != path.1 {
                 break;
             }
             let mut next = BTreeSet::new();
-            for place in places {
+            for place in places.by_ref().take(same_block.len()).flatten() {
                 let Some(run) = runs.get(&(place.tag, place.run)) else { continue };
                 let Some(spot) = spot(run, *place) else { continue };
                 let parent = match usize::from(place.offset) == run.start {

@@ -112,6 +112,8 @@ pub struct Sequencer {
     fruitless: u32,
     /// What the last fruitless round from this number showed.
     head: Option<(Option<u64>, Head)>,
+    /// More came than could be held back: batches were dropped, and have not come again yet.
+    flooded: bool,
     /// What is held back is to be applied, gaps or not.
     giving_up: bool,
     rebuild_at: Option<Duration>,
@@ -149,6 +151,7 @@ impl Sequencer {
             rounds: 0,
             fruitless: 0,
             head: None,
+            flooded: false,
             giving_up: false,
             rebuild_at: None,
             rebuild_wait: replay.map_or(Duration::ZERO, |options| options.rebuild),
@@ -422,11 +425,13 @@ impl Sequencer {
         self.unsound
     }
 
-    /// How far the order of batches goes: a reason that is known is said even while a replay is under way.
+    /// How far the order of batches goes: a reason that is known is said even while a replay is under way, and so is a
+    /// [`Gap`](Reason::Gap) of batches that came and could not be held back, until they came again.
     pub fn trust(&self) -> Trust {
         match (self.unsound, self.sync) {
             (Some(reason), _) => Trust::Degraded(reason),
             (None, Sync::InStep | Sync::Auditing) if !self.down && !self.unproven => Trust::Exact,
+            (None, _) if self.flooded => Trust::Degraded(Reason::Gap),
             (None, _) => Trust::Syncing,
         }
     }
@@ -503,6 +508,7 @@ impl Sequencer {
         if !self.held.push(mark, payload, max_batches, max_bytes) {
             // `order` remembers that they exist, so the rounds go on until they came again.
             self.held.clear();
+            self.flooded = true;
             self.counters.overflows += 1;
         }
         if in_step {
@@ -552,6 +558,7 @@ impl Sequencer {
         self.order = Order::default();
         self.applied = None;
         self.held.clear();
+        self.flooded = false;
         self.unsound = None;
         self.unproven = false;
         self.rebuild_at = None;

@@ -77,7 +77,7 @@ impl Sequencer {
 
     pub(super) fn finish(&mut self, now: Duration) {
         self.sync = Sync::InStep;
-        self.unproven = false;
+        (self.unproven, self.flooded) = (false, false);
         self.counters.repaired += 1;
         self.reset_rounds();
         if self.audits.at.is_none() {
@@ -91,7 +91,7 @@ impl Sequencer {
 
     pub(super) fn give_up(&mut self, now: Duration) {
         self.sync = Sync::InStep;
-        self.unproven = false;
+        (self.unproven, self.flooded) = (false, false);
         self.counters.given_up += 1;
         self.giving_up = true;
         // Even where no number is known to be missing, nothing shows that none is.
