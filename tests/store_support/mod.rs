@@ -1,8 +1,11 @@
 //! Clients of one store: two workers with the same kind of names, paths of numbered blocks.
 #![allow(dead_code, unreachable_pub)]
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
+use kvscout::ErrorKind;
 use kvscout::block::{
     BlockSize, Digest, Group, Name, Shape, SpaceId, Tier, VocabularyId, WorkerId,
 };
@@ -31,6 +34,67 @@ pub fn patient() -> StoreOptions {
         health_interval: Duration::from_millis(200),
         ..StoreOptions::default()
     }
+}
+
+/// As [`patient`], for lookups that must end while the store is in trouble.
+pub fn in_time() -> StoreOptions {
+    StoreOptions { read_deadline: Duration::from_secs(5), ..patient() }
+}
+
+/// Four tasks that look up a path of 100 blocks, whatever happens to the store meanwhile.
+pub struct Looks {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<Looked>>,
+}
+
+#[derive(Default)]
+struct Looked {
+    longest: Duration,
+    answered: u32,
+    failed: u32,
+}
+
+impl Looks {
+    /// Begins them, and waits until they are under way. The index is one of [`in_time`].
+    pub fn begin(host: &Server, index: &Arc<RedisIndex>) -> Looks {
+        let stop = Arc::new(AtomicBool::new(false));
+        let before = index.counters().calls;
+        let _entered = host.enter();
+        let tasks = (0..4).map(|_| tokio::spawn(look(Arc::clone(index), Arc::clone(&stop))));
+        let looks = Looks { tasks: tasks.collect(), stop };
+        eventually("lookups are under way", || index.counters().calls > before + 100);
+        looks
+    }
+
+    /// Ends them: each kept its deadline, and every task had answers. Returns how many lookups failed.
+    pub fn end(self, host: &Server) -> u32 {
+        self.stop.store(true, SeqCst);
+        let looked = self.tasks.into_iter().map(|task| {
+            let Looked { longest, answered, failed } = host.block_on(task).unwrap();
+            assert!(longest < Duration::from_secs(30), "{longest:?}: 3 trips of 5 s, and slack");
+            assert!(answered > 0, "{failed} failed");
+            failed
+        });
+        looked.sum()
+    }
+}
+
+async fn look(index: Arc<RedisIndex>, stop: Arc<AtomicBool>) -> Looked {
+    let mut looked = Looked::default();
+    while !stop.load(SeqCst) {
+        let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
+        let (started, mut matches) = (Instant::now(), Matches::default());
+        match index.lookup(&query, &mut Prompt(blocks(0..100)), &mut matches).await {
+            Ok(()) => looked.answered += 1,
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
+                looked.failed += 1;
+            }
+        }
+        looked.longest = looked.longest.max(started.elapsed());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    looked
 }
 
 /// A connected index whose ids have no texts.

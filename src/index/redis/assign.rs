@@ -28,12 +28,17 @@ impl RedisIndex {
         owner: &str,
     ) -> Result<(), Error> {
         let opened = self.current().await?;
-        let old = self.local.lock().members.get(&worker).copied();
+        let (lives, old) = {
+            let local = self.local.lock();
+            (local.lives, local.members.get(&worker).copied())
+        };
         let space = self.space(home.space).await?;
         // Another client's worker may have been the last to leave it.
         self.local.lock().vocabularies.remove(&(space, home.vocabulary));
         let vocabulary = self.vocabulary(space, home.vocabulary).await?;
         let number = self.worker(worker).await?;
+        // What a lookup may notice meanwhile: the numbers would be of two stores, and so would the homes.
+        self.local.lock().same_life(lives)?;
         let member = Member { home, space, vocabulary, worker: number };
         if let Some(old) = old.filter(|old| *old != member) {
             self.sweep().await?;
@@ -67,6 +72,7 @@ impl RedisIndex {
             self.leave(&old).await?;
         }
         let mut local = self.local.lock();
+        local.same_life(lives)?;
         // What the table does not know is nobody's: retired by another client, or lost.
         local.slots.retain(|(at, owner), slot| {
             (*at, owner.0) != (space, number) || table.slots.get(slot) == Some(owner)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::chain::ChainKey;
 use super::place::Spot;
 use crate::block::{Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
+use crate::error::{Error, ErrorKind};
 use crate::index::Home;
 
 /// What was read when the store was opened.
@@ -111,6 +112,17 @@ impl Local {
     pub(super) fn reopen(&mut self) {
         let texts = std::mem::take(&mut self.texts);
         *self = Local { texts, secret: self.secret, lives: self.lives + 1, ..Local::default() };
+    }
+
+    /// Whether numbers that were looked up when there had been so many lives are still the store's.
+    pub(super) fn same_life(&self, lives: u64) -> Result<(), Error> {
+        match self.lives == lives {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the store was lost or made anew meanwhile: the same call again goes on there",
+            )),
+        }
     }
 
     /// Whether the end of a slot's list is to be put off, which is once in each `every`.
