@@ -144,6 +144,54 @@ fn s11_what_was_refused_is_asked_for_again() {
     assert_eq!(rebuild.from, 0);
 }
 
+/// A batch of some 600 KB that says that unknown blocks are gone.
+fn large(seq: u64) -> Vec<u8> {
+    let names: Vec<u64> = (0..70_000).map(|n| u64::MAX - n).collect();
+    let event = json!({ "type": "BlockRemoved", "block_hashes": names, "medium": "GPU" });
+    rmp_serde::to_vec(&json!([100.0 + seq as f64, [event], 0])).unwrap()
+}
+
+#[test]
+fn s11_all_workers_together_keep_back_no_more_than_an_eighth_of_the_memory() {
+    let memory = MemoryOptions { budget: 16 << 20, ..MemoryOptions::default() };
+    let scout = Scout::new(Options { memory, ..Options::default() }).unwrap();
+    let workers = ["a", "b", "c", "d"].map(|pod| {
+        let worker = scout.register(Registration::new(pod, "m")).unwrap();
+        scout.follow(worker, ReplayOptions::default(), 7).unwrap();
+        scout.apply(worker, 0, &batch(1, 0)).unwrap();
+        worker
+    });
+    let kept = || -> usize {
+        workers.iter().filter_map(|w| scout.worker(*w)).map(|w| w.held_back_bytes).sum()
+    };
+    let gap = Trust::Degraded(Reason::Gap);
+    let mut asks = Vec::new();
+    for worker in workers {
+        asks.push(scout.apply(worker, 2, &large(2)).unwrap().ask.unwrap());
+        assert!((1..2 << 20).contains(&kept()), "{}", kept());
+    }
+    let said = || workers.map(|worker| trust(&scout, worker));
+    assert_eq!(said(), [Trust::Syncing, Trust::Syncing, Trust::Syncing, gap]);
+    // Who needs no more makes room, and so does who goes.
+    scout.replayed(workers[0], NOW, asks[0].round, 0, &batch(1, 0)).unwrap();
+    scout.replayed(workers[0], NOW, asks[0].round, 1, &batch(1, 1)).unwrap();
+    scout.replay_ended(workers[0], NOW, asks[0].round, Ended::Marker).unwrap();
+    scout.unregister(workers[1]).unwrap();
+    assert_eq!(trust(&scout, workers[0]), Trust::Exact);
+    for seq in [3, 4] {
+        scout.apply(workers[2], seq, &large(seq)).unwrap();
+    }
+    assert_eq!(trust(&scout, workers[2]), Trust::Syncing);
+    assert_eq!(scout.worker(workers[2]).unwrap().held_back, 3);
+    // What was dropped comes again.
+    for seq in 0..3 {
+        let payload = if seq < 2 { batch(1, seq) } else { large(seq) };
+        scout.replayed(workers[3], NOW, asks[3].round, seq, &payload).unwrap();
+    }
+    scout.replay_ended(workers[3], NOW, asks[3].round, Ended::Marker).unwrap();
+    assert_eq!((trust(&scout, workers[3]), matched(&scout, 1)), (Trust::Exact, 2));
+}
+
 #[test]
 fn a_batch_that_waited_and_cannot_be_read_degrades_when_its_turn_comes() {
     let (scout, worker) = followed();

@@ -66,6 +66,8 @@ pub(super) struct Shared {
     pub(super) shadows: Arc<AtomicUsize>,
     /// For what audits begin from.
     pub(super) anchors: Arc<Room>,
+    /// For batches that came and wait, for those before them or for a contract.
+    pub(super) kept_back: Arc<Room>,
     /// Who keeps the same elsewhere.
     pub(super) mirror: Option<Arc<dyn Mirror>>,
 }
@@ -130,6 +132,8 @@ pub(super) struct Stream {
     found: Found,
     waiting: Vec<Waiting>,
     waiting_bytes: usize,
+    /// Bytes of what waits, as the others know of it.
+    kept_back: usize,
     /// Something was lost behind the batch that is applied, which had waited: its clear does not heal that.
     lost_later: bool,
     applied_to: Option<Watermark>,
@@ -168,6 +172,7 @@ impl Stream {
             found: Found::default(),
             waiting: Vec::new(),
             waiting_bytes: 0,
+            kept_back: 0,
             lost_later: false,
             applied_to: None,
             record: Record::default(),
@@ -310,7 +315,21 @@ impl Stream {
             if self.apply_waiting(shared, &mut progress).and(moved).is_err() {
                 self.lane.degrade(Reason::Undecodable);
             }
+            self.tell_kept_back(shared);
             self.applied_to = self.lane.watermark();
+        }
+    }
+
+    /// How many bytes the worker may keep back: what it does, and what all together still may.
+    fn may_keep_back(&self, shared: &Shared) -> usize {
+        self.kept_back.saturating_add(shared.kept_back.left())
+    }
+
+    fn tell_kept_back(&mut self, shared: &Shared) {
+        let now = self.lane.held_back().1 + self.waiting_bytes;
+        if now != self.kept_back {
+            shared.kept_back.changed(self.kept_back, now);
+            self.kept_back = now;
         }
     }
 
@@ -337,6 +356,7 @@ impl Stream {
         // What waits was stored before.
         self.waiting.clear();
         self.waiting_bytes = 0;
+        self.tell_kept_back(shared);
         self.applied_to = self.lane.watermark();
         self.lane.cleared();
         self.verifier.cleared();
@@ -398,6 +418,7 @@ impl Stream {
     /// Says that the worker is unregistered: a batch that was on its way changes nothing.
     pub(super) fn retire(&mut self, shared: &Shared) {
         shared.vocabularies.write().doubt(self.vocabulary);
+        shared.kept_back.changed(std::mem::take(&mut self.kept_back), 0);
         self.retired = true;
         self.seat.post.open();
     }

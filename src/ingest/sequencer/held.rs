@@ -29,7 +29,8 @@ impl HeldBack {
         max_batches: usize,
         max_bytes: usize,
     ) -> bool {
-        if self.batches.len() >= max_batches || payload.len() > max_bytes - self.bytes {
+        if self.batches.len() >= max_batches || payload.len() > max_bytes.saturating_sub(self.bytes)
+        {
             return false;
         }
         self.bytes += payload.len();

@@ -100,6 +100,8 @@ pub struct Sequencer {
     order: Order,
     applied: Option<Mark>,
     held: HeldBack,
+    /// Bytes that may be held back at present, by the driver's word.
+    most_held: usize,
     sync: Sync,
     /// The link is known to be down.
     down: bool,
@@ -144,6 +146,7 @@ impl Sequencer {
             order: Order::default(),
             applied: None,
             held: HeldBack::default(),
+            most_held: usize::MAX,
             sync: Sync::InStep,
             down: false,
             unproven: false,
@@ -210,6 +213,12 @@ impl Sequencer {
             Verdict::Next | Verdict::Gap { .. } => self.admit(now, mark, arrival.payload),
         }
         verdict
+    }
+
+    /// Says how many bytes may be held back at most, below [`ReplayOptions::max_held_bytes`], because others hold back
+    /// a lot, too.
+    pub fn limit_held(&mut self, bytes: usize) {
+        self.most_held = bytes;
     }
 
     /// A batch of a round came.
@@ -504,7 +513,8 @@ impl Sequencer {
             self.keep_for_audit(mark, payload);
             return;
         }
-        let (max_batches, max_bytes) = (options.max_held_batches, options.max_held_bytes);
+        let max_bytes = options.max_held_bytes.min(self.most_held);
+        let max_batches = options.max_held_batches;
         if !self.held.push(mark, payload, max_batches, max_bytes) {
             // `order` remembers that they exist, so the rounds go on until they came again.
             self.held.clear();

@@ -12,7 +12,7 @@ use crate::index::Image;
 use crate::ingest::verify::{Status, Verifier};
 use crate::score::GroupFacts;
 
-/// Bytes for anchors.
+/// Bytes that all workers share: for anchors, or for batches that were not applied yet.
 #[derive(Debug, Default)]
 pub(in crate::scout) struct Room {
     most: usize,
@@ -27,6 +27,19 @@ impl Room {
     /// Whether there is any.
     pub(in crate::scout) fn is_there(&self) -> bool {
         self.most > 0
+    }
+
+    /// How many are left.
+    pub(super) fn left(&self) -> usize {
+        self.most.saturating_sub(self.used.load(Ordering::Acquire))
+    }
+
+    /// What somebody took is more now, or less: who takes more has looked before whether there is so much.
+    pub(super) fn changed(&self, before: usize, now: usize) {
+        match now.checked_sub(before) {
+            Some(more) => self.used.fetch_add(more, Ordering::AcqRel),
+            None => self.used.fetch_sub(before - now, Ordering::AcqRel),
+        };
     }
 
     fn take(self: &Arc<Room>, bytes: usize) -> Option<Taken> {

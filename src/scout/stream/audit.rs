@@ -7,7 +7,7 @@ use std::cmp::Ordering::{Equal, Greater, Less};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::anchor::Anchor;
+use super::anchor::{Anchor, Room};
 use super::{Shared, Stream};
 use crate::block::{Name, WorkerId};
 use crate::error::Error;
@@ -136,6 +136,8 @@ impl Shadow {
             local: LocalHashes::new(0),
             shadows: Arc::default(),
             anchors: Arc::default(),
+            // The live stream keeps within bounds what it hands on.
+            kept_back: Room::new(usize::MAX),
             mirror: None,
         };
         let post = Post::new(Arc::<Slab>::default(), live.seat.worker);

@@ -37,6 +37,7 @@ impl Stream {
         }
         let batch = Batch::parse(payload, &shared.limits);
         let arrival = arrival(seq, payload, &batch);
+        self.lane.limit_held(self.may_keep_back(shared).saturating_sub(self.waiting_bytes));
         let verdict = self.lane.live(self.now, arrival);
         let mut progress = Progress::default();
         if let (Verdict::Duplicate | Verdict::Late, Err(error)) = (verdict, &batch) {
@@ -183,6 +184,7 @@ impl Stream {
         if self.waiting.is_empty() {
             self.applied_to = self.lane.watermark();
         }
+        self.tell_kept_back(shared);
         progress.wake_at = self.lane.wake_at();
         failed.map_or(Ok(()), Err)
     }
@@ -206,7 +208,8 @@ impl Stream {
         };
         let observed = self.observe(shared, &batch);
         if self.verifier.must_wait() {
-            if self.waiting_bytes + payload.len() <= MAX_WAITING {
+            let most = self.may_keep_back(shared).saturating_sub(self.lane.held_back().1);
+            if self.waiting_bytes + payload.len() <= most.min(MAX_WAITING) {
                 self.waiting_bytes += payload.len();
                 let wrongs = self.lane.wrongs();
                 self.waiting.push(Waiting { payload: payload.into(), wrongs });
