@@ -9,7 +9,7 @@ use kvscout::hash::content::DigestKey;
 use kvscout::hash::vllm::Algorithm;
 use kvscout::index::MemoryOptions;
 use kvscout::ingest::verify::Status;
-use kvscout::ingest::{Reason, Trust};
+use kvscout::ingest::{Reason, ReplayOptions, Trust};
 use kvscout::scout::{Options, Registration, Scout};
 use serde_json::{Value, json};
 
@@ -141,6 +141,32 @@ fn h9_waiting_that_was_given_up_leaves_blocks_taken_for_plain_text() {
     assert_eq!((site.trust(worker), site.matched("a", &prompt(0))), (BLIND, 1));
     site.apply(worker, &[cleared()]);
     assert_eq!(site.trust(worker), Trust::Exact);
+}
+
+/// A batch of some 600 KB that says that unknown blocks are gone.
+fn large() -> Value {
+    let names: Vec<u64> = (0..70_000).map(|n| u64::MAX - n).collect();
+    removed(&names, "GPU")
+}
+
+#[test]
+fn h9_who_waits_for_a_contract_goes_on_waiting_however_much_others_hold_back() {
+    let memory = MemoryOptions { budget: 16 << 20, ..MemoryOptions::default() };
+    let site = Site::with(Options { memory, ..Options::default() });
+    for pod in ["b", "c", "d"] {
+        let other = site.worker(pod);
+        site.scout.follow(other, ReplayOptions::default(), 7).unwrap();
+        send(&site, other, 0, &[cleared()]);
+        send(&site, other, 2, &[large()]);
+        assert_eq!(site.status(other).held_back, 1);
+    }
+    let worker = site.worker("a");
+    send(&site, worker, 0, &[salted(0)]);
+    send(&site, worker, 1, &[large()]);
+    assert_eq!(site.status(worker).contract, Status::Undecided);
+    send(&site, worker, 2, &[plain(1)]);
+    assert_eq!((site.trust(worker), site.matched("a", &prompt(1))), (Trust::Exact, 1));
+    assert_eq!(site.matched("a", &prompt(0)), 0, "nothing was taken for plain text");
 }
 
 /// A worker of which a clear waits for the contract, as batch 1.

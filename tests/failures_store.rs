@@ -23,6 +23,13 @@ fn open(host: &Server, address: &str, store: StoreOptions, options: RedisOptions
     named(RedisIndex::open(address.parse().unwrap(), store, options).unwrap())
 }
 
+/// Lookups by a client that does nothing else.
+fn looks(host: &Server, address: &str) -> Looks {
+    let index = Arc::new(open(host, address, in_time(), options()));
+    eventually("it is answered", || try_held(host, &index, 10).is_ok());
+    Looks::begin(host, &index)
+}
+
 fn settled(host: &Server, index: &RedisIndex) {
     eventually("the worker has a home", || host.block_on(index.assign(A, HOME)).is_ok());
 }
@@ -168,10 +175,10 @@ fn r2_a_black_hole_costs_a_few_deadlines_and_heals_by_itself() {
 fn r3_writes_that_a_failover_lost_are_made_up_for_when_the_worker_is_built_anew() {
     let mut servers = SentinelServers::start();
     let host = Server::prepare(&[]);
-    let index = Arc::new(open(&host, &servers.address(), in_time(), options()));
+    let index = open(&host, &servers.address(), patient(), options());
     settled(&host, &index);
     store(&host, &index, A, 0..100);
-    let looks = Looks::begin(&host, &index);
+    let looks = looks(&host, &servers.address());
     let offset = |server: &Server| -> u64 {
         let info = server.ask(&["INFO", "replication"]);
         let line = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:"));
@@ -261,9 +268,8 @@ fn r4_a_chain_with_a_hole_scores_to_the_hole_until_it_is_stored_again() {
 fn r4_eviction_under_pressure_is_warned_of_survived_and_made_up_for() {
     let server =
         Server::with(&["--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru", "--save", ""]);
-    let index = Arc::new(open(&server, &server.socket_address(), in_time(), options()));
-    settled(&server, &index);
-    let looks = Looks::begin(&server, &index);
+    let index = client(&server, options());
+    let looks = looks(&server, &server.socket_address());
     let warnings = server.block_on(index.check());
     assert!(warnings.iter().any(|w| w.kind == WarningKind::Eviction), "{warnings:?}");
     assert!(warnings.iter().all(|w| w.text.contains("noeviction")), "{warnings:?}");
@@ -349,9 +355,9 @@ fn node_of(servers: &ClusterServers, pattern: &str) -> usize {
 fn r5_without_one_master_the_others_parts_of_prompts_are_answered() {
     let mut servers = ClusterServers::start(3);
     let host = Server::prepare(&[]);
-    let index = Arc::new(open(&host, &servers.address(), in_time(), options()));
+    let index = open(&host, &servers.address(), patient(), options());
     settled(&host, &index);
-    let looks = Looks::begin(&host, &index);
+    let looks = looks(&host, &servers.address());
     let path = |chain: u64| -> Vec<Block> {
         let block = |n| chain << 32 | n;
         let of = |n| Block { name: Name(n + 1), digest: Some(Digest(n)) };

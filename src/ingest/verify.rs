@@ -331,7 +331,7 @@ pub struct Told<'a> {
 /// What is known of a worker's contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// No first block of plain text has been seen yet.
+    /// No first block has been seen yet that tells: one of plain text, or with a salt or items that its event lists.
     Undecided,
     /// Names can be recomputed.
     Verified(Contract),
@@ -355,6 +355,8 @@ pub struct Verifier {
     status: Status,
     /// First blocks that fitted no contract, for [`Verifier::settle`].
     roots: Vec<Unfit>,
+    /// How many first blocks with listed extra keys fitted none.
+    unfit_with_keys: usize,
     /// How the blocks were cut that proved the contract; those of other groups may be hashed in parts.
     shape: Option<Shape>,
     checks: Checks,
@@ -375,6 +377,7 @@ impl Default for Verifier {
         Verifier {
             status: Status::Undecided,
             roots: Vec::new(),
+            unfit_with_keys: 0,
             shape: None,
             checks: Checks::default(),
             passed: 0,
@@ -487,6 +490,9 @@ impl Verifier {
             return;
         }
         let (Some(first), Some(keys)) = (First::of(stored, shape, tokens), keys) else { return };
+        if !keys.is_empty() && self.unfit_with_keys >= 8 * PATIENCE {
+            return;
+        }
         let name = first.name;
         let found = candidates
             .of(stored.form, told)
@@ -503,7 +509,7 @@ impl Verifier {
                 self.status = Status::Verified(contract);
             }
             // An engine may name more items than it hashed.
-            None if !keys.is_empty() => {}
+            None if !keys.is_empty() => self.unfit_with_keys += 1,
             None => {
                 let sure = !extras;
                 self.checks.checked += 1;

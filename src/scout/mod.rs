@@ -44,7 +44,7 @@ use self::directory::{Directory, Worker};
 use self::edition::Editions;
 use self::local::LocalHashes;
 use self::roster::Generation;
-use self::stream::anchor::Room;
+use self::stream::room::Room;
 use self::stream::{Shared, Stream};
 use crate::block::{BlockSize, Digest, Name, Prompt, WorkerId};
 use crate::error::{Error, ErrorKind};

@@ -221,8 +221,9 @@ impl BlockSource for PromptBlocks<'_> {
     }
 
     fn second_name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
-        // Plain text has one name in all of them.
-        if self.plain { None } else { self.name_of(vocabulary, Generation::Elder, block) }
+        // Plain text has one name in all of them, and so have blocks before a prompt's first item.
+        let second = (!self.plain).then(|| self.name_of(vocabulary, Generation::Elder, block))?;
+        second.filter(|_| second != self.name_of(vocabulary, Generation::Verified, block))
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) mod anchor;
 pub(super) mod audit;
 mod change;
 pub(super) mod feed;
+pub(super) mod room;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,9 +19,10 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 
-use self::anchor::{Anchor, Room};
+use self::anchor::Anchor;
 use self::audit::{Found, Shadow};
 use self::change::Scratch;
+use self::room::Room;
 use super::edition::Editions;
 use super::follow::Progress;
 use super::habit::{Copies, OnClear};
@@ -320,9 +322,9 @@ impl Stream {
         }
     }
 
-    /// How many bytes the worker may keep back: what it does, and what all together still may.
-    fn may_keep_back(&self, shared: &Shared) -> usize {
-        self.kept_back.saturating_add(shared.kept_back.left())
+    /// How many bytes of live batches may be held back: what is, and what all workers together still may.
+    fn may_hold_back(&self, shared: &Shared) -> usize {
+        self.lane.held_back().1.saturating_add(shared.kept_back.left())
     }
 
     fn tell_kept_back(&mut self, shared: &Shared) {
@@ -418,6 +420,9 @@ impl Stream {
     /// Says that the worker is unregistered: a batch that was on its way changes nothing.
     pub(super) fn retire(&mut self, shared: &Shared) {
         shared.vocabularies.write().doubt(self.vocabulary);
+        // A query that was on its way finds nothing to settle.
+        self.waiting.clear();
+        self.waiting_bytes = 0;
         shared.kept_back.changed(std::mem::take(&mut self.kept_back), 0);
         self.retired = true;
         self.seat.post.open();

@@ -284,7 +284,8 @@ impl World {
     /// Everything works from now on, until nothing more happens.
     pub(crate) fn settle(&mut self) {
         let until = self.now + Duration::from_secs(7200);
-        for _ in 0..500 {
+        // Far more than attempts to rebuild until then.
+        for _ in 0..5_000 {
             self.deliver_all();
             self.serve(Fault::None);
             self.deliver_replays();
@@ -300,7 +301,8 @@ impl World {
                 self.pass(at.saturating_sub(self.now));
             }
         }
-        unreachable!("it never comes to rest: {:?}", self.sequencer.counters());
+        let (trust, counters) = (self.sequencer.trust(), self.sequencer.counters());
+        unreachable!("it never comes to rest: {trust:?} {counters:?}");
     }
 
     fn obey(&mut self, handed_in: Option<&Published>) {

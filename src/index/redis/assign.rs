@@ -30,6 +30,7 @@ impl RedisIndex {
         let opened = self.current().await?;
         let (lives, old) = {
             let local = self.local.lock();
+            local.same_store(&opened)?;
             (local.lives, local.members.get(&worker).copied())
         };
         let space = self.space(home.space).await?;

@@ -116,13 +116,13 @@ impl Local {
 
     /// Whether numbers that were looked up when there had been so many lives are still the store's.
     pub(super) fn same_life(&self, lives: u64) -> Result<(), Error> {
-        match self.lives == lives {
-            true => Ok(()),
-            false => Err(Error::new(
-                ErrorKind::Unavailable,
-                "the store was lost or made anew meanwhile: the same call again goes on there",
-            )),
-        }
+        if self.lives == lives { Ok(()) } else { Err(lost_meanwhile()) }
+    }
+
+    /// Whether what was opened is still the store.
+    pub(super) fn same_store(&self, opened: &Opened) -> Result<(), Error> {
+        let same = self.opened.as_ref().is_some_and(|now| now.birth == opened.birth);
+        if same { Ok(()) } else { Err(lost_meanwhile()) }
     }
 
     /// Whether the end of a slot's list is to be put off, which is once in each `every`.
@@ -139,6 +139,11 @@ impl Local {
         delta.blocks += blocks;
         delta.entries += entries;
     }
+}
+
+fn lost_meanwhile() -> Error {
+    let text = "the store was lost or made anew meanwhile: the same call again goes on there";
+    Error::new(ErrorKind::Unavailable, text)
 }
 
 /// Names that mean one block, as far as this client has seen; what it forgets is read again.

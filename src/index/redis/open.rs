@@ -239,27 +239,37 @@ impl RedisIndex {
 
     /// The number of a space, or `None` if nobody ever had a home there.
     pub(super) async fn known_space(&self, space: SpaceId) -> Result<Option<u32>, Error> {
-        if let Some(&number) = self.local.lock().spaces.get(&space) {
-            return Ok(Some(number));
-        }
-        let text = format!("s{}", self.local.lock().texts.space(space));
+        let (lives, text) = {
+            let local = self.local.lock();
+            if let Some(&number) = local.spaces.get(&space) {
+                return Ok(Some(number));
+            }
+            (local.lives, format!("s{}", local.texts.space(space)))
+        };
         let key = self.keys.texts();
         let found = self.ask(&key, command("HGET", &[&key, text.as_bytes()])).await?;
         if found == Value::Nil {
             return Ok(None);
         }
         let number = self.number(&key, found)?;
-        self.local.lock().spaces.insert(space, number);
+        let mut local = self.local.lock();
+        local.same_life(lives)?;
+        local.spaces.insert(space, number);
         Ok(Some(number))
     }
 
     pub(super) async fn space(&self, space: SpaceId) -> Result<u32, Error> {
-        if let Some(&number) = self.local.lock().spaces.get(&space) {
-            return Ok(number);
-        }
-        let text = format!("s{}", self.local.lock().texts.space(space));
+        let (lives, text) = {
+            let local = self.local.lock();
+            if let Some(&number) = local.spaces.get(&space) {
+                return Ok(number);
+            }
+            (local.lives, format!("s{}", local.texts.space(space)))
+        };
         let number = self.intern(text.as_bytes()).await?;
-        self.local.lock().spaces.insert(space, number);
+        let mut local = self.local.lock();
+        local.same_life(lives)?;
+        local.spaces.insert(space, number);
         Ok(number)
     }
 
@@ -287,12 +297,17 @@ impl RedisIndex {
 
     /// Names mean blocks of one space, so a vocabulary has a number in each.
     pub(super) async fn vocabulary(&self, space: u32, id: VocabularyId) -> Result<u32, Error> {
-        if let Some(&number) = self.local.lock().vocabularies.get(&(space, id)) {
-            return Ok(number);
-        }
-        let text = format!("v{space}/{}", self.local.lock().texts.vocabulary(id));
+        let (lives, text) = {
+            let local = self.local.lock();
+            if let Some(&number) = local.vocabularies.get(&(space, id)) {
+                return Ok(number);
+            }
+            (local.lives, format!("v{space}/{}", local.texts.vocabulary(id)))
+        };
         let number = self.intern(text.as_bytes()).await?;
-        self.local.lock().vocabularies.insert((space, id), number);
+        let mut local = self.local.lock();
+        local.same_life(lives)?;
+        local.vocabularies.insert((space, id), number);
         Ok(number)
     }
 
@@ -330,12 +345,17 @@ impl RedisIndex {
     }
 
     pub(super) async fn worker(&self, id: WorkerId) -> Result<u32, Error> {
-        if let Some(&number) = self.local.lock().workers.get(&id) {
-            return Ok(number);
-        }
-        let text = format!("w{}", self.local.lock().texts.worker(id));
+        let (lives, text) = {
+            let local = self.local.lock();
+            if let Some(&number) = local.workers.get(&id) {
+                return Ok(number);
+            }
+            (local.lives, format!("w{}", local.texts.worker(id)))
+        };
         let number = self.intern(text.as_bytes()).await?;
-        self.local.lock().workers.insert(id, number);
+        let mut local = self.local.lock();
+        local.same_life(lives)?;
+        local.workers.insert(id, number);
         Ok(number)
     }
 }

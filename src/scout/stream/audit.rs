@@ -7,7 +7,8 @@ use std::cmp::Ordering::{Equal, Greater, Less};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::anchor::{Anchor, Room};
+use super::anchor::Anchor;
+use super::room::Room;
 use super::{Shared, Stream};
 use crate::block::{Name, WorkerId};
 use crate::error::Error;

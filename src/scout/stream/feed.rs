@@ -37,7 +37,7 @@ impl Stream {
         }
         let batch = Batch::parse(payload, &shared.limits);
         let arrival = arrival(seq, payload, &batch);
-        self.lane.limit_held(self.may_keep_back(shared).saturating_sub(self.waiting_bytes));
+        self.lane.limit_held(self.may_hold_back(shared));
         let verdict = self.lane.live(self.now, arrival);
         let mut progress = Progress::default();
         if let (Verdict::Duplicate | Verdict::Late, Err(error)) = (verdict, &batch) {
@@ -208,8 +208,8 @@ impl Stream {
         };
         let observed = self.observe(shared, &batch);
         if self.verifier.must_wait() {
-            let most = self.may_keep_back(shared).saturating_sub(self.lane.held_back().1);
-            if self.waiting_bytes + payload.len() <= most.min(MAX_WAITING) {
+            // Not less where others keep back a lot: what is taken for plain text stays so.
+            if self.waiting_bytes + payload.len() <= MAX_WAITING {
                 self.waiting_bytes += payload.len();
                 let wrongs = self.lane.wrongs();
                 self.waiting.push(Waiting { payload: payload.into(), wrongs });
