@@ -354,3 +354,33 @@ impl Texts {
         self.workers.get(&id).map(String::as_str)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_lately_is_known_and_never_more_than_two_generations() {
+        let mut recent: Recent<(u32, Name), u64> = Recent::new(100);
+        for n in 0..1000 {
+            recent.put((1, Name(n)), n);
+            let first = n.saturating_sub(99);
+            assert!((first..=n).all(|n| recent.get(&(1, Name(n))) == Some(n)));
+            assert!(recent.young.len() <= 100 && recent.old.len() <= 100);
+        }
+        assert_eq!(recent.get(&(1, Name(0))), None);
+        recent.forget(&(1, Name(950)));
+        assert_eq!((recent.get(&(1, Name(950))), recent.get(&(2, Name(999)))), (None, None));
+    }
+
+    #[test]
+    fn names_in_a_row_are_spread_over_a_table_whichever_of_their_bytes_differ() {
+        let seed = Seed::random();
+        let spread = |hashes: Vec<u64>| {
+            let places: HashSet<u64> = hashes.iter().map(|hash| hash % 4096).collect();
+            places.len() * 2 > hashes.len()
+        };
+        assert!(spread((0..4096).map(|n| seed.hash_one((1u32, Name(n)))).collect()));
+        assert!(spread((0..4096).map(|n| seed.hash_one((1u32, Name(n << 48)))).collect()));
+    }
+}
