@@ -18,7 +18,7 @@ LUA = pathlib.Path(__file__).parent.parent / "src/index/redis/lua"
 BATCHES, BLOCKS, TOGETHER = 4000, 64, 8
 VALUES = random.Random(1)
 NAMES = [[VALUES.randbytes(8) for _ in range(BLOCKS)] for _ in range(BATCHES)]
-TAGS = [VALUES.randbytes(16) for _ in range(BATCHES)]
+TAGS = [VALUES.randbytes(12) for _ in range(BATCHES)]
 KEYS = [tag[:8] + VALUES.randbytes(8 * (BLOCKS - 1)) for tag in TAGS]
 
 
