@@ -18,7 +18,7 @@ LUA = pathlib.Path(__file__).parent.parent / "src/index/redis/lua"
 BATCHES, BLOCKS, TOGETHER = 4000, 64, 8
 VALUES = random.Random(1)
 NAMES = [[VALUES.randbytes(8) for _ in range(BLOCKS)] for _ in range(BATCHES)]
-TAGS = [VALUES.randbytes(16) for _ in range(BATCHES)]
+TAGS = [VALUES.randbytes(12) for _ in range(BATCHES)]
 KEYS = [tag[:8] + VALUES.randbytes(8 * (BLOCKS - 1)) for tag in TAGS]
 
 
@@ -27,7 +27,8 @@ def script(*files):
 
 
 BIND = script("bind_quick", "common", "bind")
-STORE = script("store_quick", "common", "store")
+STORE = script("stretched", "store_quick", "common", "store")
+JOIN = script("stretched", "join")
 # One name after the other from within a script, each in a small hash.
 SMALL = b"for at = 1, #ARGV, 3 do redis.call('HSETNX', ARGV[at], ARGV[at + 1], ARGV[at + 2]) end return 1"
 
@@ -121,12 +122,29 @@ def names_of(server):
         [[b"HSET", name * 2, b"10.0.0.1:8000@gpu", b""] for name in names] for names in NAMES))
 
 
+def run_of(tag, keys):
+    return b"{%s}:%s" % (tag.hex().encode(), keys[:8].hex().encode())
+
+
+def head_of(at):
+    return b"\1\0" + struct.pack("<III", at % 16, 16, 0)
+
+
+def joins(worker, sha):
+    """The same for a worker that follows, as `join` sends them."""
+    slot = struct.pack("<I", 1000 + worker)
+    for at, (tag, keys, names) in enumerate(zip(TAGS, KEYS, NAMES)):
+        run, stamp = run_of(tag, keys), struct.pack(">QI", at + 1, 0)
+        about = struct.pack("<I", 7) + slot + stamp + head_of(at) + keys[-8:] + b"\0"
+        yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, about, b"".join(names)]]
+
+
 def segments(worker, sha):
     """Batches of one whole segment, as `lay` sends them."""
     slot = struct.pack("<I", 1000 + worker)
     for at, (tag, keys, names) in enumerate(zip(TAGS, KEYS, NAMES)):
-        run = b"{%s}:%s" % (tag.hex().encode(), keys[:8].hex().encode())
-        head = b"\1\0" + struct.pack("<III", at % 16, 16, 0)
+        run = run_of(tag, keys)
+        head = head_of(at)
         hung = b"" if at % 16 == 0 else b"\x3f" + TAGS[at - 1]
         yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, keys[:8], b"\0", bytes(8), keys, b"".join(names),
                 struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag]]
@@ -137,6 +155,10 @@ def stores(server):
     sha = server.call(b"SCRIPT", b"LOAD", STORE)
     server.measure("the script of a segment that is new", list(segments(0, sha)), 1, "segment")
     server.measure("the same, of one that another worker stored", list(segments(1, sha)), 1, "segment")
+    join = server.call(b"SCRIPT", b"LOAD", JOIN)
+    server.measure("the script that joins one, by a client that knows it", list(joins(3, join)), 1, "segment")
+    if server.call(b"EVALSHA", join, *list(joins(4, join))[0][0][2:]) != b"1":
+        raise RuntimeError("nothing was joined")
     nothing = server.call(b"SCRIPT", b"LOAD", b"return 1")
     server.measure("a script that does nothing, same arguments", list(segments(2, nothing)), 1, "segment")
     one = server.call(b"SCRIPT", b"LOAD", b"redis.call('HMGET', KEYS[1], 'k', 'h', 'c', ARGV[7]) return 1")

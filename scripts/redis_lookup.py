@@ -78,11 +78,11 @@ def lookup(store, namespace, space, size, digests):
     key = hashlib.sha256(b"kvscout chain key" + meta[b"s"]).digest()[:16]
 
     # The path: for each block its segment's tag and its own 8 bytes.
-    tag = siphash_1_3_128(key, b"root" + struct.pack("<II", size, 0) + space.encode())
+    tag = siphash_1_3_128(key, b"root" + struct.pack("<II", size, 0) + space.encode())[:12]
     block, path = tag[:8], []
     for at, digest in enumerate(digests):
         full = siphash_1_3_128(key, tag + block + struct.pack("<Q", digest))
-        tag = full if at % 64 == 0 else tag
+        tag = full[:12] if at % 64 == 0 else tag
         block = full[:8]
         path.append((tag, block))
 

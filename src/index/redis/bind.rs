@@ -161,7 +161,7 @@ impl RedisIndex {
             self.local.lock().names.forget(*vocabulary, *name);
         }
         let names: HashSet<(u32, Name)> = bindings.iter().map(|&(v, name, _)| (v, name)).collect();
-        self.local.lock().last.retain(|_, (v, name, _)| !names.contains(&(*v, *name)));
+        self.local.lock().last.retain(|_, last| !names.contains(&(last.vocabulary, last.name)));
         let mut batch = Batch::new();
         for ((vocabulary, group), pairs) in &groups {
             let args: Vec<&[u8]> = pairs.iter().map(Vec::as_slice).collect();

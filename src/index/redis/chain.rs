@@ -1,6 +1,6 @@
 //! The identity of a block in the store: a keyed hash of everything from the root to it.
 //!
-//! A path is cut into **segments** of 64 blocks. A segment's **tag** is the 128-bit hash of its first
+//! A path is cut into **segments** of 64 blocks. A segment's **tag** is the first 96 bits of the hash of its first
 //! block; within the segment a block is known by the first 8 bytes of its own. Each hash is taken of
 //! the tag before it, the 8 bytes of the parent and the block's digest, so equal hashes mean equal
 //! paths, and a block can be continued from (tag, 8 bytes) alone.
@@ -15,7 +15,14 @@ use crate::block::{Digest, Shape};
 pub(super) const SEGMENT: usize = 64;
 
 /// What names a segment: all its blocks and all chains that part within it lie in one slot.
-pub(super) type Tag = [u8; 16];
+pub(super) type Tag = [u8; 12];
+
+/// Bytes of a tag. With the offset before it and what the server puts around it, a place takes 16 bytes there; of
+/// more it would take twice as much.
+pub(super) const TAG: usize = size_of::<Tag>();
+
+/// Bytes of a run among what a slot holds something of: its tag and its first block.
+pub(super) const HELD: usize = TAG + 8;
 
 /// What names a block, or a run by its first block, within a segment.
 pub(super) type Key = [u8; 8];
@@ -46,22 +53,22 @@ impl ChainKey {
         hasher.write(b"root");
         hasher.write(&shape_bytes(shape));
         hasher.write(space);
-        let tag = hasher.finish128().as_bytes();
-        Link { depth: 0, tag, key: first(&tag) }
+        let hash = hasher.finish128().as_bytes();
+        Link { depth: 0, tag: head(&hash), key: head(&hash) }
     }
 
     /// The block with this digest behind `above`.
     pub(super) fn next(&self, above: &Link, digest: Digest) -> Link {
-        let mut bytes = [0; 32];
-        bytes[..16].copy_from_slice(&above.tag);
-        bytes[16..24].copy_from_slice(&above.key);
-        bytes[24..].copy_from_slice(&digest.0.to_le_bytes());
+        let mut bytes = [0; TAG + 16];
+        bytes[..TAG].copy_from_slice(&above.tag);
+        bytes[TAG..TAG + 8].copy_from_slice(&above.key);
+        bytes[TAG + 8..].copy_from_slice(&digest.0.to_le_bytes());
         let mut hasher = SipHasher13::new_with_key(&self.0);
         hasher.write(&bytes);
         let hash = hasher.finish128().as_bytes();
         let starts = above.depth.is_multiple_of(SEGMENT);
-        let tag = if starts { hash } else { above.tag };
-        Link { depth: above.depth + 1, tag, key: first(&hash) }
+        let tag = if starts { head(&hash) } else { above.tag };
+        Link { depth: above.depth + 1, tag, key: head(&hash) }
     }
 }
 
@@ -80,10 +87,15 @@ pub(super) fn shape_bytes(shape: Shape) -> [u8; 8] {
     bytes
 }
 
+/// The key of a segment's first block.
 pub(super) fn first(tag: &Tag) -> Key {
-    let mut key = [0; 8];
-    key.copy_from_slice(&tag[..8]);
-    key
+    head(tag)
+}
+
+fn head<const N: usize>(hash: &[u8]) -> [u8; N] {
+    let mut head = [0; N];
+    head.copy_from_slice(&hash[..N]);
+    head
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use redis::Value;
 
 use super::bind::Bound;
-use super::chain::{Link, SEGMENT, Tag, first};
+use super::chain::{Link, SEGMENT, TAG, Tag, first};
 use super::lay::{Piece, Told};
 use super::local::{Table, Texts};
 use super::meaning::{Runs, spot};
@@ -44,7 +44,7 @@ pub fn read(bytes: &[u8]) {
             3 => places(value),
             4 => waiter(value),
             5 => {
-                let taken = checked(Taken::read(KEY, &[3; 16], value));
+                let taken = checked(Taken::read(KEY, &[3; TAG], value));
                 assert!(taken.is_none_or(|taken| taken.hits.len() <= bytes.len()));
             }
             6 => told(value),
@@ -85,7 +85,7 @@ fn waiter(value: Value) {
 /// Of a piece in the middle of a stretch and of its segment.
 fn told(value: Value) {
     let Some(bytes) = string(value) else { return };
-    let piece = Piece { tag: [3; 16], begin: [3; 8], offset: 10, from: 7, to: 47 };
+    let piece = Piece { tag: [3; TAG], begin: [3; 8], offset: 10, from: 7, to: 47 };
     let mut told = Told::default();
     if checked(told.read(KEY, &piece, &bytes)).is_some() {
         for (at, place) in &told.unbound {
@@ -98,7 +98,7 @@ fn told(value: Value) {
 }
 
 fn bound(value: Value) {
-    let place = Place { tag: [3; 16], run: [3; 8], offset: 0 };
+    let place = Place { tag: [3; TAG], run: [3; 8], offset: 0 };
     let names = [1, 2, 3].map(|n| (Name(n), place));
     let mut bound = Bound { status: vec![b'0'; 3], ..Bound::default() };
     if checked(bound.read(KEY, &[0, 2], &names, value)).is_some() {
@@ -109,7 +109,7 @@ fn bound(value: Value) {
 /// Walks the path that goes through each run's blocks in turn: the first run of a segment, and the others
 /// where it leaves that one.
 fn along(runs: Vec<Run>) {
-    let tag: Tag = [3; 16];
+    let tag: Tag = [3; TAG];
     let mut links: Vec<Link> = Vec::new();
     for run in &runs {
         let keys = (0..2 * SEGMENT).filter_map(|offset| run.key(offset));

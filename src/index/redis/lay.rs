@@ -1,10 +1,13 @@
 //! Stretches of blocks that become resident: laid into runs, segment by segment.
 
+use std::time::Instant;
+
 use super::chain::{Key, Link, SEGMENT, Tag, first, shape_bytes};
+use super::join::Way;
 use super::local::Dead;
-use super::meaning::name_bytes;
+use super::meaning::{group, name_bytes};
 use super::place::{Place, Spot};
-use super::reply::{bytes, damaged, list, value};
+use super::reply::{bytes, damaged, int, list, value};
 use super::run::holds;
 use super::store::Stamps;
 use super::{Batch, RedisIndex, command, next, script};
@@ -40,6 +43,8 @@ pub(super) struct Laid {
     pub(super) stored: usize,
     /// The last of them.
     pub(super) last: Option<Spot>,
+    /// Whether its name means nothing else, as far as it was asked.
+    pub(super) alone: bool,
     /// Names that wait for a block of the stretch.
     pub(super) waiting: Vec<Name>,
     /// Whether one of the slots that it was asked of holds what comes before.
@@ -80,9 +85,20 @@ pub(super) struct Told {
     /// The first block that has all the names it may have.
     full: Option<usize>,
     above_held: bool,
+    /// What the last block's name meant, where that was asked.
+    meant: Option<Vec<Place>>,
 }
 
 impl Told {
+    /// A piece that was to be joined, and whether it was.
+    fn join(&mut self, piece: &Piece, is_so: bool) {
+        if is_so {
+            let place = Place { tag: piece.tag, run: piece.begin, offset: piece.offset as u8 };
+            self.parts.push(Part { place, from: piece.from, to: piece.to });
+            self.entries += (piece.to - piece.from) as i64;
+        }
+    }
+
     /// From the answer of the script for one piece.
     pub(super) fn read(&mut self, key: &[u8], piece: &Piece, reply: &[u8]) -> Result<(), Error> {
         let bad = || damaged(key, "answer");
@@ -129,6 +145,14 @@ impl Told {
             rest = after;
         }
         Ok(())
+    }
+
+    /// Whether the run in which a piece begins has all of it.
+    pub(super) fn has(&self, piece: &Piece) -> bool {
+        let whole = |part: &Part| {
+            (part.from, part.to) == (piece.from, piece.to) && part.place.run == piece.begin
+        };
+        self.parts.iter().any(whole)
     }
 
     /// Where block `at` of the stretch is.
@@ -185,25 +209,68 @@ impl RedisIndex {
         }
         let last = told.place(stretch.blocks.len() - 1).filter(|_| refused.is_none());
         let waiting = bound.waiting.into_iter().filter(|(n, _)| told.unbound[*n].0 < stored);
+        // Until who stored the run first has bound its names, they mean nothing yet.
+        let alone = told.meant.is_some_and(|meant| meant.iter().all(|place| last == Some(*place)));
         Ok(Some(Laid {
             stored,
+            alone,
             last: last.map(|place| Spot { place, link }),
             waiting: waiting.map(|(_, name)| name).collect(),
             above_held: told.above_held,
         }))
     }
 
-    /// Stores each piece in its segment, and asks whether the store and the slot are still what they were.
+    /// Stores each piece in its segment.
     async fn store_pieces(
         &self,
         stretch: &Stretch<'_>,
         pieces: &[Piece],
         links: &[Link],
     ) -> Result<Told, Error> {
+        let (mut told, mut ways) = (Told::default(), self.ways(stretch, pieces, links));
+        self.store_by(stretch, pieces, links, &ways, &mut told).await?;
+        // What was not there to be joined is stored.
+        for (way, piece) in ways.iter_mut().zip(pieces) {
+            *way = match way {
+                Way::Join if !told.has(piece) => Way::Store,
+                _ => Way::Done,
+            };
+        }
+        if ways.contains(&Way::Store) {
+            told.meant = None;
+            self.store_by(stretch, pieces, links, &ways, &mut told).await?;
+        }
+        self.note_ends(stretch, pieces, links, &told);
+        Ok(told)
+    }
+
+    /// Stores pieces, each in its way, and asks whether the store and the slot are still what they were.
+    async fn store_by(
+        &self,
+        stretch: &Stretch<'_>,
+        pieces: &[Piece],
+        links: &[Link],
+        ways: &[Way],
+        told: &mut Told,
+    ) -> Result<(), Error> {
         let held = self.keys.held(stretch.space, stretch.slot);
-        let (keys, mut batch) = self.store_scripts(stretch, pieces, links, &held);
+        let (mut batch, mut sent) = (Batch::new(), Vec::with_capacity(pieces.len()));
+        for (piece, &way) in pieces.iter().zip(ways) {
+            match way {
+                Way::Join => self.join_script(&mut batch, stretch, piece, links),
+                Way::Store => self.store_script(&mut batch, stretch, pieces, piece, links),
+                Way::Done => continue,
+            }
+            let run = [&piece.tag[..], &piece.begin].concat();
+            batch.push(&held, command("SADD", &[&held, &run]));
+            sent.push((self.keys.run(&piece.tag, &piece.begin), piece, way));
+        }
         let about = self.keys.space(stretch.space);
-        batch.push(&about, command("HGET", &[&about, b"b"]));
+        // Without a slot to ask for, nothing else says whether the store was emptied.
+        let compares = stretch.worker.is_none() || !self.local.lock().is_born(stretch.space);
+        if compares {
+            batch.push(&about, command("HGET", &[&about, b"b"]));
+        }
         let table = self.keys.table(stretch.space);
         if stretch.worker.is_some() {
             let field = [b"s", &stretch.slot.to_le_bytes()[..]].concat();
@@ -218,22 +285,42 @@ impl RedisIndex {
             }
             batch.push(key, ask);
         }
-        let (mut replies, mut told) = (self.send(batch).await?, Told::default());
-        for (key, piece) in keys.iter().zip(pieces) {
-            told.read(key, piece, &bytes(key, value(key, next(&mut replies))?)?)?;
+        let meanings = match self.unsure(stretch, ways) {
+            Some(name) => {
+                let group = group(name, self.opened().await?.groups);
+                let key = self.keys.meanings(stretch.vocabulary, group);
+                batch.push(&key, command("HGET", &[&key, &name_bytes(name)]));
+                Some(key)
+            }
+            None => None,
+        };
+        let mut replies = self.send(batch).await?;
+        for (key, piece, way) in sent {
+            let reply = value(&key, next(&mut replies))?;
+            match way {
+                Way::Join => told.join(piece, int(&key, reply)? == 1),
+                _ => told.read(&key, piece, &bytes(&key, reply)?)?,
+            }
             value(&held, next(&mut replies))?;
         }
-        self.same_store(&about, value(&about, next(&mut replies))?).await?;
+        if compares {
+            self.same_store(&about, value(&about, next(&mut replies))?).await?;
+            self.local.lock().born.insert(stretch.space, Instant::now());
+        }
         if let Some(worker) = stretch.worker {
             let owner = bytes(&table, value(&table, next(&mut replies))?)?;
-            self.same_slot(stretch, worker, &owner)?;
+            self.same_slot(stretch, worker, &owner).await?;
         }
         if let Some((key, offset)) = &asked {
             for holder in list(key, value(key, next(&mut replies))?)? {
                 told.above_held |= holds(&bytes(key, holder)?, *offset);
             }
         }
-        Ok(told)
+        if let Some(key) = &meanings {
+            let places = Place::list(&bytes(key, value(key, next(&mut replies))?)?);
+            told.meant = Some(places.ok_or_else(|| damaged(key, "list of places"))?);
+        }
+        Ok(())
     }
 
     /// What the pieces' scripts could not do in their slots: runs get to know what hangs below them, and
@@ -286,10 +373,18 @@ impl RedisIndex {
 
     /// Whether a slot is still the worker's: another client may have retired it, and a store that lost its
     /// last changes may have given it to somebody else. What was just stored under it is nobody's then.
-    fn same_slot(&self, stretch: &Stretch<'_>, worker: u32, owner: &[u8]) -> Result<(), Error> {
+    async fn same_slot(
+        &self,
+        stretch: &Stretch<'_>,
+        worker: u32,
+        owner: &[u8],
+    ) -> Result<(), Error> {
         if owner.get(..4) == Some(&worker.to_le_bytes()[..]) {
             return Ok(());
         }
+        let about = self.keys.space(stretch.space);
+        let birth = self.ask(&about, command("HGET", &[&about, b"b"])).await?;
+        self.same_store(&about, birth).await?;
         let mut local = self.local.lock();
         local.slots.retain(|_, slot| *slot != stretch.slot);
         if owner.is_empty() {
@@ -301,57 +396,42 @@ impl RedisIndex {
         Err(Error::new(ErrorKind::Unavailable, text))
     }
 
-    /// A script for each piece, and the piece's first run for the list of what the slot holds.
-    fn store_scripts(
+    /// The script that stores a piece.
+    fn store_script(
         &self,
+        batch: &mut Batch,
         stretch: &Stretch<'_>,
         pieces: &[Piece],
+        piece: &Piece,
         links: &[Link],
-        held: &[u8],
-    ) -> (Vec<Vec<u8>>, Batch) {
-        let (mut batch, mut keys) = (Batch::new(), Vec::with_capacity(pieces.len()));
+    ) {
         let ttl = self.ttl();
         let copies = stretch.copies.to_string();
         let most = if stretch.most == 0 { 0 } else { MOST_NAMES }.to_string();
-        for piece in pieces {
-            let key = self.keys.run(&piece.tag, &piece.begin);
-            let blocks = piece.from..piece.to;
-            let (mut paths, mut names) = (Vec::new(), Vec::new());
-            for (link, block) in links[blocks.clone()].iter().zip(&stretch.blocks[blocks]) {
-                paths.extend_from_slice(&link.key);
-                names.extend_from_slice(&name_bytes(block.name));
-            }
-            let segment = (links[piece.from].depth - 1) / SEGMENT;
-            let above =
-                if piece.from == 0 { stretch.above.0.key } else { links[piece.from - 1].key };
-            let mut head = vec![1, 0];
-            head.extend((segment as u32).to_le_bytes());
-            head.extend(shape_bytes(stretch.shape));
-            let hung = hung(pieces, stretch.above.1, piece.from);
-            let hung = hung.filter(|_| piece.offset == 0).map(|p| p.bytes()).unwrap_or_default();
-            let args: [&[u8]; 14] = [
-                &piece.begin,
-                &[piece.offset as u8],
-                &above,
-                &paths,
-                &names,
-                &stretch.vocabulary.to_le_bytes(),
-                &stretch.slot.to_le_bytes(),
-                &stretch.stamps.at(piece.from),
-                copies.as_bytes(),
-                &head,
-                &ttl,
-                &hung,
-                most.as_bytes(),
-                &piece.tag,
-            ];
-            let named = self.keys.names(&piece.tag, &piece.begin);
-            batch.script(&script::STORE, &[&key, &named], &args);
-            let run = [&piece.tag[..], &piece.begin].concat();
-            batch.push(held, command("SADD", &[held, &run]));
-            keys.push(key);
-        }
-        (keys, batch)
+        let mut paths = Vec::with_capacity(8 * (piece.to - piece.from));
+        links[piece.from..piece.to].iter().for_each(|link| paths.extend_from_slice(&link.key));
+        let above = if piece.from == 0 { stretch.above.0.key } else { links[piece.from - 1].key };
+        let hung = hung(pieces, stretch.above.1, piece.from);
+        let hung = hung.filter(|_| piece.offset == 0).map(|p| p.bytes()).unwrap_or_default();
+        let args: [&[u8]; 14] = [
+            &piece.begin,
+            &[piece.offset as u8],
+            &above,
+            &paths,
+            &names(stretch, piece),
+            &stretch.vocabulary.to_le_bytes(),
+            &stretch.slot.to_le_bytes(),
+            &stretch.stamps.at(piece.from),
+            copies.as_bytes(),
+            &head(stretch, piece, links),
+            &ttl,
+            &hung,
+            most.as_bytes(),
+            &piece.tag,
+        ];
+        let key = self.keys.run(&piece.tag, &piece.begin);
+        let named = self.keys.names(&piece.tag, &piece.begin);
+        batch.script(&script::STORE, &[&key, &named], &args);
     }
 
     /// Takes back what was stored of a stretch from block `from` on.
@@ -371,6 +451,24 @@ impl RedisIndex {
         }
         Ok(())
     }
+}
+
+/// The names of a piece's blocks, one after the other.
+pub(super) fn names(stretch: &Stretch<'_>, piece: &Piece) -> Vec<u8> {
+    let mut names = Vec::with_capacity(8 * (piece.to - piece.from));
+    let blocks = &stretch.blocks[piece.from..piece.to];
+    blocks.iter().for_each(|block| names.extend_from_slice(&name_bytes(block.name)));
+    names
+}
+
+/// What the first run of a piece's segment has as its head.
+pub(super) fn head(stretch: &Stretch<'_>, piece: &Piece, links: &[Link]) -> [u8; 14] {
+    let segment = (links[piece.from].depth - 1) / SEGMENT;
+    let mut head = [0; 14];
+    head[0] = 1;
+    head[2..6].copy_from_slice(&(segment as u32).to_le_bytes());
+    head[6..].copy_from_slice(&shape_bytes(stretch.shape));
+    head
 }
 
 fn pieces(above: &Link, place: Option<Place>, links: &[Link]) -> Vec<Piece> {

@@ -2,10 +2,11 @@
 //! table of who is who as of a generation.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::chain::ChainKey;
+use super::chain::{ChainKey, Key, Tag};
 use super::place::Spot;
 use crate::block::{Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
@@ -68,6 +69,16 @@ pub(super) struct Delta {
     pub(super) entries: i64,
 }
 
+/// The block that a worker stored last. It may be named by another client that has not bound the name yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Last {
+    pub(super) vocabulary: u32,
+    pub(super) name: Name,
+    pub(super) spot: Spot,
+    /// Whether the name meant nothing else when the block was stored.
+    pub(super) alone: bool,
+}
+
 /// A retired slot that still stands in runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dead {
@@ -95,17 +106,23 @@ pub(super) struct Local {
     pub(super) deltas: HashMap<u32, Delta>,
     pub(super) dead: Vec<Dead>,
     pub(super) names: Names,
-    /// By worker: the block that it stored last, and its name. It may be named by another client that
-    /// has not bound the name yet.
-    pub(super) last: HashMap<u32, (u32, Name, Spot)>,
+    pub(super) ends: Ends,
+    /// By worker: the block that it stored last.
+    pub(super) last: HashMap<u32, Last>,
     /// Lists whose end was put off lately, by space and slot, and since when they are noted.
     pub(super) fresh: HashSet<(u32, u32)>,
     pub(super) fresh_since: Option<Instant>,
+    /// By space: when its birth was last found to be that of the store.
+    pub(super) born: HashMap<u32, Instant>,
     /// When this client last made sure that the store is the one it knows.
     pub(super) looked: Option<Instant>,
     /// Owners of workers: whether they lived when this client asked.
     pub(super) owners: HashMap<String, (bool, Instant)>,
 }
+
+/// For so long a space's birth need not be compared again. A store that was emptied shows at once, as its table is
+/// gone, too; this is for the loss of the space's key alone.
+const BORN: Duration = Duration::from_secs(1);
 
 impl Local {
     /// Forgets what holds for one life of the store only. What was bound by the process stays.
@@ -134,6 +151,11 @@ impl Local {
         self.fresh.insert(key)
     }
 
+    /// Whether a space's birth was compared just now.
+    pub(super) fn is_born(&self, space: u32) -> bool {
+        self.born.get(&space).is_some_and(|since| since.elapsed() < BORN)
+    }
+
     pub(super) fn changed(&mut self, space: u32, blocks: i64, entries: i64) {
         let delta = self.deltas.entry(space).or_default();
         delta.blocks += blocks;
@@ -147,35 +169,142 @@ fn lost_meanwhile() -> Error {
 }
 
 /// Names that mean one block, as far as this client has seen; what it forgets is read again.
-#[derive(Debug, Default)]
-pub(super) struct Names {
-    young: HashMap<(u32, Name), Spot>,
-    old: HashMap<(u32, Name), Spot>,
-}
+#[derive(Debug)]
+pub(super) struct Names(Recent<(u32, Name), Spot>);
 
-/// Names in one of two generations, some 100 bytes each.
-const REMEMBERED: usize = 1 << 17;
+impl Default for Names {
+    /// Some 90 bytes each; seven eighths of a power of two, to which a table grows.
+    fn default() -> Names {
+        Names(Recent::new(7 << 14))
+    }
+}
 
 impl Names {
     pub(super) fn get(&self, vocabulary: u32, name: Name) -> Option<Spot> {
-        let key = (vocabulary, name);
-        self.young.get(&key).or_else(|| self.old.get(&key)).copied()
+        self.0.get(&(vocabulary, name))
     }
 
     pub(super) fn put(&mut self, vocabulary: u32, name: Name, spot: Spot) {
-        if self.young.len() >= REMEMBERED {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert((vocabulary, name), spot);
+        self.0.put((vocabulary, name), spot);
     }
 
     pub(super) fn forget(&mut self, vocabulary: u32, name: Name) {
-        self.young.remove(&(vocabulary, name));
-        self.old.remove(&(vocabulary, name));
+        self.0.forget(&(vocabulary, name));
     }
 
     pub(super) fn clear(&mut self) {
         *self = Names::default();
+    }
+}
+
+/// The last blocks of pieces that this client stored, by vocabulary, segment and key: whether the whole piece
+/// lies in the segment's first run, so that the next worker probably joins it there.
+#[derive(Debug)]
+pub(super) struct Ends(Recent<(u32, Tag, Key), bool>);
+
+impl Default for Ends {
+    /// Some 35 bytes each.
+    fn default() -> Ends {
+        Ends(Recent::new(7 << 11))
+    }
+}
+
+impl Ends {
+    /// Whether to join at this block, which is noted where it is not yet: commands of one connection come in
+    /// order, so that who is next need not wait for the answer.
+    pub(super) fn join(&mut self, vocabulary: u32, tag: Tag, key: Key) -> bool {
+        let at = (vocabulary, tag, key);
+        let known = self.0.get(&at);
+        if known.is_none() {
+            self.0.put(at, true);
+        }
+        known.unwrap_or(false)
+    }
+
+    /// That was not so.
+    pub(super) fn part(&mut self, vocabulary: u32, tag: Tag, key: Key) {
+        self.0.put((vocabulary, tag, key), false);
+    }
+}
+
+/// What was put in lately, in two generations of at most so many.
+#[derive(Debug)]
+struct Recent<K, V> {
+    young: HashMap<K, V, Seed>,
+    old: HashMap<K, V, Seed>,
+    most: usize,
+}
+
+impl<K: Eq + Hash, V: Copy> Recent<K, V> {
+    fn new(most: usize) -> Recent<K, V> {
+        let seed = Seed::random();
+        let (young, old) = (HashMap::with_hasher(seed), HashMap::with_hasher(seed));
+        Recent { young, old, most }
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        self.young.get(key).or_else(|| self.old.get(key)).copied()
+    }
+
+    fn put(&mut self, key: K, value: V) {
+        if self.young.len() >= self.most {
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
+        // Who fills a sixteenth fills the rest, and each doubling on the way would move all of it.
+        if self.young.len() == self.young.capacity() && self.young.len() > self.most / 16 {
+            self.young.reserve(self.most - self.young.len());
+        }
+        self.young.insert(key, value);
+    }
+
+    fn forget(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+}
+
+/// Hashes names and keys, which are hashes already: a multiplication for each 8 bytes, under a seed that whoever
+/// makes up names does not know.
+#[derive(Clone, Copy, Debug)]
+struct Seed(u64);
+
+impl Seed {
+    fn random() -> Seed {
+        Seed(RandomState::new().hash_one(0))
+    }
+}
+
+impl BuildHasher for Seed {
+    type Hasher = Mixer;
+
+    fn build_hasher(&self) -> Mixer {
+        Mixer(self.0)
+    }
+}
+
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn write(&mut self, bytes: &[u8]) {
+        for some in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..some.len()].copy_from_slice(some);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(word.into());
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -240,5 +369,35 @@ impl Texts {
     /// What a worker is called, if it was named or met.
     pub(super) fn known(&self, id: WorkerId) -> Option<&str> {
         self.workers.get(&id).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_lately_is_known_and_never_more_than_two_generations() {
+        let mut recent: Recent<(u32, Name), u64> = Recent::new(100);
+        for n in 0..1000 {
+            recent.put((1, Name(n)), n);
+            let first = n.saturating_sub(99);
+            assert!((first..=n).all(|n| recent.get(&(1, Name(n))) == Some(n)));
+            assert!(recent.young.len() <= 100 && recent.old.len() <= 100);
+        }
+        assert_eq!(recent.get(&(1, Name(0))), None);
+        recent.forget(&(1, Name(950)));
+        assert_eq!((recent.get(&(1, Name(950))), recent.get(&(2, Name(999)))), (None, None));
+    }
+
+    #[test]
+    fn names_in_a_row_are_spread_over_a_table_whichever_of_their_bytes_differ() {
+        let seed = Seed::random();
+        let spread = |hashes: Vec<u64>| {
+            let places: HashSet<u64> = hashes.iter().map(|hash| hash % 4096).collect();
+            places.len() * 2 > hashes.len()
+        };
+        assert!(spread((0..4096).map(|n| seed.hash_one((1u32, Name(n)))).collect()));
+        assert!(spread((0..4096).map(|n| seed.hash_one((1u32, Name(n << 48)))).collect()));
     }
 }

@@ -179,14 +179,22 @@ impl RedisIndex {
         shape: Shape,
         remembered: bool,
     ) -> Result<Option<Spot>, Error> {
-        if remembered {
-            let spot = self.local.lock().names.get(member.vocabulary, name);
-            if spot.is_some() {
-                return Ok(spot);
+        let last = {
+            let local = self.local.lock();
+            if remembered && let Some(spot) = local.names.get(member.vocabulary, name) {
+                return Ok(Some(spot));
             }
+            let last = local.last.get(&member.worker).copied();
+            last.filter(|last| {
+                remembered && (last.vocabulary, last.name) == (member.vocabulary, name)
+            })
+        };
+        if let Some(last) = last.filter(|last| last.alone) {
+            return Ok(Some(last.spot));
         }
         let own = self.own_slots(member);
-        Ok(self.meaning(member, &own, name, Fit::Shape(shape)).await?.0)
+        let meaning = self.meaning(member, &own, name, Fit::Shape(shape)).await?.0;
+        Ok(meaning.or(last.map(|last| last.spot)))
     }
 }
 

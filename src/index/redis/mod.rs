@@ -12,6 +12,7 @@ mod bind;
 mod chain;
 #[cfg(feature = "conformance")]
 pub mod damage;
+mod join;
 mod key;
 mod lay;
 mod link;
@@ -312,7 +313,9 @@ fn next(replies: &mut Replies) -> Result<Value, link::Fault> {
 }
 
 fn command(name: &str, args: &[&[u8]]) -> redis::Cmd {
-    let mut command = redis::cmd(name);
+    let size: usize = args.iter().map(|arg| arg.len()).sum();
+    let mut command = redis::Cmd::with_capacity(args.len() + 1, name.len() + size);
+    command.arg(name);
     for arg in args {
         command.arg(*arg);
     }

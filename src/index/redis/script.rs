@@ -15,10 +15,15 @@ macro_rules! scripts {
 
 /// Copies of a stretch of blocks, made where they are not there.
 pub(super) static STORE: Script = Script::new(concat!(
+    include_str!("lua/stretched.lua"),
     include_str!("lua/store_quick.lua"),
     include_str!("lua/common.lua"),
     include_str!("lua/store.lua")
 ));
+
+/// Copies of a stretch that was stored before, if it is still there.
+pub(super) static JOIN: Script =
+    Script::new(concat!(include_str!("lua/stretched.lua"), include_str!("lua/join.lua")));
 
 /// Names get meanings.
 pub(super) static BIND: Script = Script::new(concat!(

@@ -2,9 +2,9 @@
 
 use super::chain::Link;
 use super::lay::Stretch;
-use super::local::Member;
+use super::local::{Last, Member};
 use super::meaning::Fit;
-use super::place::{Place, Spot};
+use super::place::Place;
 use super::reply::{bytes, damaged, list, value};
 use super::sweep::Leaving;
 use super::{Batch, RedisIndex, command, next, script};
@@ -91,14 +91,7 @@ impl RedisIndex {
             let mut above = match store.parent {
                 Parent::Root => Some(self.root(member, shape).await?),
                 Parent::Block(name) => {
-                    let mut spot = self.parent(member, name, shape, remembered).await?;
-                    if spot.is_none() && remembered {
-                        let last = self.local.lock().last.get(&member.worker).copied();
-                        let is_it = |last: &(u32, Name, Spot)| {
-                            (last.0, last.1) == (member.vocabulary, name)
-                        };
-                        spot = last.filter(is_it).map(|last| last.2);
-                    }
+                    let spot = self.parent(member, name, shape, remembered).await?;
                     spot.map(|spot| (spot.link, Some(spot.place)))
                 }
                 Parent::Unknown => None,
@@ -187,8 +180,9 @@ impl RedisIndex {
                     applied.refused += (blocks.len() - at - laid.stored) as u64;
                     return Ok(());
                 }
-                if let Some(last) = laid.last {
-                    let last = (member.vocabulary, blocks[at + n - 1].name, last);
+                if let Some(spot) = laid.last {
+                    let (vocabulary, name) = (member.vocabulary, blocks[at + n - 1].name);
+                    let last = Last { vocabulary, name, spot, alone: laid.alone };
                     self.local.lock().last.insert(member.worker, last);
                 }
                 above = laid.last.map(|spot| (spot.link, Some(spot.place)));

@@ -1,6 +1,6 @@
 //! Workers that go: out of sight at once, out of the store little by little.
 
-use super::chain::{Key, Tag};
+use super::chain::{HELD, Key, TAG, Tag};
 use super::local::{Dead, Member};
 use super::remove::Taken;
 use super::reply::{bytes, damaged, list, value};
@@ -103,8 +103,8 @@ impl RedisIndex {
                     self.drop_unplaced(&member, dead.slot, name).await?;
                     continue;
                 }
-                let (Some(tag), Some(run), 24) =
-                    (one.first_chunk::<16>(), one.last_chunk::<8>(), one.len())
+                let (Some(tag), Some(run), HELD) =
+                    (one.first_chunk::<TAG>(), one.last_chunk::<8>(), one.len())
                 else {
                     return Err(damaged(&held, "list of runs"));
                 };

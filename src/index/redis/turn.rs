@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use super::chain::{HELD, TAG};
 use super::local::Table;
 use super::read::present;
 use super::reply::{bytes, damaged, int, list, value};
@@ -139,8 +140,8 @@ impl RedisIndex {
                 let (next, members) = self.scan("SSCAN", &held, &cursor).await?;
                 for one in list(&held, members)? {
                     let one = bytes(&held, one)?;
-                    if let (Some(tag), Some(run), 24) =
-                        (one.first_chunk::<16>(), one.last_chunk::<8>(), one.len())
+                    if let (Some(tag), Some(run), HELD) =
+                        (one.first_chunk::<TAG>(), one.last_chunk::<8>(), one.len())
                     {
                         keys.push(self.keys.run(tag, run));
                         keys.push(self.keys.names(tag, run));

@@ -87,9 +87,11 @@ impl Batch {
     ) {
         let at = keys.first().map_or(0, |key| slot(key));
         debug_assert!(keys.iter().all(|key| slot(key) == at), "keys of one script in two slots");
-        let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(script.sha()).arg(keys.len());
-        for part in keys.iter().chain(args) {
+        let parts = keys.iter().chain(args);
+        let size: usize = parts.clone().map(|part| part.len()).sum();
+        let mut cmd = Cmd::with_capacity(keys.len() + args.len() + 3, size + 64);
+        cmd.arg("EVALSHA").arg(script.sha()).arg(keys.len());
+        for part in parts {
             cmd.arg(*part);
         }
         self.entries.push(Entry { slot: at, cmd, script: Some(script) });

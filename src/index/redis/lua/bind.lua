@@ -13,7 +13,7 @@ return guarded(function()
       local next, count = 1, 0
       result = '2'
       while next <= #list do
-        local length = byte(list, next) < 64 and 17 or 25
+        local length = byte(list, next) < 64 and 13 or 21
         if sub(list, next, next + length - 1) == where then result = '0' end
         next, count = next + length, count + 1
       end

@@ -32,7 +32,7 @@ end
 
 local function run_of(place)
   if byte(place) < 64 then return sub(place, 2, 9) end
-  return sub(place, 18, 25)
+  return sub(place, 14, 21)
 end
 
 -- Whether what has this stamp has been applied by whoever left that one.

@@ -5,25 +5,11 @@
 do
   local id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl, hung = unpack(ARGV)
   local run, list, sub, byte, char, call = KEYS[1], KEYS[2], string.sub, string.byte, string.char, redis.call
-  local UNSTAMPED, UNNAMED, ONCE = '\0\0\0\0\0\0\0\0\0\0\0\0', '\0\0\0\0\0\0\0\0', '\1\0\0\0'
+  local UNNAMED, ONCE = '\0\0\0\0\0\0\0\0', '\1\0\0\0'
   local n, from = #blocks / 8, byte(offset)
   local found = redis.pcall('HMGET', run, 'k', 'h', 'c', slot)
   local have, kept, kids, held = found[1], found[2], found[3], found[4]
   local usual = copies == '1' and not string.find(names, UNNAMED, 1, true)
-
-  -- What the slot's field will be; nil where it is not so simple.
-  local function mine()
-    if held == false then return stamp .. char(from, from + n) .. ONCE, '\2' end
-    if #held ~= 18 or byte(held, 14) ~= from or sub(held, 15) ~= ONCE then return end
-    local left = sub(held, 1, 12)
-    if stamp == UNSTAMPED then stamp = left
-    elseif left ~= UNSTAMPED then
-      local a, b, c = struct.unpack('>I4I4I4', stamp)
-      local x, y, z = struct.unpack('>I4I4I4', left)
-      if a < x or a == x and (b < y or b == y and c <= z) then return end
-    end
-    return stamp .. sub(held, 13, 13) .. char(from + n) .. ONCE, '\0'
-  end
 
   if usual and have == false and kept == false and held == false and from == 0 then
     local value = stamp .. char(0, n) .. ONCE
@@ -39,7 +25,7 @@ do
     local at = (from - byte(kept, 2)) * 8
     local follows = at >= 0 and #have % 8 == 0 and #have / 8 + byte(kept, 2) <= 64 and (from == 0 or at > 0 and sub(have, at - 7, at) == above)
     local value, fresh
-    if follows then value, fresh = mine() end
+    if follows then value, fresh = stretched(held, stamp, from, from + n) end
     if value then
       local called = redis.pcall('HGET', list, vocabulary)
       if at == #have and not kids and type(called) == 'string' and #called == at then

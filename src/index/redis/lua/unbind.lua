@@ -7,7 +7,7 @@ return guarded(function()
     elseif list then
       local kept, next = {}, 1
       while next <= #list do
-        local length = byte(list, next) < 64 and 17 or 25
+        local length = byte(list, next) < 64 and 13 or 21
         local one = sub(list, next, next + length - 1)
         if one ~= where then kept[#kept + 1] = one end
         next = next + length

@@ -1,0 +1,80 @@
+//! Stretches that another worker has stored before: nearly always they are still there.
+
+use super::chain::{Link, first};
+use super::lay::{Piece, Stretch, Told, head, names};
+use super::{Batch, RedisIndex, script};
+use crate::block::Name;
+
+/// How a piece gets its copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It was stored before, and only the slot is new.
+    Join,
+    /// Whatever of it is there.
+    Store,
+    /// It has them.
+    Done,
+}
+
+impl RedisIndex {
+    /// Joins pieces that this client has stored lately, as far as it knows in whole in the first runs of their
+    /// segments.
+    pub(super) fn ways(&self, stretch: &Stretch<'_>, pieces: &[Piece], links: &[Link]) -> Vec<Way> {
+        let mut local = self.local.lock();
+        let mut joins = |piece: &Piece| {
+            // Zeros stand for a name that a block does not have; of such a block only `store` knows more.
+            let named = || stretch.blocks[piece.from..piece.to].iter().all(|b| b.name != Name(0));
+            stretch.copies == 1
+                && piece.begin == first(&piece.tag)
+                && local.ends.join(stretch.vocabulary, piece.tag, links[piece.to - 1].key)
+                && named()
+        };
+        pieces.iter().map(|piece| if joins(piece) { Way::Join } else { Way::Store }).collect()
+    }
+
+    /// The script that adds copies of a piece to what is there.
+    pub(super) fn join_script(
+        &self,
+        batch: &mut Batch,
+        stretch: &Stretch<'_>,
+        piece: &Piece,
+        links: &[Link],
+    ) {
+        let about = [
+            &stretch.vocabulary.to_le_bytes()[..],
+            &stretch.slot.to_le_bytes(),
+            &stretch.stamps.at(piece.from),
+            &head(stretch, piece, links),
+            &links[piece.to - 1].key,
+            &[piece.offset as u8],
+        ];
+        let key = self.keys.run(&piece.tag, &piece.begin);
+        let named = self.keys.names(&piece.tag, &piece.begin);
+        let args: [&[u8]; 2] = [&about.concat(), &names(stretch, piece)];
+        batch.script(&script::JOIN, &[&key, &named], &args);
+    }
+
+    /// The last block's name where nobody here knows what it means though all is probably stored: who
+    /// stored it first has not bound it yet, or this client has forgotten it. What comes next hangs on it.
+    pub(super) fn unsure(&self, stretch: &Stretch<'_>, ways: &[Way]) -> Option<Name> {
+        let name = stretch.blocks.last()?.name;
+        let asks = stretch.worker.is_some() && ways.iter().all(|way| *way == Way::Join);
+        let local = self.local.lock();
+        (asks && local.names.get(stretch.vocabulary, name).is_none()).then_some(name)
+    }
+
+    /// Notes which pieces turned out to lie elsewhere than the next one would look for them.
+    pub(super) fn note_ends(
+        &self,
+        stretch: &Stretch<'_>,
+        pieces: &[Piece],
+        links: &[Link],
+        told: &Told,
+    ) {
+        let apart = pieces.iter().filter(|piece| !told.has(piece));
+        let mut local = self.local.lock();
+        for piece in apart {
+            local.ends.part(stretch.vocabulary, piece.tag, links[piece.to - 1].key);
+        }
+    }
+}

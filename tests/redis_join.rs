@@ -1,0 +1,325 @@
+//! Workers that store what another has stored: the short way where all is still as it was, and whatever is
+//! otherwise.
+#![cfg(feature = "redis")]
+
+mod redis_support;
+mod store_support;
+
+use kvscout::ErrorKind;
+use kvscout::block::{Digest, Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
+use kvscout::index::redis::{Once, RedisIndex, RedisOptions, Turn};
+use kvscout::index::{Applied, Block, Change, Home, Index as _, Matches, Parent, Query};
+use redis_support::{Server, eventually};
+use store_support::*;
+
+/// The segment that all of this is about. Name 0, which blocks without a name have in a run, is not in it.
+const PATH: std::ops::Range<u64> = 1..65;
+
+/// A store in which A has the path, a client that stored it, and one through which it changes meanwhile. B has a
+/// slot, by another path.
+fn scene() -> (Server, RedisIndex, RedisIndex) {
+    let server = Server::start();
+    let (index, other) = (client(&server, options()), client(&server, options()));
+    for index in [&index, &other] {
+        assign(&server, index, A);
+        assign(&server, index, B);
+    }
+    at_root(&server, &index, B, &blocks(1001..1011));
+    assert_eq!(at_root(&server, &index, A, &blocks(PATH)).stored, 64);
+    (server, index, other)
+}
+
+fn at_root(server: &Server, index: &RedisIndex, worker: WorkerId, blocks: &[Block]) -> Applied {
+    server.block_on(index.apply(worker, &[stored(blocks, Parent::Root)])).unwrap()
+}
+
+/// B stores these blocks; how often the store was called.
+fn follow(server: &Server, index: &RedisIndex, blocks: &[Block]) -> u64 {
+    let before = index.counters().calls;
+    let applied = at_root(server, index, B, blocks);
+    assert_eq!((applied.stored, applied.unplaced), (blocks.len() as u64, 0));
+    index.counters().calls - before
+}
+
+fn take(server: &Server, index: &RedisIndex, worker: WorkerId, blocks: &[Block]) -> u64 {
+    let names: Vec<Name> = blocks.iter().map(|block| block.name).collect();
+    let change = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &names };
+    server.block_on(index.apply(worker, &[change])).unwrap().removed
+}
+
+/// Who holds how many leading blocks of this prompt.
+fn leading(server: &Server, index: &RedisIndex, prompt: &[Block]) -> Vec<(u32, u32)> {
+    let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
+    let mut matches = Matches::default();
+    server.block_on(index.lookup(&query, &mut Prompt(prompt.to_vec()), &mut matches)).unwrap();
+    matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[3])).collect()
+}
+
+fn received(server: &Server) -> u64 {
+    let info: String = redis::cmd("INFO").arg("stats").query(&mut server.raw()).unwrap();
+    let line = info.lines().find_map(|line| line.strip_prefix("total_net_input_bytes:"));
+    line.unwrap().parse().unwrap()
+}
+
+#[test]
+fn who_follows_another_worker_of_its_client_says_less_than_who_follows_one_elsewhere() {
+    let (server, index, other) = scene();
+    // Both have sent their scripts once.
+    for index in [&index, &other] {
+        at_root(&server, index, A, &blocks(2001..2011));
+        follow(&server, index, &blocks(2001..2011));
+    }
+    let before = received(&server);
+    assert_eq!(follow(&server, &index, &blocks(PATH)), 1);
+    let between = received(&server);
+    // A has the path twice from here on.
+    at_root(&server, &other, A, &blocks(PATH));
+    let (short, long) = (between - before, received(&server) - between);
+    assert!(short * 4 < long * 3, "{short} bytes, and {long} without a memory");
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 64), (2, 64)]);
+    server.block_on(index.stats()).unwrap();
+    assert_eq!(server.block_on(other.stats()).unwrap().entries, 64 + 64 + 10 + 10 + 10);
+    assert_eq!(take(&server, &other, B, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64)]);
+}
+
+#[test]
+fn a_slot_joins_what_comes_behind_the_part_that_it_holds() {
+    let (server, index, _) = scene();
+    follow(&server, &index, &blocks(1..33));
+    let rest = blocks(33..65);
+    let before = index.counters().calls;
+    server.block_on(index.apply(B, &[stored(&rest, parent(&(33..65)))])).unwrap();
+    assert_eq!(index.counters().calls - before, 1);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64), (2, 64)]);
+    assert_eq!(take(&server, &index, B, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64)]);
+}
+
+#[test]
+fn a_run_that_is_gone_meanwhile_is_made_again_with_its_names() {
+    let (server, index, other) = scene();
+    assert_eq!(take(&server, &other, A, &blocks(PATH)), 64);
+    // The short way, the long one, and the names.
+    assert_eq!(follow(&server, &index, &blocks(PATH)), 3);
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(2, 64)]);
+    assert_eq!(take(&server, &other, B, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), []);
+}
+
+/// The same names may stand for other contents: only the keys say what a block is.
+#[test]
+fn a_run_of_other_contents_behind_the_same_first_block_is_not_joined() {
+    let (server, index, other) = scene();
+    take(&server, &other, A, &blocks(PATH));
+    let change = |block: Block| Block { digest: block.digest.map(|d| Digest(d.0 + 500)), ..block };
+    let mut changed = blocks(1..2);
+    changed.extend(blocks(2..65).into_iter().map(change));
+    at_root(&server, &other, A, &changed);
+    assert!(follow(&server, &index, &blocks(PATH)) > 1);
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 1), (2, 64)]);
+    assert_eq!(leading(&server, &other, &changed), [(1, 64), (2, 1)]);
+}
+
+#[test]
+fn a_run_that_has_become_shorter_is_gone_on_with() {
+    let (server, index, other) = scene();
+    assert_eq!(take(&server, &other, A, &blocks(33..65)), 32);
+    assert!(follow(&server, &index, &blocks(PATH)) > 1);
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 32), (2, 64)]);
+    assert_eq!(take(&server, &other, B, &blocks(PATH)), 64);
+}
+
+#[test]
+fn a_run_whose_blocks_have_other_names_by_now_gets_these_as_well() {
+    let (server, index, other) = scene();
+    take(&server, &other, A, &blocks(PATH));
+    let rename = |block: Block| Block { name: Name(block.name.0 ^ 1 << 60), ..block };
+    let renamed: Vec<Block> = blocks(PATH).into_iter().map(rename).collect();
+    at_root(&server, &other, A, &renamed);
+    assert_eq!(follow(&server, &index, &blocks(PATH)), 3);
+    let third = client(&server, options());
+    for worker in [A, B] {
+        assign(&server, &third, worker);
+    }
+    assert_eq!(take(&server, &third, B, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 64)]);
+    assert_eq!(take(&server, &third, A, &renamed), 64);
+    assert_eq!(keys(&server, "*:n:*").len(), 1, "what B stored elsewhere");
+}
+
+#[test]
+fn a_slot_that_holds_part_of_it_has_two_copies_of_that_part_then() {
+    let (server, index, _) = scene();
+    follow(&server, &index, &blocks(1..33));
+    assert!(follow(&server, &index, &blocks(PATH)) > 1);
+    assert_eq!(take(&server, &index, B, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64), (2, 32)]);
+    assert_eq!(take(&server, &index, B, &blocks(1..33)), 32);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64)]);
+}
+
+#[test]
+fn a_batch_that_joined_before_its_writer_died_adds_nothing_when_it_is_repeated() {
+    let server = Server::start();
+    let owned = RedisOptions { owner: Some("one".to_owned()), ..options() };
+    let index = client(&server, owned);
+    assign(&server, &index, A);
+    assign(&server, &index, B);
+    at_root(&server, &index, A, &blocks(PATH));
+    let path = blocks(PATH);
+    let once = || {
+        let turn = Turn { life: 1, seq: 7 };
+        let change = [stored(&path, Parent::Root)];
+        server.block_on(index.apply_once(B, turn, &change)).unwrap()
+    };
+    assert!(matches!(once(), Once::Applied(_)));
+    assert_eq!(once(), Once::Repeated);
+    // As if it had died before it said that batch 7 is done.
+    for record in keys(&server, "*:w:*") {
+        let _: () =
+            redis::cmd("HSET").arg(&record).arg("seq").arg(6).query(&mut server.raw()).unwrap();
+    }
+    assert!(matches!(once(), Once::Applied(_)));
+    assert_eq!(take(&server, &index, B, &path), 64);
+    assert_eq!(leading(&server, &index, &path), [(1, 64)]);
+}
+
+#[test]
+fn a_worker_of_another_vocabulary_binds_names_of_its_own() {
+    let (server, index, other) = scene();
+    let (third, home) = (WorkerId(3), Home { vocabulary: VocabularyId(2), ..HOME });
+    for index in [&index, &other] {
+        server.block_on(index.assign(third, home)).unwrap();
+    }
+    assert_eq!(at_root(&server, &index, third, &blocks(PATH)).stored, 64);
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 64), (3, 64)]);
+    assert_eq!(take(&server, &other, third, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 64)]);
+    // The names that a run has for one vocabulary say nothing of another, whatever the client remembers.
+    let run = keys(&server, "*:n:*").into_iter().find(|key| {
+        let fields: u32 = redis::cmd("HLEN").arg(key).query(&mut server.raw()).unwrap();
+        fields == 2
+    });
+    let run = run.expect("a run with names of two vocabularies");
+    let fields: Vec<(Vec<u8>, Vec<u8>)> =
+        redis::cmd("HGETALL").arg(&run).query(&mut server.raw()).unwrap();
+    let later = fields
+        .iter()
+        .map(|(field, _)| field.clone())
+        .max_by_key(|field| u32::from_le_bytes(field[..4].try_into().unwrap()));
+    let _: () = redis::cmd("HDEL").arg(&run).arg(later).query(&mut server.raw()).unwrap();
+    assert_eq!(at_root(&server, &index, third, &blocks(PATH)).stored, 64);
+    assert_eq!(take(&server, &other, third, &blocks(PATH)), 64);
+    let fields: u32 = redis::cmd("HLEN").arg(&run).query(&mut server.raw()).unwrap();
+    assert_eq!(fields, 2);
+}
+
+#[test]
+fn after_a_store_was_emptied_nothing_is_joined_and_workers_need_homes() {
+    let (server, index, _) = scene();
+    let _: () = redis::cmd("FLUSHALL").query(&mut server.raw()).unwrap();
+    let error = server.block_on(index.apply(B, &[stored(&blocks(PATH), Parent::Root)]));
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::UnknownWorker);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), []);
+    assign(&server, &index, B);
+    at_root(&server, &index, B, &blocks(PATH));
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(2, 64)]);
+}
+
+#[test]
+fn a_server_that_forgot_its_scripts_is_told_the_short_one_again() {
+    let (server, index, _) = scene();
+    follow(&server, &index, &blocks(1..33));
+    let _: () = redis::cmd("SCRIPT").arg("FLUSH").query(&mut server.raw()).unwrap();
+    let rest = blocks(33..65);
+    let before = index.counters();
+    server.block_on(index.apply(B, &[stored(&rest, parent(&(33..65)))])).unwrap();
+    let after = index.counters();
+    assert_eq!(after.calls - before.calls, 1);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64), (2, 64)]);
+}
+
+/// Where a retired slot's copies go to is nobody; the client finds out with the very call.
+#[test]
+fn a_slot_that_another_client_has_retired_joins_for_nobody() {
+    let (server, index, other) = scene();
+    server.block_on(other.apply(B, &[Change::Clear { tier: None }])).unwrap();
+    let change = blocks(PATH);
+    let error = server.block_on(index.apply(B, &[stored(&change, Parent::Root)])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64)]);
+    at_root(&server, &index, B, &blocks(PATH));
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64), (2, 64)]);
+}
+
+#[test]
+fn of_two_blocks_with_one_name_the_first_is_the_parent_though_the_other_was_joined_last() {
+    let (server, index, _) = scene();
+    let mut second = blocks(2001..2064);
+    second.push(Block { digest: Some(Digest(7)), ..blocks(64..65)[0] });
+    at_root(&server, &index, A, &second);
+    assert_eq!(follow(&server, &index, &blocks(PATH)), 1);
+    assert_eq!(follow(&server, &index, &second), 1);
+    let child = blocks(3001..3002);
+    let name = second[63].name;
+    server.block_on(index.apply(B, &[stored(&child, Parent::Block(name))])).unwrap();
+    let first = [blocks(PATH), child.clone()].concat();
+    assert_eq!(leading(&server, &index, &first), [(1, 64), (2, 65)]);
+    assert_eq!(leading(&server, &index, &[second, child].concat()), [(1, 64), (2, 64)]);
+}
+
+#[test]
+fn workers_that_store_one_path_side_by_side_all_have_it_and_leave_nothing_behind() {
+    let server = Server::start();
+    let index = std::sync::Arc::new(client(&server, options()));
+    let workers: Vec<WorkerId> = (1..9).map(WorkerId).collect();
+    workers.iter().for_each(|&worker| assign(&server, &index, worker));
+    let batches = |worker: WorkerId| {
+        let index = index.clone();
+        async move {
+            let mut total = Applied::default();
+            // Different steps, so that pieces of one segment end in different places.
+            let step = [16, 64, 40, 64][worker.0 as usize % 4];
+            for from in (1..1001).step_by(step as usize) {
+                let range = from..1001.min(from + step);
+                let parent = if from == 1 { Parent::Root } else { parent(&range) };
+                let change = blocks(range);
+                let applied = index.apply(worker, &[stored(&change, parent)]).await.unwrap();
+                total.stored += applied.stored;
+                total.unplaced += applied.unplaced;
+                total.unknown_parents += applied.unknown_parents;
+            }
+            total
+        }
+    };
+    server.block_on(async {
+        let tasks: Vec<_> = workers.iter().map(|&worker| tokio::spawn(batches(worker))).collect();
+        for task in tasks {
+            let total = task.await.unwrap();
+            assert_eq!((total.stored, total.unplaced, total.unknown_parents), (1000, 0, 0));
+        }
+    });
+    let all: Vec<(u32, u32)> = workers.iter().map(|worker| (worker.0, 1000)).collect();
+    assert_eq!(leading(&server, &index, &blocks(1..1001)), all);
+    server.block_on(index.stats()).unwrap();
+    let other = client(&server, options());
+    for &worker in &workers {
+        assign(&server, &other, worker);
+        assert_eq!(take(&server, &other, worker, &blocks(1..1001)), 1000);
+    }
+    assert_eq!(keys(&server, "*:[rnvh]:*"), [""; 0]);
+}
+
+#[test]
+fn who_only_stores_notices_the_loss_of_the_key_of_a_space() {
+    let (server, index, _) = scene();
+    let lost = keys(&server, "*:s:*");
+    let _: () = redis::cmd("DEL").arg(&lost).query(&mut server.raw()).unwrap();
+    let path = blocks(PATH);
+    eventually("a store finds out", || {
+        let stored = server.block_on(index.apply(B, &[stored(&path, Parent::Root)]));
+        stored.is_err_and(|error| error.kind() == ErrorKind::UnknownWorker)
+    });
+    assign(&server, &index, B);
+}
