@@ -127,7 +127,7 @@ def run_of(tag, keys):
 
 
 def head_of(at):
-    return b"\1\0" + struct.pack("<III", at % 16, 16, 0)
+    return b"\1\0" + struct.pack("<IIII", at % 16, 16, 0, at)
 
 
 def joins(worker, sha):

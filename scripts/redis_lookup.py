@@ -77,14 +77,14 @@ def lookup(store, namespace, space, size, digests):
     assert meta[b"version"] == b"1"
     key = hashlib.sha256(b"kvscout chain key" + meta[b"s"]).digest()[:16]
 
-    # The path: for each block its segment's tag and its own 8 bytes.
-    tag = siphash_1_3_128(key, b"root" + struct.pack("<II", size, 0) + space.encode())[:12]
-    block, path = tag[:8], []
+    # The path: for each block the hash of its segment, and its own 8 bytes.
+    segment = siphash_1_3_128(key, b"root" + struct.pack("<II", size, 0) + space.encode())
+    block, path = segment[:8], []
     for at, digest in enumerate(digests):
-        full = siphash_1_3_128(key, tag + block + struct.pack("<Q", digest))
-        tag = full[:12] if at % 64 == 0 else tag
+        full = siphash_1_3_128(key, segment + block + struct.pack("<Q", digest))
+        segment = full if at % 64 == 0 else segment
         block = full[:8]
-        path.append((tag, block))
+        path.append((segment, block))
 
     number = int(store.ask("HGET", prefix + "i", "s" + space))
     table = store.hash(prefix + "t:{%d}" % number)
@@ -101,13 +101,13 @@ def lookup(store, namespace, space, size, digests):
     # Walk: the first run of each segment, then the run that begins where the path leaves it.
     holders, at = {}, 0
     while at < len(path):
-        tag, block = path[at]
-        run = store.hash(prefix + "r:{%s}:%s" % (tag.hex(), block.hex()))
-        if not run:
+        segment, block = path[at]
+        run = store.hash(prefix + "r:{%s}:%s" % (segment[:12].hex(), block.hex()))
+        if not run or run[b"h"][14:] != segment[12:]:
             break
         start, keys = run[b"h"][1], run[b"k"]
         first, n = at, 0
-        while (at < len(path) and path[at][0] == tag and n * 8 < len(keys)
+        while (at < len(path) and path[at][0] == segment and n * 8 < len(keys)
                and keys[n * 8:n * 8 + 8] == path[at][1]):
             at, n = at + 1, n + 1
         for slot, value in run.items():

@@ -1,9 +1,9 @@
 //! The identity of a block in the store: a keyed hash of everything from the root to it.
 //!
-//! A path is cut into **segments** of 64 blocks. A segment's **tag** is the first 96 bits of the hash of its first
-//! block; within the segment a block is known by the first 8 bytes of its own. Each hash is taken of
-//! the tag before it, the 8 bytes of the parent and the block's digest, so equal hashes mean equal
-//! paths, and a block can be continued from (tag, 8 bytes) alone.
+//! A path is cut into **segments** of 64 blocks. A segment is known by the hash of its first block, 128 bits: by the first
+//! 96, its **tag**, it is found, and the **rest** stands in its runs; within the segment a block is known by the
+//! first 8 bytes of its own hash. Each is taken of the segment's hash before it, the 8 bytes of the parent and the block's
+//! digest, so equal hashes mean equal paths, and a block can be continued from (tag, rest, 8 bytes) alone.
 
 use std::hash::Hasher;
 
@@ -16,6 +16,9 @@ pub(super) const SEGMENT: usize = 64;
 
 /// What names a segment: all its blocks and all chains that part within it lie in one slot.
 pub(super) type Tag = [u8; 12];
+
+/// What a tag leaves out of a segment's hash.
+pub(super) type Rest = [u8; 4];
 
 /// Bytes of a tag. With the offset before it and what the server puts around it, a place takes 16 bytes there; of
 /// more it would take twice as much.
@@ -36,8 +39,10 @@ pub(super) struct ChainKey([u8; 16]);
 pub(super) struct Link {
     /// How many blocks come before the next one.
     pub(super) depth: usize,
-    /// The tag of the segment that it lies in; of the root, the root's own hash.
+    /// The tag of the segment that it lies in; of the root, of the root's own hash.
     pub(super) tag: Tag,
+    /// And the rest of that hash.
+    pub(super) rest: Rest,
     /// Its first 8 bytes.
     pub(super) key: Key,
 }
@@ -54,21 +59,22 @@ impl ChainKey {
         hasher.write(&shape_bytes(shape));
         hasher.write(space);
         let hash = hasher.finish128().as_bytes();
-        Link { depth: 0, tag: head(&hash), key: head(&hash) }
+        Link { depth: 0, tag: head(&hash), rest: rest(&hash), key: head(&hash) }
     }
 
     /// The block with this digest behind `above`.
     pub(super) fn next(&self, above: &Link, digest: Digest) -> Link {
-        let mut bytes = [0; TAG + 16];
+        let mut bytes = [0; 32];
         bytes[..TAG].copy_from_slice(&above.tag);
-        bytes[TAG..TAG + 8].copy_from_slice(&above.key);
-        bytes[TAG + 8..].copy_from_slice(&digest.0.to_le_bytes());
+        bytes[TAG..16].copy_from_slice(&above.rest);
+        bytes[16..24].copy_from_slice(&above.key);
+        bytes[24..].copy_from_slice(&digest.0.to_le_bytes());
         let mut hasher = SipHasher13::new_with_key(&self.0);
         hasher.write(&bytes);
         let hash = hasher.finish128().as_bytes();
         let starts = above.depth.is_multiple_of(SEGMENT);
-        let tag = if starts { head(&hash) } else { above.tag };
-        Link { depth: above.depth + 1, tag, key: head(&hash) }
+        let (tag, rest) = if starts { (head(&hash), rest(&hash)) } else { (above.tag, above.rest) };
+        Link { depth: above.depth + 1, tag, rest, key: head(&hash) }
     }
 }
 
@@ -98,6 +104,12 @@ fn head<const N: usize>(hash: &[u8]) -> [u8; N] {
     head
 }
 
+fn rest(hash: &[u8; 16]) -> Rest {
+    let mut rest = [0; 4];
+    rest.copy_from_slice(&hash[TAG..]);
+    rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +124,8 @@ mod tests {
         };
         assert_eq!(path(1, 70), path(1, 70));
         assert_ne!(path(1, 70).key, path(2, 70).key);
-        assert_eq!(path(1, 1).tag, path(1, 64).tag);
+        assert_eq!((path(1, 1).tag, path(1, 1).rest), (path(1, 64).tag, path(1, 64).rest));
+        assert_ne!(path(1, 64).rest, path(1, 65).rest);
         assert_ne!(path(1, 64).tag, path(1, 65).tag);
         assert_eq!(first(&path(1, 65).tag), path(1, 65).key);
         assert_ne!(

@@ -114,7 +114,7 @@ fn along(runs: Vec<Run>) {
     for run in &runs {
         let keys = (0..2 * SEGMENT).filter_map(|offset| run.key(offset));
         for key in keys.take(SEGMENT - links.len().min(SEGMENT)) {
-            links.push(Link { depth: links.len() + 1, tag, key });
+            links.push(Link { depth: links.len() + 1, tag, rest: run.rest, key });
         }
         for offset in 0..=u8::MAX {
             let place = Place { tag, run: first(&tag), offset };

@@ -462,12 +462,14 @@ pub(super) fn names(stretch: &Stretch<'_>, piece: &Piece) -> Vec<u8> {
 }
 
 /// What the first run of a piece's segment has as its head.
-pub(super) fn head(stretch: &Stretch<'_>, piece: &Piece, links: &[Link]) -> [u8; 14] {
-    let segment = (links[piece.from].depth - 1) / SEGMENT;
-    let mut head = [0; 14];
+pub(super) fn head(stretch: &Stretch<'_>, piece: &Piece, links: &[Link]) -> [u8; 18] {
+    let first = &links[piece.from];
+    let segment = (first.depth - 1) / SEGMENT;
+    let mut head = [0; 18];
     head[0] = 1;
     head[2..6].copy_from_slice(&(segment as u32).to_le_bytes());
-    head[6..].copy_from_slice(&shape_bytes(stretch.shape));
+    head[6..14].copy_from_slice(&shape_bytes(stretch.shape));
+    head[14..].copy_from_slice(&first.rest);
     head
 }
 

@@ -206,5 +206,6 @@ pub(super) fn spot(run: &Run, place: Place) -> Option<Spot> {
 fn spot_link(run: &Run, place: Place) -> Option<Link> {
     let offset = usize::from(place.offset);
     let key = run.key(offset)?;
-    Some(Link { depth: run.segment as usize * SEGMENT + offset + 1, tag: place.tag, key })
+    let depth = run.segment as usize * SEGMENT + offset + 1;
+    Some(Link { depth, tag: place.tag, rest: run.rest, key })
 }

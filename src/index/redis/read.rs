@@ -51,7 +51,9 @@ pub(super) fn walk(
                 add(slot, base + start, base + end);
             }
             match path.get(to).and_then(|next| parted.get(&(next.tag, next.key))) {
-                Some(below) if to > from && below.start == to => (run, from) = (below, to),
+                Some(below) if to > from && below.start == to && below.rest == main.rest => {
+                    (run, from) = (below, to);
+                }
                 _ => break to,
             }
         };
@@ -207,7 +209,10 @@ impl RedisIndex {
         let (mut runs, mut away) = (Vec::with_capacity(segments.len()), None);
         for (at, key) in keys.iter().enumerate() {
             runs.push(match present(next(&mut replies)) {
-                Some(reply) => Run::read(key, value(key, reply)?)?,
+                Some(reply) => {
+                    let run = Run::read(key, value(key, reply)?)?;
+                    run.filter(|run| run.rest == segments[at][0].rest)
+                }
                 None => {
                     away = away.or(Some(at));
                     None

@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use super::chain::{Key, SEGMENT};
+use super::chain::{Key, Rest, SEGMENT};
 use super::place::Place;
 use super::reply;
 use crate::error::Error;
@@ -16,6 +16,8 @@ pub(super) struct Run {
     pub(super) segment: u32,
     /// Block size and look-ahead, as in [`shape_bytes`](super::chain::shape_bytes).
     pub(super) shape: [u8; 8],
+    /// Of the hash of its segment, what the tag leaves out: where that is another's, so are its blocks.
+    pub(super) rest: Rest,
     /// What the run hangs on, unless its first block starts a prompt.
     pub(super) above: Option<Place>,
     /// Bit n: something hangs below offset n.
@@ -38,10 +40,13 @@ impl Run {
         let (mut run, mut headed) = (Run::default(), false);
         for (field, value) in fields {
             match (field.as_slice(), value.as_slice()) {
-                (b"h", &[1, start, a, b, c, d, ref shape @ ..]) => {
+                (b"h", &[1, start, a, b, c, d, ref after @ ..]) => {
                     run.start = usize::from(start);
                     run.segment = u32::from_le_bytes([a, b, c, d]);
-                    run.shape = shape.try_into().map_err(|_| bad("header of a run"))?;
+                    let (shape, rest) =
+                        after.split_first_chunk().ok_or_else(|| bad("header of a run"))?;
+                    run.shape = *shape;
+                    run.rest = rest.try_into().map_err(|_| bad("header of a run"))?;
                     headed = run.start < SEGMENT;
                 }
                 (b"k", _) => run.keys = value,
@@ -115,7 +120,7 @@ mod tests {
         let field = |name: &[u8], value: &[u8]| {
             (Value::BulkString(name.to_vec()), Value::BulkString(value.to_vec()))
         };
-        let head = [1, 5, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0];
+        let head = [1, 5, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4];
         let fields = Value::Map(vec![field(b"h", &head), field(b"k", &[7; 16])]);
         let run = Run::read(b"r", fields).unwrap().unwrap();
         assert_eq!(run.equal(0, [[7; 8]; 3].into_iter()), 0);

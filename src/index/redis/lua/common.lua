@@ -95,7 +95,7 @@ end
 
 local function start_of(key, head)
   head = head or call('HGET', key, 'h')
-  if not head or #head ~= 14 or byte(head) ~= 1 or byte(head, 2) > 63 then damaged(key) end
+  if not head or #head ~= 18 or byte(head) ~= 1 or byte(head, 2) > 63 then damaged(key) end
   return byte(head, 2), head
 end
 

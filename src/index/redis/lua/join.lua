@@ -5,11 +5,11 @@
 -- it is not so, or not as simple: then `store` does it.
 local sub, about, names = string.sub, ARGV[1], ARGV[2]
 local vocabulary, slot, stamp = sub(about, 1, 4), sub(about, 5, 8), sub(about, 9, 20)
-local from = string.byte(about, 43)
+local from = string.byte(about, 47)
 local to = from + #names / 8
 local found = redis.pcall('HMGET', KEYS[1], 'h', 'k', slot)
 local have = found[2]
-if found[1] ~= sub(about, 21, 34) or not have or sub(have, to * 8 - 7, to * 8) ~= sub(about, 35, 42) then return 0 end
+if found[1] ~= sub(about, 21, 38) or not have or sub(have, to * 8 - 7, to * 8) ~= sub(about, 39, 46) then return 0 end
 local value = stretched(found[3], stamp, from, to)
 if not value then return 0 end
 local called = redis.pcall('HGET', KEYS[2], vocabulary)

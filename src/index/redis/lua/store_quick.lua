@@ -21,7 +21,7 @@ do
       call('EXPIRE', list, ttl)
       return '\1' .. id .. char(0, n, n, n, 10, 0)
     end
-  elseif usual and have and kept and #kept == 14 and byte(kept) == 1 and sub(kept, 7) == sub(head, 7) then
+  elseif usual and have and kept and #kept == 18 and byte(kept) == 1 and sub(kept, 7) == sub(head, 7) then
     local at = (from - byte(kept, 2)) * 8
     local follows = at >= 0 and #have % 8 == 0 and #have / 8 + byte(kept, 2) <= 64 and (from == 0 or at > 0 and sub(have, at - 7, at) == above)
     local value, fresh
