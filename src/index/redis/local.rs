@@ -2,9 +2,11 @@
 //! table of who is who as of a generation.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
 
 use super::chain::{ChainKey, Key, Tag};
 use super::place::Spot;
@@ -230,16 +232,14 @@ impl Ends {
 /// What was put in lately, in two generations of at most so many.
 #[derive(Debug)]
 struct Recent<K, V> {
-    young: HashMap<K, V, Seed>,
-    old: HashMap<K, V, Seed>,
+    young: HashMap<K, V, RandomState>,
+    old: HashMap<K, V, RandomState>,
     most: usize,
 }
 
 impl<K: Eq + Hash, V: Copy> Recent<K, V> {
     fn new(most: usize) -> Recent<K, V> {
-        let seed = Seed::random();
-        let (young, old) = (HashMap::with_hasher(seed), HashMap::with_hasher(seed));
-        Recent { young, old, most }
+        Recent { young: HashMap::default(), old: HashMap::default(), most }
     }
 
     fn get(&self, key: &K) -> Option<V> {
@@ -261,50 +261,6 @@ impl<K: Eq + Hash, V: Copy> Recent<K, V> {
     fn forget(&mut self, key: &K) {
         self.young.remove(key);
         self.old.remove(key);
-    }
-}
-
-/// Hashes names and keys, which are hashes already: a multiplication for each 8 bytes, under a seed that whoever
-/// makes up names does not know.
-#[derive(Clone, Copy, Debug)]
-struct Seed(u64);
-
-impl Seed {
-    fn random() -> Seed {
-        Seed(RandomState::new().hash_one(0))
-    }
-}
-
-impl BuildHasher for Seed {
-    type Hasher = Mixer;
-
-    fn build_hasher(&self) -> Mixer {
-        Mixer(self.0)
-    }
-}
-
-struct Mixer(u64);
-
-impl Hasher for Mixer {
-    fn write(&mut self, bytes: &[u8]) {
-        for some in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..some.len()].copy_from_slice(some);
-            self.write_u64(u64::from_le_bytes(word));
-        }
-    }
-
-    fn write_u32(&mut self, word: u32) {
-        self.write_u64(word.into());
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        let product = u128::from(self.0 ^ word) * 0x9e37_79b9_7f4a_7c15;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 
@@ -388,16 +344,5 @@ mod tests {
         assert_eq!(recent.get(&(1, Name(0))), None);
         recent.forget(&(1, Name(950)));
         assert_eq!((recent.get(&(1, Name(950))), recent.get(&(2, Name(999)))), (None, None));
-    }
-
-    #[test]
-    fn names_in_a_row_are_spread_over_a_table_whichever_of_their_bytes_differ() {
-        let seed = Seed::random();
-        let spread = |hashes: Vec<u64>| {
-            let places: HashSet<u64> = hashes.iter().map(|hash| hash % 4096).collect();
-            places.len() * 2 > hashes.len()
-        };
-        assert!(spread((0..4096).map(|n| seed.hash_one((1u32, Name(n)))).collect()));
-        assert!(spread((0..4096).map(|n| seed.hash_one((1u32, Name(n << 48)))).collect()));
     }
 }
