@@ -107,6 +107,42 @@ fn a_run_that_is_gone_meanwhile_is_made_again_with_its_names() {
     assert_eq!(leading(&server, &index, &blocks(PATH)), []);
 }
 
+#[test]
+fn of_a_stretch_one_segment_is_joined_and_the_next_that_is_gone_is_stored() {
+    let (server, index, other) = scene();
+    let path = blocks(3001..3129);
+    assert_eq!(at_root(&server, &index, A, &path).stored, 128);
+    let before = server.block_on(index.stats()).unwrap().entries;
+    assert_eq!(take(&server, &other, A, &path[64..]), 64);
+    // Both are tried, one is stored, and its names are bound.
+    assert_eq!(follow(&server, &index, &path), 3);
+    assert_eq!(leading(&server, &other, &path), [(1, 64), (2, 128)]);
+    server.block_on(other.stats()).unwrap();
+    assert_eq!(server.block_on(index.stats()).unwrap().entries, before - 64 + 128);
+    assert_eq!(take(&server, &other, B, &path), 128, "one copy of each");
+    assert_eq!(leading(&server, &index, &path), [(1, 64)]);
+}
+
+/// Another client's loss of a space's key takes the records with it; a new slot would be one that nobody sees.
+#[test]
+fn a_worker_whose_record_is_gone_is_told_so_and_gets_no_slot() {
+    let (server, index, other) = scene();
+    for key in keys(&server, "*:s:{*}") {
+        let _: () = redis::cmd("DEL").arg(key).query(&mut server.raw()).unwrap();
+    }
+    assign(&server, &other, B);
+    let path = blocks(PATH);
+    let refused: Vec<ErrorKind> = (0..2)
+        .map(|_| {
+            server.block_on(index.apply(A, &[stored(&path, Parent::Root)])).unwrap_err().kind()
+        })
+        .collect();
+    assert!(refused.contains(&ErrorKind::UnknownWorker), "{refused:?}");
+    assign(&server, &index, A);
+    assert_eq!(at_root(&server, &index, A, &path).stored, 64);
+    assert_eq!(leading(&server, &other, &path), [(1, 64)]);
+}
+
 /// The same names may stand for other contents: only the keys say what a block is.
 #[test]
 fn a_run_of_other_contents_behind_the_same_first_block_is_not_joined() {

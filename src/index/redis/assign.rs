@@ -64,6 +64,7 @@ impl RedisIndex {
         let field = [b"w", &number.to_le_bytes()[..]].concat();
         let record = record_bytes(vocabulary, owner, &text);
         self.heartbeat().await?;
+        self.local.lock().same_life(lives)?;
         let mut batch = Batch::new();
         batch.script(&script::HOME, &[&key, &about], &[&field, &record, &opened.birth]);
         value(&key, next(&mut self.send(batch).await?))?;

@@ -63,7 +63,7 @@ impl RedisIndex {
         (asks && local.names.get(stretch.vocabulary, name).is_none()).then_some(name)
     }
 
-    /// Notes which pieces turned out to lie elsewhere than the next one would look for them.
+    /// Notes which pieces lie elsewhere than the next one would look for them, or could not be joined: why not may last.
     pub(super) fn note_ends(
         &self,
         stretch: &Stretch<'_>,

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use super::chain::{Key, Link, SEGMENT, Tag, first, shape_bytes};
 use super::join::Way;
-use super::local::Dead;
+use super::local::{Dead, Opened};
 use super::meaning::{group, name_bytes};
 use super::place::{Place, Spot};
+use super::read::present;
 use super::reply::{bytes, damaged, int, list, value};
 use super::run::holds;
 use super::store::Stamps;
@@ -177,7 +178,6 @@ impl RedisIndex {
         }
         let pieces = pieces(&stretch.above.0, stretch.above.1, &links);
         let mut told = self.store_pieces(stretch, &pieces, &links).await?;
-        self.local.lock().changed(stretch.space, told.made, told.entries);
         if told.gone {
             self.untake(stretch, &told.parts, 0).await?;
             return Ok(None);
@@ -229,6 +229,7 @@ impl RedisIndex {
     ) -> Result<Told, Error> {
         let (mut told, mut ways) = (Told::default(), self.ways(stretch, pieces, links));
         self.store_by(stretch, pieces, links, &ways, &mut told).await?;
+        self.note_ends(stretch, pieces, links, &told);
         // What was not there to be joined is stored.
         for (way, piece) in ways.iter_mut().zip(pieces) {
             *way = match way {
@@ -240,7 +241,6 @@ impl RedisIndex {
             told.meant = None;
             self.store_by(stretch, pieces, links, &ways, &mut told).await?;
         }
-        self.note_ends(stretch, pieces, links, &told);
         Ok(told)
     }
 
@@ -253,6 +253,7 @@ impl RedisIndex {
         ways: &[Way],
         told: &mut Told,
     ) -> Result<(), Error> {
+        let opened = self.opened().await?;
         let held = self.keys.held(stretch.space, stretch.slot);
         let (mut batch, mut sent) = (Batch::new(), Vec::with_capacity(pieces.len()));
         for (piece, &way) in pieces.iter().zip(ways) {
@@ -287,7 +288,7 @@ impl RedisIndex {
         }
         let meanings = match self.unsure(stretch, ways) {
             Some(name) => {
-                let group = group(name, self.opened().await?.groups);
+                let group = group(name, opened.groups);
                 let key = self.keys.meanings(stretch.vocabulary, group);
                 batch.push(&key, command("HGET", &[&key, &name_bytes(name)]));
                 Some(key)
@@ -304,20 +305,25 @@ impl RedisIndex {
             value(&held, next(&mut replies))?;
         }
         if compares {
-            self.same_store(&about, value(&about, next(&mut replies))?).await?;
+            self.same_store(&opened, &about, value(&about, next(&mut replies))?)?;
             self.local.lock().born.insert(stretch.space, Instant::now());
         }
         if let Some(worker) = stretch.worker {
             let owner = bytes(&table, value(&table, next(&mut replies))?)?;
-            self.same_slot(stretch, worker, &owner).await?;
+            self.same_slot(&opened, stretch, worker, &owner).await?;
         }
         if let Some((key, offset)) = &asked {
             for holder in list(key, value(key, next(&mut replies))?)? {
                 told.above_held |= holds(&bytes(key, holder)?, *offset);
             }
         }
-        if let Some(key) = &meanings {
-            let places = Place::list(&bytes(key, value(key, next(&mut replies))?)?);
+        let (made, entries) = (std::mem::take(&mut told.made), std::mem::take(&mut told.entries));
+        self.local.lock().changed(stretch.space, made, entries);
+        // Where its server is away, whoever needs it asks again: the blocks are stored.
+        if let Some(key) = &meanings
+            && let Some(reply) = present(next(&mut replies))
+        {
+            let places = Place::list(&bytes(key, value(key, reply)?)?);
             told.meant = Some(places.ok_or_else(|| damaged(key, "list of places"))?);
         }
         Ok(())
@@ -361,12 +367,21 @@ impl RedisIndex {
         }
     }
 
-    /// Whether a space's birth is still that of the store that this client knows.
-    pub(super) async fn same_store(&self, about: &[u8], birth: redis::Value) -> Result<(), Error> {
-        if bytes(about, birth)? == self.opened().await?.birth {
+    /// Whether a space's birth is that of the store that this client knew when it asked.
+    pub(super) fn same_store(
+        &self,
+        opened: &Opened,
+        about: &[u8],
+        birth: redis::Value,
+    ) -> Result<(), Error> {
+        if bytes(about, birth)? == opened.birth {
             return Ok(());
         }
-        self.local.lock().reopen();
+        let mut local = self.local.lock();
+        // Unless another call has noticed: what is remembered since is of the store that is there now.
+        if local.same_store(opened).is_ok() {
+            local.reopen();
+        }
         let text = "the store was emptied by somebody else: no worker has a home there any more";
         Err(Error::new(ErrorKind::UnknownWorker, text))
     }
@@ -375,6 +390,7 @@ impl RedisIndex {
     /// last changes may have given it to somebody else. What was just stored under it is nobody's then.
     async fn same_slot(
         &self,
+        opened: &Opened,
         stretch: &Stretch<'_>,
         worker: u32,
         owner: &[u8],
@@ -384,7 +400,7 @@ impl RedisIndex {
         }
         let about = self.keys.space(stretch.space);
         let birth = self.ask(&about, command("HGET", &[&about, b"b"])).await?;
-        self.same_store(&about, birth).await?;
+        self.same_store(opened, &about, birth)?;
         let mut local = self.local.lock();
         local.slots.retain(|_, slot| *slot != stretch.slot);
         if owner.is_empty() {

@@ -106,9 +106,9 @@ impl RedisIndex {
         matches: &mut Matches,
     ) -> Result<bool, Error> {
         let lives = self.local.lock().lives;
-        let is_whole = self.read(query, blocks, matches).await?;
+        let found = self.read(query, blocks, matches).await;
         if self.local.lock().lives == lives {
-            return Ok(is_whole);
+            return found;
         }
         // The store was emptied, and perhaps filled again, since it was looked at last.
         self.read(query, blocks, matches).await

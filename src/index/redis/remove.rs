@@ -89,7 +89,7 @@ impl RedisIndex {
             let offsets: Vec<u8> = of.iter().filter_map(|&n| Some(known[n]?.offset)).collect();
             keys.push(self.take_script(&mut batch, slot, (&tag, &run), &offsets, stamps.at(0)));
         }
-        let about = self.keys.space(member.space);
+        let (about, opened) = (self.keys.space(member.space), self.opened().await?);
         batch.push(&about, command("HGET", &[&about, b"b"]));
         let mut replies = self.send(batch).await?;
         let (mut missed, mut all) = (Vec::new(), Vec::new());
@@ -102,7 +102,7 @@ impl RedisIndex {
             missed.extend(of.iter().zip(&taken.hits).filter(|(_, hit)| !**hit).map(|(&n, _)| n));
             all.push(((tag, run), taken));
         }
-        self.same_store(&about, value(&about, next(&mut replies))?).await?;
+        self.same_store(&opened, &about, value(&about, next(&mut replies))?)?;
         self.taken(member.space, slot, all).await?;
         missed.extend((0..names.len()).filter(|&n| known[n].is_none()));
         missed.sort_unstable();

@@ -10,7 +10,7 @@ use super::reply::{bytes, damaged, fields, int, value};
 use super::sweep::Leaving;
 use super::{Batch, RedisIndex, command, next, script};
 use crate::block::{Group, Tier};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::index::MOST_GROUPS;
 
 /// Records that a table may have; more is no table of kvscout's.
@@ -200,6 +200,11 @@ impl RedisIndex {
         let mut batch = Batch::new();
         batch.script(&script::SLOT, &[&key, &about], &args);
         let reply = bytes(&key, value(&key, next(&mut self.send(batch).await?))?)?;
+        if reply == b"?" {
+            self.local.lock().members.retain(|_, known| known.worker != member.worker);
+            let text = "the worker has no home in the store any more: another client took it, or the store lost it";
+            return Err(Error::new(ErrorKind::UnknownWorker, text));
+        }
         self.note_slot(member, owner, &key, &reply)
     }
 

@@ -1,7 +1,9 @@
 -- The slot of a (worker, group, tier), given out once for each life; nothing if the worker has slots of
--- ARGV[3] other groups. ARGV[2] is where slots begin, as for the numbers of texts.
+-- ARGV[3] other groups; '?' if the worker has no record, as nobody would see what it holds. ARGV[2] is where slots
+-- begin, as for the numbers of texts.
 return guarded(function()
   local own, most = ARGV[1], tonumber(ARGV[3])
+  if call('HEXISTS', KEYS[1], 'w' .. sub(own, 1, 4)) == 0 then return '?' end
   local id = call('HGET', KEYS[1], 'k' .. own)
   if id then return id end
   local others, count = {}, 0
