@@ -54,6 +54,10 @@ impl Stream {
         of: Option<&Stream>,
     ) -> bool {
         self.anchor = None;
+        // It is kept for long, and whoever wrote it made room for more; what is taken is what is counted.
+        let mut image = image.into_bytes();
+        image.shrink_to_fit();
+        let image = Image::from_bytes(image);
         let stream = of.unwrap_or(self);
         let bytes = image.as_bytes().len() + size_of::<Anchor>();
         let anchor = room.take(bytes).map(|room| Anchor {
