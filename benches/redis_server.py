@@ -118,6 +118,10 @@ def names_of(server):
         for batch in pairs))
     fresh("one HSET for a batch, which overwrites", (
         [[b"HSET", b"v:{7.0}"] + [part for pair in batch for part in pair]] for batch in pairs))
+    numbers = ((at, names) for at, names in enumerate(NAMES))
+    fresh("one ZADD NX for a batch, places as numbers", (
+        [[b"ZADD", b"v:{7.0}", b"NX"] + [part for n, name in enumerate(names) for part in (b"%d" % (64 * at + n), name)]]
+        for at, names in numbers))
     fresh("HSET for each block, as hkeys_per_block", (
         [[b"HSET", name * 2, b"10.0.0.1:8000@gpu", b""] for name in names] for names in NAMES))
 
