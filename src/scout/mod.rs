@@ -327,7 +327,7 @@ pub struct Scout {
     waiting: AtomicUsize,
 }
 
-/// Batches that wait, of all workers together, take at most this part of the memory that blocks may take.
+/// Live batches that are held back, of all workers together, take about this part of the memory that blocks may take.
 const KEPT_BACK_PART: usize = 8;
 
 impl Scout {
@@ -346,7 +346,6 @@ impl Scout {
     }
 
     fn made_of(options: Options, key: DigestKey, index: MemoryIndex) -> Scout {
-        let kept_back = Room::new(options.memory.budget / KEPT_BACK_PART);
         Scout {
             shared: Shared {
                 key: key.clone(),
@@ -360,7 +359,7 @@ impl Scout {
                 local: LocalHashes::new(options.local_hashes),
                 shadows: Arc::default(),
                 anchors: Room::new(options.anchor_memory),
-                kept_back,
+                kept_back: Room::new(options.memory.budget / KEPT_BACK_PART),
                 mirror: options.mirror,
             },
             weights: options.weights,

@@ -221,9 +221,12 @@ impl BlockSource for PromptBlocks<'_> {
     }
 
     fn second_name(&mut self, vocabulary: VocabularyId, block: usize) -> Option<Name> {
-        // Plain text has one name in all of them, and so have blocks before a prompt's first item.
-        let second = (!self.plain).then(|| self.name_of(vocabulary, Generation::Elder, block))?;
-        second.filter(|_| second != self.name_of(vocabulary, Generation::Verified, block))
+        if self.plain {
+            return None;
+        }
+        let first = self.name_of(vocabulary, Generation::Verified, block);
+        // Blocks before a prompt's first item have one name, as plain text has.
+        self.name_of(vocabulary, Generation::Elder, block).filter(|name| first != Some(*name))
     }
 }
 

@@ -66,8 +66,8 @@ impl Looks {
         looks
     }
 
-    /// Ends them: each kept its deadline, and every task had answers. Returns how many lookups failed.
-    pub fn end(self, host: &Server) -> u32 {
+    /// Ends them: each kept its deadline, and every task had answers. Returns how many lookups of each failed.
+    pub fn end(self, host: &Server) -> Vec<u32> {
         self.stop.store(true, SeqCst);
         let looked = self.tasks.into_iter().map(|task| {
             let Looked { longest, answered, failed } = host.block_on(task).unwrap();
@@ -75,7 +75,7 @@ impl Looks {
             assert!(answered > 0, "{failed} failed");
             failed
         });
-        looked.sum()
+        looked.collect()
     }
 }
 
@@ -97,13 +97,31 @@ async fn look(index: Arc<RedisIndex>, stop: Arc<AtomicBool>) -> Looked {
     looked
 }
 
+/// Lookups by a client that does nothing else, once it is answered.
+pub fn looks(host: &Server, address: &str) -> Looks {
+    let index = Arc::new(open(host, address, in_time(), options()));
+    eventually("it is answered", || try_held(host, &index, 10).is_ok());
+    Looks::begin(host, &index)
+}
+
+/// An index that need not be connected yet. `host` is the server whose runtime it lives in.
+pub fn open(
+    host: &Server,
+    address: &str,
+    limits: StoreOptions,
+    options: RedisOptions,
+) -> RedisIndex {
+    named(opened(host, address, limits, options))
+}
+
+fn opened(host: &Server, address: &str, limits: StoreOptions, options: RedisOptions) -> RedisIndex {
+    let _entered = host.enter();
+    RedisIndex::open(address.parse().unwrap(), limits, options).unwrap()
+}
+
 /// A connected index whose ids have no texts.
 pub fn connected(server: &Server, options: RedisOptions) -> RedisIndex {
-    let address = server.socket_address().parse().unwrap();
-    let index = {
-        let _entered = server.enter();
-        RedisIndex::open(address, patient(), options).unwrap()
-    };
+    let index = opened(server, &server.socket_address(), patient(), options);
     eventually("it is connected", || index.counters().servers_ready == 1);
     index
 }
