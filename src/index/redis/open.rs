@@ -1,5 +1,7 @@
 //! What every client has to know of a store before it can use it, and numbers of texts.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +9,7 @@ use redis::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::chain::ChainKey;
-use super::local::{Kept, Member, Opened};
+use super::local::{Kept, Local, Member, Opened, Texts};
 use super::read::present;
 use super::reply::{self, bytes, damaged, fields, list, value};
 use super::{Batch, GROUPS, RedisIndex, Replies, USUAL_GROUPS, command, next, script};
@@ -259,18 +261,8 @@ impl RedisIndex {
     }
 
     pub(super) async fn space(&self, space: SpaceId) -> Result<u32, Error> {
-        let (lives, text) = {
-            let local = self.local.lock();
-            if let Some(&number) = local.spaces.get(&space) {
-                return Ok(number);
-            }
-            (local.lives, format!("s{}", local.texts.space(space)))
-        };
-        let number = self.intern(text.as_bytes()).await?;
-        let mut local = self.local.lock();
-        local.same_life(lives)?;
-        local.spaces.insert(space, number);
-        Ok(number)
+        let text = |texts: &Texts| format!("s{}", texts.space(space));
+        self.numbered(|local| &mut local.spaces, space, text).await
     }
 
     /// Lets lookups ask for the names that a prompt has in a vocabulary of others, if anybody speaks it.
@@ -297,18 +289,8 @@ impl RedisIndex {
 
     /// Names mean blocks of one space, so a vocabulary has a number in each.
     pub(super) async fn vocabulary(&self, space: u32, id: VocabularyId) -> Result<u32, Error> {
-        let (lives, text) = {
-            let local = self.local.lock();
-            if let Some(&number) = local.vocabularies.get(&(space, id)) {
-                return Ok(number);
-            }
-            (local.lives, format!("v{space}/{}", local.texts.vocabulary(id)))
-        };
-        let number = self.intern(text.as_bytes()).await?;
-        let mut local = self.local.lock();
-        local.same_life(lives)?;
-        local.vocabularies.insert((space, id), number);
-        Ok(number)
+        let text = |texts: &Texts| format!("v{space}/{}", texts.vocabulary(id));
+        self.numbered(|local| &mut local.vocabularies, (space, id), text).await
     }
 
     /// Names of a vocabulary that no worker has are gone: when it is used again, it has another number.
@@ -345,17 +327,28 @@ impl RedisIndex {
     }
 
     pub(super) async fn worker(&self, id: WorkerId) -> Result<u32, Error> {
+        let text = |texts: &Texts| format!("w{}", texts.worker(id));
+        self.numbered(|local| &mut local.workers, id, text).await
+    }
+
+    /// A number that is remembered, or given out for a text on demand.
+    async fn numbered<K: Copy + Eq + Hash + Send>(
+        &self,
+        known: fn(&mut Local) -> &mut HashMap<K, u32>,
+        key: K,
+        text: impl FnOnce(&Texts) -> String + Send,
+    ) -> Result<u32, Error> {
         let (lives, text) = {
-            let local = self.local.lock();
-            if let Some(&number) = local.workers.get(&id) {
+            let mut local = self.local.lock();
+            if let Some(&number) = known(&mut local).get(&key) {
                 return Ok(number);
             }
-            (local.lives, format!("w{}", local.texts.worker(id)))
+            (local.lives, text(&local.texts))
         };
         let number = self.intern(text.as_bytes()).await?;
         let mut local = self.local.lock();
         local.same_life(lives)?;
-        local.workers.insert(id, number);
+        known(&mut local).insert(key, number);
         Ok(number)
     }
 }
