@@ -170,10 +170,17 @@ impl Watch {
             let seen = router.checker.seen.iter().flatten();
             seen.filter(|seen| seen.trust == trust).count()
         };
+        let daemon = router.daemon();
+        let of_index = |what: &str| {
+            let bytes = daemon.metric(&format!("kvscout_index_{what}"));
+            bytes.unwrap() / f64::from(1 << 20)
+        };
         let text = format!(
-            "memory {:.1} MiB; exact {}, syncing {}, degraded {}, most batches behind {}, stuck {}; \
+            "memory {:.1} MiB, of the index {:.1} and {:.1} in use; exact {}, syncing {}, degraded {}, most batches behind {}, stuck {}; \
              /v1/score {}",
             self.memory.last().map_or(0.0, |&kib| kib as f64 / 1024.0),
+            of_index("reserved_bytes"),
+            of_index("bytes"),
             count("exact"),
             count("syncing"),
             count("degraded"),

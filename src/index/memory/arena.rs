@@ -14,13 +14,22 @@ use super::sync::{AtomicU64, Ordering};
 /// Bits of a cell's address within its chunk. The model checker makes each word anew for every
 /// interleaving, so its chunks are as small as its cases allow.
 const WITHIN: u32 = if cfg!(modelled) { 8 } else { 17 };
-/// Words of a chunk: 2 MiB at a time are asked of the system, one huge page.
-const CHUNK: usize = 2 << WITHIN;
+/// Units of a whole chunk: 2 MiB at a time are asked of the system, one huge page.
+const UNITS: usize = 1 << WITHIN;
+/// So many chunks come before the first whole one, each of half the next one's size: an index of a few
+/// thousand blocks takes what it needs.
+const SMALL: usize = if cfg!(modelled) { 0 } else { 3 };
 /// At most so many chunks: 16 GiB, what the 27 bits of a run's number address.
 pub(super) const CHUNKS: usize = if cfg!(modelled) { 4 } else { 1 << 13 };
-/// Bytes of a chunk.
-pub(super) const CHUNK_BYTES: usize = CHUNK * 8;
-const LINES: usize = CHUNK / 8;
+/// Bytes of a whole chunk.
+pub(super) const CHUNK_BYTES: usize = UNITS * 16;
+/// Units of a line.
+const LINE: usize = 4;
+
+/// Units of a chunk.
+fn units(chunk: usize) -> usize {
+    UNITS >> SMALL.saturating_sub(chunk)
+}
 
 /// A cache line of words.
 #[repr(align(64))]
@@ -30,12 +39,36 @@ pub(super) struct Line(pub(super) [AtomicU64; 8]);
 /// A huge page of lines.
 #[cfg_attr(not(modelled), repr(C, align(2_097_152)))]
 #[derive(Debug)]
-pub(super) struct Chunk([Line; LINES]);
+pub(super) struct Page([Line; UNITS / LINE]);
 
 #[cfg(modelled)]
+impl Page {
+    pub(super) fn new() -> Page {
+        Page(std::array::from_fn(|_| Line::default()))
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Chunk {
+    Small(Box<[Line]>),
+    Whole(Box<Page>),
+}
+
 impl Chunk {
-    pub(super) fn new() -> Chunk {
-        Chunk(std::array::from_fn(|_| Line::default()))
+    fn new(units: usize) -> Chunk {
+        if units == UNITS {
+            Chunk::Whole(cpu::zeroed_page())
+        } else {
+            Chunk::Small((0..units / LINE).map(|_| Line::default()).collect())
+        }
+    }
+
+    #[inline]
+    fn lines(&self) -> &[Line] {
+        match self {
+            Chunk::Small(lines) => lines,
+            Chunk::Whole(page) => &page.0,
+        }
     }
 }
 
@@ -87,7 +120,7 @@ impl Kind {
 
 /// The words, as readers and the writer see them.
 pub(super) struct Arena {
-    chunks: Box<[OnceLock<Box<Chunk>>]>,
+    chunks: Box<[OnceLock<Chunk>]>,
     /// What a stale address outside of every chunk reads: a record in the middle of a change.
     nowhere: [Line; 8],
 }
@@ -109,7 +142,8 @@ impl Default for Arena {
 impl Arena {
     #[inline]
     fn lines(&self, cell: Cell) -> &[Line] {
-        self.chunks.get((cell.0 >> WITHIN) as usize).and_then(OnceLock::get).map_or(&[], |c| &c.0)
+        let chunk = self.chunks.get((cell.0 >> WITHIN) as usize);
+        chunk.and_then(OnceLock::get).map_or(&[], Chunk::lines)
     }
 
     /// The line in which a cell begins, for cells of at least a line.
@@ -220,34 +254,41 @@ impl Book {
 
     #[cold]
     fn carve(&mut self, arena: &Arena, kind: Kind) -> Cell {
-        let units = kind.words() as u32 / 2;
+        let wanted = kind.words() / 2;
         loop {
             let chunk = (self.next >> WITHIN) as usize;
             if arena.chunks.get(chunk).is_none_or(|c| c.get().is_none()) {
                 self.add_chunk(arena, chunk);
             }
-            let at = self.next & ((1 << WITHIN) - 1);
-            if at.is_multiple_of(units) {
-                let cell = Cell(self.next);
-                self.next += units;
+            let (at, end) = (self.next as usize % UNITS, units(chunk));
+            let cell = Cell(self.next);
+            if at.is_multiple_of(wanted) && wanted <= end {
+                self.pass(wanted);
                 if kind == Kind::Run {
                     arena.line(cell)[0].store(1 << 32, Ordering::Relaxed);
                 }
                 return cell;
             }
-            // What alignment leaves over serves lists.
-            let gap = 1 << at.trailing_zeros();
-            self.link(arena, Kind::list(gap), Cell(self.next));
-            self.next += gap as u32;
+            // What alignment, or too small a chunk, leaves over serves lists.
+            let gap = if at == 0 { end } else { 1 << at.trailing_zeros() };
+            self.link(arena, Kind::list(gap), cell);
+            self.pass(gap);
         }
+    }
+
+    /// Goes so many units on; behind a small chunk's end the next one's units begin.
+    fn pass(&mut self, by: usize) {
+        let (chunk, at) = (self.next as usize / UNITS, self.next as usize % UNITS + by);
+        self.next =
+            if at == units(chunk) { (chunk + 1) << WITHIN } else { chunk << WITHIN | at } as u32;
     }
 
     fn add_chunk(&mut self, arena: &Arena, chunk: usize) {
         let Some(place) = arena.chunks.get(chunk) else {
             panic!("the memory index is at its limit of {CHUNKS} chunks: set a smaller budget");
         };
-        let _ = place.set(cpu::zeroed_chunk());
-        self.made += CHUNK;
+        let _ = place.set(Chunk::new(units(chunk)));
+        self.made += units(chunk) * 2;
     }
 
     /// Bytes asked of the system.
@@ -274,5 +315,60 @@ impl Book {
     #[inline]
     pub(super) fn outside(&self) -> usize {
         self.outside
+    }
+}
+
+#[cfg(all(test, not(modelled)))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kind() -> impl Strategy<Value = Kind> {
+        prop_oneof![
+            Just(Kind::Run),
+            Just(Kind::Bucket),
+            Just(Kind::Segment),
+            (0_u8..17).prop_map(Kind::List),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn cells_of_all_kinds_are_words_of_their_own_in_small_chunks_and_whole_ones(
+            wanted in prop::collection::vec((kind(), any::<bool>()), 1..200),
+        ) {
+            let (arena, mut book) = (Arena::default(), Book::default());
+            let mut taken = BTreeMap::new();
+            for (kind, back) in wanted {
+                let cell = book.take(&arena, kind);
+                let (first, units) = (cell.0, (kind.words() / 2) as u32);
+                prop_assert!(first > 0 && first.is_multiple_of(units.min(LINE as u32)));
+                for word in [0, kind.words() - 1] {
+                    let nowhere = &raw const arena.nowhere[0].0[0];
+                    prop_assert!(&raw const *arena.words(cell).word(word) != nowhere, "{kind:?} {cell:?}");
+                }
+                let before = taken.range(..first + units).next_back();
+                prop_assert!(before.is_none_or(|(at, units)| at + units <= first), "{cell:?}");
+                match back {
+                    true => book.give(&arena, kind, cell),
+                    false => drop(taken.insert(first, units)),
+                }
+            }
+            let units: u32 = taken.values().sum();
+            prop_assert_eq!(book.live(), units as usize * 16);
+        }
+    }
+
+    #[test]
+    fn little_is_asked_for_a_little_and_at_most_a_chunk_more_than_is_needed() {
+        let (arena, mut book) = (Arena::default(), Book::default());
+        while book.live() < 5 * CHUNK_BYTES {
+            book.take(&arena, Kind::Segment);
+            let most = (2 * book.live() + CHUNK_BYTES / 8).min(book.live() + CHUNK_BYTES);
+            assert!(book.made() <= most, "{} for {}", book.made(), book.live());
+        }
     }
 }

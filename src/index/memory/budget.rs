@@ -18,7 +18,7 @@ use crate::block::WorkerId;
 /// Room that a store of one stretch may need at once, the growth of maps left out.
 pub(super) const RESERVE: usize = 64 << 10;
 /// What an empty index takes: who has which chunk of the arena.
-const FIXED: usize = CHUNKS * size_of::<OnceLock<Box<Chunk>>>();
+const FIXED: usize = CHUNKS * size_of::<OnceLock<Chunk>>();
 /// Runs looked at to find the one that was not used for longest.
 const SAMPLE: usize = 48;
 /// How many runs are looked at to find some that a flooding worker holds, and how many of those are

@@ -1,6 +1,6 @@
 //! What the machine can do beyond the baseline: the one module of the index with `unsafe`.
 //!
-//! Invariants: a chunk is memory of the global allocator in the layout of its type, all zeros, which
+//! Invariants: a page is memory of the global allocator in the layout of its type, all zeros, which
 //! is a value of it; advice to the system changes nothing that the program can see; a prefetch reads and writes nothing that the program can see and never faults, and is
 //! given the address of a live word all the same; a function compiled for a feature is called only
 //! where that feature was found, and gives what the portable one gives. `tests/index_stress.rs` runs all of it under an address sanitizer.
@@ -10,18 +10,18 @@
 #[cfg(not(modelled))]
 use std::alloc::{Layout, alloc, handle_alloc_error};
 
-use super::arena::{Chunk, Line, Words};
+use super::arena::{Line, Page, Words};
 use super::run;
 use super::sync::Ordering;
 use crate::block::Digest;
 
-/// A chunk of zeros, in one huge page where the system has any: queries jump from record to record,
+/// A page of zeros, a huge one where the system has any: queries jump from record to record,
 /// and with small pages each jump would miss the translation buffer, too.
 #[cfg(not(modelled))]
-pub(super) fn zeroed_chunk() -> Box<Chunk> {
-    let layout = Layout::new::<Chunk>();
+pub(super) fn zeroed_page() -> Box<Page> {
+    let layout = Layout::new::<Page>();
     // SAFETY: the layout is not of size zero.
-    let memory = unsafe { alloc(layout) }.cast::<Chunk>();
+    let memory = unsafe { alloc(layout) }.cast::<Page>();
     if memory.is_null() {
         handle_alloc_error(layout);
     }
@@ -31,8 +31,8 @@ pub(super) fn zeroed_chunk() -> Box<Chunk> {
     unsafe {
         libc::madvise(memory.cast(), layout.size(), libc::MADV_HUGEPAGE);
     }
-    // SAFETY: the memory is valid for one `Chunk`, of which every word may be zero; it came from the
-    // global allocator in the layout of `Chunk`, as `Box` wants it.
+    // SAFETY: the memory is valid for one `Page`, of which every word may be zero; it came from the
+    // global allocator in the layout of `Page`, as `Box` wants it.
     unsafe {
         memory.write_bytes(0, 1);
         Box::from_raw(memory)
@@ -41,8 +41,8 @@ pub(super) fn zeroed_chunk() -> Box<Chunk> {
 
 /// The model checker's words are made one by one.
 #[cfg(modelled)]
-pub(super) fn zeroed_chunk() -> Box<Chunk> {
-    Box::new(Chunk::new())
+pub(super) fn zeroed_page() -> Box<Page> {
+    Box::new(Page::new())
 }
 
 /// Asks for the cache line in which a word begins.
