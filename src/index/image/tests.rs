@@ -132,6 +132,7 @@ proptest! {
         let apart = apart(&index.export(), &all);
         prop_assert_eq!(apart.len(), all.len());
         for (worker, image) in apart {
+            prop_assert_eq!(&index.export_of(worker), &Some(image.clone()));
             let alone = MemoryIndex::import(MemoryOptions::default(), &image).unwrap();
             prop_assert_eq!(held(&alone, worker), held(&index, worker));
             prop_assert_eq!(answers(&alone, worker), answers(&index, worker));

@@ -21,16 +21,29 @@ struct Cast {
     lanes: Vec<u32>,
     /// By position in the writer's list.
     runs: Vec<u32>,
+    /// Whose blocks alone it is about.
+    only: Option<Share>,
+}
+
+/// What of the index one worker has.
+struct Share {
+    slots: Vec<u32>,
+    /// By position in the writer's list: runs that it holds something of, and those that lead there.
+    runs: Vec<bool>,
 }
 
 /// Run and block, by numbers of the image.
 type Places = Vec<(u32, u32)>;
 
 impl Pen<'_> {
-    pub(super) fn export(&mut self) -> Image {
+    /// All of it; or what one worker has, with whatever else its runs have.
+    pub(super) fn export(&mut self, only: Option<WorkerId>) -> Image {
         while self.sweep(usize::MAX) {}
-        let (blocks, runs) = (self.w.blocks as usize, self.w.runs.len());
-        let mut out = Vec::with_capacity(4096 + blocks * 17 + runs * 64);
+        let only = only.map(|worker| self.share_of(worker));
+        let needed = |run: &Run<'_>| only.as_ref().is_none_or(|share| share.has(*run));
+        let runs = self.w.runs.iter().map(|&id| self.run(id)).filter(needed);
+        let mut out =
+            Vec::with_capacity(runs.fold(4096, |n, run| n + run.len() as usize * 17 + 64));
         let names = self.shared.names.read();
         for total in [self.w.blocks, self.w.entries, self.w.unplaced] {
             word(&mut out, total);
@@ -39,6 +52,7 @@ impl Pen<'_> {
             vocabularies: HashMap::new(),
             lanes: Vec::new(),
             runs: vec![0; self.w.runs.len()],
+            only,
         };
         self.vocabularies(&names, &mut cast, &mut out);
         self.workers(&mut cast, &mut out);
@@ -48,6 +62,23 @@ impl Pen<'_> {
         unplaced(&names, &cast, &mut out);
         self.losers(&mut out);
         Image::from_bytes(out)
+    }
+
+    fn share_of(&mut self, worker: WorkerId) -> Share {
+        let slots = self.w.slots_of(worker);
+        let mut runs = vec![false; self.w.runs.len()];
+        for at in 0..runs.len() {
+            let mut run = self.run(self.w.runs[at]);
+            self.w.cuts.load(run);
+            if !slots.iter().any(|&slot| self.w.cuts.held(slot, 0, u32::MAX).next().is_some()) {
+                continue;
+            }
+            while !std::mem::replace(&mut runs[run.get(POSITION) as usize], true) && !run.is_root()
+            {
+                run = self.run(run.parent());
+            }
+        }
+        Share { slots, runs }
     }
 
     fn vocabularies(&self, names: &Names, cast: &mut Cast, out: &mut Vec<u8>) {
@@ -100,7 +131,7 @@ impl Pen<'_> {
     fn trees(&mut self, names: &Names, cast: &mut Cast, out: &mut Vec<u8>) {
         let arena = &self.shared.arena;
         let all = self.w.runs.iter().map(|&id| Run::at(arena, id));
-        let mut roots: Vec<Run<'_>> = all.filter(|run| run.is_root()).collect();
+        let mut roots: Vec<Run<'_>> = all.filter(|run| run.is_root() && cast.needs(*run)).collect();
         roots.sort_unstable_by_key(|root| (root.field(HEAD), root.get(OFFSET)));
         number(out, roots.len() as u32);
         let (mut last, mut below) = (0u32, Vec::new());
@@ -112,13 +143,13 @@ impl Pen<'_> {
             let count = out.len();
             number(out, 0);
             let before = last;
-            below.extend(self.kids(root));
+            below.extend(self.kids(root).filter(|kid| cast.needs(*kid)));
             while let Some(run) = below.pop() {
                 last += 1;
                 cast.runs[run.get(POSITION) as usize] = last;
                 self.run_of(run, names, cast, out);
                 if run.get(KIDS) > 0 {
-                    below.extend(self.kids(run));
+                    below.extend(self.kids(run).filter(|kid| cast.needs(*kid)));
                 }
             }
             out[count..count + 4].copy_from_slice(&(last - before).to_le_bytes());
@@ -206,6 +237,7 @@ impl Pen<'_> {
                 debug_assert!(self.run(id).get(EXTRAS) > 0);
                 [number_of(id), at, cast.lanes[slot as usize], more]
             })
+            .filter(|copies| copies[0] > 0)
             .collect();
         all.sort_unstable();
         number(out, all.len() as u32);
@@ -234,6 +266,8 @@ impl Pen<'_> {
             let places = first.iter().chain(later).map(|p| (number_of(RunId(p.run)), p.at));
             all.push((cast.vocabularies[&voc], name, places.collect()));
         }
+        all.iter_mut().for_each(|(.., places)| places.retain(|(run, _)| *run > 0));
+        all.retain(|(.., places)| !places.is_empty());
         all.sort_unstable();
         number(out, all.len() as u32);
         for (vocabulary, name, places) in all {
@@ -245,6 +279,23 @@ impl Pen<'_> {
                 number(out, at);
             }
         }
+    }
+}
+
+impl Share {
+    fn has(&self, run: Run<'_>) -> bool {
+        self.runs[run.get(POSITION) as usize]
+    }
+}
+
+impl Cast {
+    fn needs(&self, run: Run<'_>) -> bool {
+        self.only.as_ref().is_none_or(|share| share.has(run))
+    }
+
+    fn needs_of(&self, holders: &[(u32, u32)]) -> bool {
+        let has = |share: &Share| holders.iter().any(|(slot, _)| share.slots.contains(slot));
+        self.only.as_ref().is_none_or(has)
     }
 }
 
@@ -278,6 +329,7 @@ fn unplaced(names: &Names, cast: &Cast, out: &mut Vec<u8>) {
         .flat_map(|(id, v)| {
             v.orphans.blocks.iter().map(|(&name, block)| (cast.vocabularies[id], name, block))
         })
+        .filter(|(.., block)| cast.needs_of(&block.holders))
         .collect();
     all.sort_unstable_by_key(|(vocabulary, name, _)| (*vocabulary, *name));
     number(out, all.len() as u32);

@@ -111,7 +111,17 @@ impl MemoryIndex {
 
     /// The state of this index. Changes wait for as long as it takes; lookups do not.
     pub fn export(&self) -> Image {
-        self.write(|pen| pen.export())
+        self.write(|pen| pen.export(None))
+    }
+
+    /// What a worker holds, as the image of an index in which nobody else is (see [`Image::apart`]); `None` if it has no
+    /// home here. Takes and needs far less than the whole image where others hold most.
+    pub(crate) fn export_of(&self, worker: WorkerId) -> Option<Image> {
+        let image = self.write(|pen| pen.export(Some(worker)));
+        let mut alone = None;
+        // It is an image.
+        let _ = image.apart(&[worker], |_, image| alone = Some(image));
+        alone
     }
 
     fn write<T>(&self, change: impl FnOnce(&mut Pen<'_>) -> T) -> T {

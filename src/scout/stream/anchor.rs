@@ -73,16 +73,15 @@ impl Stream {
         self.anchor.is_some()
     }
 
-    /// Keeps what is held now. Writers wait while the index is written down, as for a snapshot.
+    /// Keeps what is held now. Writers wait while that is written down.
     pub(super) fn anchor_here(&mut self, shared: &Shared) {
         self.anchor = None;
         if !shared.anchors.is_there() || !self.may_be_audited(shared) {
             return;
         }
-        let worker = self.seat.worker;
-        let anchored = |_, image| self.anchored(&shared.anchors, image);
-        // It is an image, and if it were none there would be no anchor.
-        let _ = shared.index.export().apart(&[worker], anchored);
+        if let Some(image) = shared.index.export_of(self.seat.worker) {
+            self.anchored(&shared.anchors, image);
+        }
     }
 
     /// Keeps what a snapshot says is held, as of its watermark.
