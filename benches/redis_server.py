@@ -29,6 +29,7 @@ def script(*files):
 BIND = script("bind_quick", "common", "bind")
 STORE = script("stretched", "store_quick", "common", "store")
 JOIN = script("stretched", "join")
+JOIN_PROVEN = script("stretched", "join_proven")
 # One name after the other from within a script, each in a small hash.
 SMALL = b"for at = 1, #ARGV, 3 do redis.call('HSETNX', ARGV[at], ARGV[at + 1], ARGV[at + 2]) end return 1"
 
@@ -134,8 +135,22 @@ def head_of(at):
     return b"\1\0" + struct.pack("<IIII", at % 16, 16, 0, at)
 
 
+def proof_of(keys):
+    # The last eight bytes stand for a hash of the names: the server only compares.
+    return struct.pack("<I", 7) + keys[-8:] + keys[:8]
+
+
+def proven(worker, sha):
+    """The same for a worker that follows, as `join_proven` sends them."""
+    slot = struct.pack("<I", 1000 + worker)
+    for at, (tag, keys) in enumerate(zip(TAGS, KEYS)):
+        run = run_of(tag, keys)
+        about = slot + struct.pack(">QI", at + 1, 0) + head_of(at) + proof_of(keys) + b"\x40"
+        yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, about]]
+
+
 def joins(worker, sha):
-    """The same for a worker that follows, as `join` sends them."""
+    """The same with the names, as `join` sends them."""
     slot = struct.pack("<I", 1000 + worker)
     for at, (tag, keys, names) in enumerate(zip(TAGS, KEYS, NAMES)):
         run, stamp = run_of(tag, keys), struct.pack(">QI", at + 1, 0)
@@ -151,7 +166,7 @@ def segments(worker, sha):
         head = head_of(at)
         hung = b"" if at % 16 == 0 else b"\x3f" + TAGS[at - 1]
         yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, keys[:8], b"\0", bytes(8), keys, b"".join(names),
-                struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag]]
+                struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag, proof_of(keys)]]
 
 
 def stores(server):
@@ -159,14 +174,18 @@ def stores(server):
     sha = server.call(b"SCRIPT", b"LOAD", STORE)
     server.measure("the script of a segment that is new", list(segments(0, sha)), 1, "segment")
     server.measure("the same, of one that another worker stored", list(segments(1, sha)), 1, "segment")
+    join = server.call(b"SCRIPT", b"LOAD", JOIN_PROVEN)
+    server.measure("the script that joins one, by a client that knows it", list(proven(2, join)), 1, "segment")
+    if server.call(*list(proven(3, join))[0][0]) != b"1":
+        raise RuntimeError("nothing was joined")
     join = server.call(b"SCRIPT", b"LOAD", JOIN)
-    server.measure("the script that joins one, by a client that knows it", list(joins(3, join)), 1, "segment")
-    if server.call(b"EVALSHA", join, *list(joins(4, join))[0][0][2:]) != b"1":
+    server.measure("the same by its names", list(joins(4, join)), 1, "segment")
+    if server.call(*list(joins(5, join))[0][0]) != b"1":
         raise RuntimeError("nothing was joined")
     nothing = server.call(b"SCRIPT", b"LOAD", b"return 1")
-    server.measure("a script that does nothing, same arguments", list(segments(2, nothing)), 1, "segment")
+    server.measure("a script that does nothing, same arguments", list(segments(6, nothing)), 1, "segment")
     one = server.call(b"SCRIPT", b"LOAD", b"redis.call('HMGET', KEYS[1], 'k', 'h', 'c', ARGV[7]) return 1")
-    server.measure("the same with one call of four fields", list(segments(2, one)), 1, "segment")
+    server.measure("the same with one call of four fields", list(segments(6, one)), 1, "segment")
 
 
 def main():

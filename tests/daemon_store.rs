@@ -156,6 +156,7 @@ fn r7_two_daemons_keep_one_store_and_one_that_is_killed_and_comes_back_costs_and
         a.has_applied("7", 0, all[0].seq) && b.has_applied("7", 0, all[0].seq)
     });
     let reader = reader(&server.address());
+    let asking = Asking::begin(&reader, |_| {});
     publish_all(&socket, &all[1..third]);
     read_up_to(&reader, all[third - 1].seq);
     eventually("both have it", || {
@@ -188,6 +189,7 @@ fn r7_two_daemons_keep_one_store_and_one_that_is_killed_and_comes_back_costs_and
     assert_eq!(other.metric("kvscout_store_rebuilt_total"), rebuilt);
     assert_eq!(other.metric("kvscout_store_diverged_total"), Some(0.0));
     assert_eq!(writes(&other), Some(1.0));
+    asking.end();
 }
 
 #[test]

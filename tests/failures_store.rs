@@ -29,12 +29,13 @@ fn runs(server: &Server) -> Vec<String> {
 #[test]
 fn r1_an_index_that_starts_without_its_store_says_so_and_connects_by_itself() {
     let mut server = Server::prepare(&[]);
-    let index = open(&server, &server.address(), patient(), options());
+    let index = Arc::new(open(&server, &server.address(), in_time(), options()));
     let refused = [
         try_held(&server, &index, 10).unwrap_err(),
         server.block_on(index.assign(A, HOME)).unwrap_err(),
     ];
     assert!(refused.iter().all(|e| e.kind() == ErrorKind::Unavailable), "{refused:?}");
+    let looks = Looks::begin(&server, &index);
     assert_eq!(server.block_on(index.check()), []);
     assert_eq!(index.counters().servers_ready, 0);
 
@@ -43,6 +44,7 @@ fn r1_an_index_that_starts_without_its_store_says_so_and_connects_by_itself() {
     store(&server, &index, A, 0..100);
     assert_eq!(held(&server, &index, 100), [(1, 100)]);
     assert_eq!(index.counters().breaker, BreakerState::Closed);
+    assert!(looks.end(&server).iter().all(|&failed| failed > 0));
 }
 
 #[test]
@@ -412,6 +414,7 @@ fn r6_a_store_and_the_last_removal_at_once_leave_names_and_blocks_in_step() {
     let (one, two) = (client(&server, options()), client(&server, options()));
     assign(&server, &one, A);
     assign(&server, &two, B);
+    let looks = looks(&server, &server.socket_address());
     for round in 0..150_u64 {
         let n = 1 + round % 130;
         store(&server, &two, B, 0..n);
@@ -437,6 +440,12 @@ fn r6_a_store_and_the_last_removal_at_once_leave_names_and_blocks_in_step() {
             assert_eq!(left, "", "round {round}");
         }
     }
+    all_answered(&server, looks);
+}
+
+/// Nothing that happened was a reason to fail.
+fn all_answered(host: &Server, looks: Looks) {
+    assert!(looks.end(host).iter().all(|&failed| failed == 0));
 }
 
 #[test]
@@ -451,6 +460,7 @@ fn r7_two_writers_of_one_stream_count_it_once_and_a_restart_of_one_takes_nothing
     assign(&server, &one, A);
     assign(&server, &two, A);
     assign(&server, &two, B);
+    let looks = looks(&server, &server.socket_address());
     store(&server, &two, B, 0..30);
     let all: Vec<Block> = blocks(0..4000);
     // Each batch stores 100 blocks and the last 50 of the batch before once more, of which it takes
@@ -493,6 +503,7 @@ fn r7_two_writers_of_one_stream_count_it_once_and_a_restart_of_one_takes_nothing
     let removed = remove(&server, &one, A, 0..3000);
     assert_eq!((removed.removed, removed.unknown_removals), (3000, 0), "one copy of each");
     assert_eq!(held(&server, &two, 4000), [(2, 30)]);
+    all_answered(&server, looks);
 }
 
 #[test]
@@ -531,6 +542,7 @@ fn r9_replicas_of_one_store_answer_alike_although_one_lost_a_batch() {
     let (one, two) = (writer("one"), writer("two"));
     assign(&server, &one, A);
     assign(&server, &two, A);
+    let looks = looks(&server, &server.socket_address());
     for seq in 0..10 {
         let range = seq * 100..(seq + 1) * 100;
         let path = blocks(range.clone());
@@ -544,4 +556,5 @@ fn r9_replicas_of_one_store_answer_alike_although_one_lost_a_batch() {
         let so_far = [(1, 100 * (seq as u32 + 1))];
         assert_eq!([held(&server, &one, 1000), held(&server, &two, 1000)], [so_far, so_far]);
     }
+    all_answered(&server, looks);
 }

@@ -184,6 +184,127 @@ fn a_run_whose_blocks_have_other_names_by_now_gets_these_as_well() {
     assert_eq!(keys(&server, "*:n:*").len(), 1, "what B stored elsewhere");
 }
 
+/// How many commands of one kind the server has done.
+fn commands(server: &Server, kind: &str) -> u64 {
+    let info: String = redis::cmd("INFO").arg("commandstats").query(&mut server.raw()).unwrap();
+    let line = info.lines().find_map(|l| l.strip_prefix(&format!("cmdstat_{kind}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+/// A worker stores what comes behind part of the path.
+fn go_on(server: &Server, index: &RedisIndex, range: std::ops::Range<u64>) -> Applied {
+    let path = blocks(range.clone());
+    let change = [stored(&path, parent(&range))];
+    server.block_on(index.apply(A, &change)).unwrap()
+}
+
+#[test]
+fn a_parent_that_was_stored_just_now_is_not_looked_for_until_something_was_taken() {
+    let (server, index, other) = scene();
+    let (mut at, mut asked) = (65, Vec::new());
+    // On a busy machine it may be long ago.
+    while asked.last() != Some(&3) {
+        assert!(asked.len() < 20, "{asked:?}");
+        let before = commands(&server, "hmget");
+        assert_eq!(go_on(&server, &index, at..at + 64).unknown_parents, 0);
+        // The scripts' own, and one more where it is looked for.
+        asked.push(commands(&server, "hmget") - before);
+        at += 64;
+    }
+    // B has the path as well, so that it stays when A loses it.
+    at_root(&server, &index, B, &blocks(1..at + 5));
+    assert_eq!(go_on(&server, &index, at..at + 1).unknown_parents, 0);
+    assert_eq!(take(&server, &index, A, &blocks(at..at + 1)), 1);
+    assert_eq!(go_on(&server, &index, at + 1..at + 2).unknown_parents, 1, "it was taken");
+    assert_eq!(go_on(&server, &index, at + 2..at + 3).unknown_parents, 0);
+    server.block_on(index.apply(A, &[Change::Clear { tier: None }])).unwrap();
+    assert_eq!(go_on(&server, &index, at + 3..at + 4).unknown_parents, 1, "it was cleared");
+    server.block_on(other.apply(A, &[Change::Clear { tier: None }])).unwrap();
+    let range = at + 4..at + 5;
+    let lost = blocks(range.clone());
+    let change = [stored(&lost, parent(&range))];
+    server.block_on(index.apply(A, &change)).unwrap_err();
+    let again = server.block_on(index.apply(A, &change)).unwrap();
+    assert_eq!(again.unknown_parents, 1, "another client cleared it");
+}
+
+/// Each run's proof of its names, where it has one.
+fn proofs(server: &Server) -> Vec<Option<Vec<u8>>> {
+    let runs = keys(server, "*:n:*");
+    let proof = |run| redis::cmd("HGET").arg(run).arg("j").query(&mut server.raw()).unwrap();
+    runs.into_iter().map(proof).collect()
+}
+
+#[test]
+fn a_run_without_a_proof_is_stored_to_as_ever_and_has_one_again() {
+    let (server, index, other) = scene();
+    let before = proofs(&server);
+    assert!(before.iter().all(Option::is_some));
+    for run in keys(&server, "*:n:*") {
+        let _: () = redis::cmd("HDEL").arg(run).arg("j").query(&mut server.raw()).unwrap();
+    }
+    // In vain by the proof, then the long way.
+    assert_eq!(follow(&server, &index, &blocks(PATH)), 2);
+    assert_eq!(proofs(&server).iter().flatten().count(), 1, "of the path that was followed");
+    assert!(before.contains(proofs(&server).iter().find(|proof| proof.is_some()).unwrap()));
+    assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 64), (2, 64)]);
+    assert_eq!(take(&server, &other, B, &blocks(PATH)), 64);
+    // By the names from now on, as why there was no proof may last.
+    assert_eq!(follow(&server, &index, &blocks(PATH)), 1);
+    assert_eq!(take(&server, &other, B, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 64)]);
+}
+
+/// They end by themselves where nobody refreshes them, and a server may throw them away.
+#[test]
+fn a_run_whose_names_are_gone_gets_them_again_with_whoever_follows() {
+    let (server, index, other) = scene();
+    for names in keys(&server, "*:[nv]:*") {
+        let _: () = redis::cmd("DEL").arg(names).query(&mut server.raw()).unwrap();
+    }
+    // In vain by the proof, the long way, and the names.
+    assert_eq!(follow(&server, &index, &blocks(PATH)), 3);
+    assert_eq!(take(&server, &other, B, &blocks(PATH)), 64);
+    assert_eq!(take(&server, &other, A, &blocks(PATH)), 64);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), []);
+}
+
+#[test]
+fn a_run_that_went_on_under_other_names_has_no_proof_of_those_before() {
+    let (server, index, other) = scene();
+    assert_eq!(take(&server, &other, A, &blocks(33..65)), 32);
+    let rename = |block: Block| Block { name: Name(block.name.0 ^ 1 << 60), ..block };
+    let renamed: Vec<Block> = blocks(33..65).into_iter().map(rename).collect();
+    let change = [stored(&renamed, parent(&(33..65)))];
+    assert_eq!(server.block_on(other.apply(A, &change)).unwrap().stored, 32);
+    assert!(follow(&server, &index, &blocks(PATH)) > 1);
+    let third = client(&server, options());
+    for worker in [A, B] {
+        assign(&server, &third, worker);
+    }
+    assert_eq!(take(&server, &third, B, &blocks(PATH)), 64);
+    assert_eq!(take(&server, &third, A, &renamed), 32);
+    assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 32)]);
+}
+
+#[test]
+fn a_run_whose_names_moved_to_another_vocabulary_has_no_proof_of_those_before() {
+    let server = Server::start();
+    let (index, other) = (client(&server, options()), client(&server, options()));
+    assign(&server, &index, A);
+    at_root(&server, &index, A, &blocks(PATH));
+    let home = Home { vocabulary: VocabularyId(2), ..HOME };
+    server.block_on(index.assign(A, home)).unwrap();
+    assert_eq!(proofs(&server), [None]);
+    assign(&server, &index, B);
+    at_root(&server, &index, B, &blocks(PATH));
+    assign(&server, &other, B);
+    assert_eq!(take(&server, &other, B, &blocks(PATH)), 64);
+    server.block_on(other.assign(A, home)).unwrap();
+    assert_eq!(take(&server, &other, A, &blocks(PATH)), 64);
+    assert_eq!(keys(&server, "*:[rnvh]:*"), [""; 0]);
+}
+
 #[test]
 fn a_slot_that_holds_part_of_it_has_two_copies_of_that_part_then() {
     let (server, index, _) = scene();
@@ -233,22 +354,19 @@ fn a_worker_of_another_vocabulary_binds_names_of_its_own() {
     assert_eq!(take(&server, &other, third, &blocks(PATH)), 64);
     assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 64)]);
     // The names that a run has for one vocabulary say nothing of another, whatever the client remembers.
-    let run = keys(&server, "*:n:*").into_iter().find(|key| {
-        let fields: u32 = redis::cmd("HLEN").arg(key).query(&mut server.raw()).unwrap();
-        fields == 2
-    });
+    let vocabularies = |run: &String| {
+        let fields: Vec<Vec<u8>> = redis::cmd("HKEYS").arg(run).query(&mut server.raw()).unwrap();
+        let number = |field: Vec<u8>| Some(u32::from_le_bytes(field.try_into().ok()?));
+        fields.into_iter().filter_map(number).collect::<Vec<u32>>()
+    };
+    let run = keys(&server, "*:n:*").into_iter().find(|run| vocabularies(run).len() == 2);
     let run = run.expect("a run with names of two vocabularies");
-    let fields: Vec<(Vec<u8>, Vec<u8>)> =
-        redis::cmd("HGETALL").arg(&run).query(&mut server.raw()).unwrap();
-    let later = fields
-        .iter()
-        .map(|(field, _)| field.clone())
-        .max_by_key(|field| u32::from_le_bytes(field[..4].try_into().unwrap()));
-    let _: () = redis::cmd("HDEL").arg(&run).arg(later).query(&mut server.raw()).unwrap();
+    let later = vocabularies(&run).into_iter().max().unwrap();
+    let _: () =
+        redis::cmd("HDEL").arg(&run).arg(&later.to_le_bytes()).query(&mut server.raw()).unwrap();
     assert_eq!(at_root(&server, &index, third, &blocks(PATH)).stored, 64);
     assert_eq!(take(&server, &other, third, &blocks(PATH)), 64);
-    let fields: u32 = redis::cmd("HLEN").arg(&run).query(&mut server.raw()).unwrap();
-    assert_eq!(fields, 2);
+    assert_eq!(vocabularies(&run).len(), 2);
 }
 
 #[test]

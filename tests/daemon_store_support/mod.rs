@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -117,7 +117,9 @@ impl Asking {
         let asks = thread::spawn(move || {
             let mut answered = 0;
             while !stops.load(Ordering::Relaxed) {
+                let asked = Instant::now();
                 let answer = post_to(&address, "/v1/score", &body).json(200);
+                assert!(asked.elapsed() < Duration::from_secs(30), "20 s by [`STORE`], and slack");
                 check(&answer["workers"][0]);
                 answered += 1;
                 thread::sleep(Duration::from_millis(2));
@@ -127,7 +129,7 @@ impl Asking {
         Asking { stop, asks }
     }
 
-    /// Every question was answered: each fails that takes longer than a test has patience.
+    /// Every question was answered, within its deadline.
     pub(crate) fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         assert!(self.asks.join().unwrap() > 0);

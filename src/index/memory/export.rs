@@ -251,8 +251,9 @@ impl Pen<'_> {
         for (&(id, at), also) in names.also.iter() {
             for &(voc, name) in also {
                 let Some(&vocabulary) = cast.vocabularies.get(&voc) else { continue };
-                if !names.dups.contains_key(&(voc, name)) {
-                    all.push((vocabulary, name, vec![(number_of(id), at)]));
+                let run = number_of(id);
+                if run > 0 && !names.dups.contains_key(&(voc, name)) {
+                    all.push((vocabulary, name, vec![(run, at)]));
                 }
             }
         }
@@ -264,10 +265,11 @@ impl Pen<'_> {
             };
             let first = v.table.find(&self.shared.arena, self.shared.hash(name.0), is);
             let places = first.iter().chain(later).map(|p| (number_of(RunId(p.run)), p.at));
-            all.push((cast.vocabularies[&voc], name, places.collect()));
+            let places: Places = places.filter(|(run, _)| *run > 0).collect();
+            if !places.is_empty() {
+                all.push((cast.vocabularies[&voc], name, places));
+            }
         }
-        all.iter_mut().for_each(|(.., places)| places.retain(|(run, _)| *run > 0));
-        all.retain(|(.., places)| !places.is_empty());
         all.sort_unstable();
         number(out, all.len() as u32);
         for (vocabulary, name, places) in all {

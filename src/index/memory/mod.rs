@@ -115,7 +115,7 @@ impl MemoryIndex {
     }
 
     /// What a worker holds, as the image of an index in which nobody else is (see [`Image::apart`]); `None` if it has no
-    /// home here. Takes and needs far less than the whole image where others hold most.
+    /// home here. Changes wait while what is dead is swept and each run is looked at; only the worker's are written down.
     pub(crate) fn export_of(&self, worker: WorkerId) -> Option<Image> {
         let image = self.write(|pen| pen.export(Some(worker)));
         let mut alone = None;

@@ -75,6 +75,7 @@ impl RedisIndex {
         }
         let mut local = self.local.lock();
         local.same_life(lives)?;
+        local.took_from(number);
         // What the table does not know is nobody's: retired by another client, or lost.
         local.slots.retain(|(at, owner), slot| {
             (*at, owner.0) != (space, number) || table.slots.get(slot) == Some(owner)

@@ -62,6 +62,14 @@ impl ChainKey {
         Link { depth: 0, tag: head(&hash), rest: rest(&hash), key: head(&hash) }
     }
 
+    /// What stands for a list of names.
+    pub(super) fn names(&self, names: &[u8]) -> [u8; 8] {
+        let mut hasher = SipHasher13::new_with_key(&self.0);
+        hasher.write(b"names");
+        hasher.write(names);
+        head(&hasher.finish128().as_bytes())
+    }
+
     /// The block with this digest behind `above`.
     pub(super) fn next(&self, above: &Link, digest: Digest) -> Link {
         let mut bytes = [0; 32];

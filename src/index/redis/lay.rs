@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::chain::{Key, Link, SEGMENT, Tag, first, shape_bytes};
-use super::join::Way;
+use super::chain::{ChainKey, Key, Link, SEGMENT, Tag, first, shape_bytes};
+use super::join::{Way, proof};
 use super::local::{Dead, Opened};
 use super::meaning::{group, name_bytes};
 use super::place::{Place, Spot};
@@ -229,13 +229,10 @@ impl RedisIndex {
     ) -> Result<Told, Error> {
         let (mut told, mut ways) = (Told::default(), self.ways(stretch, pieces, links));
         self.store_by(stretch, pieces, links, &ways, &mut told).await?;
-        self.note_ends(stretch, pieces, links, &told);
+        self.note_ends(stretch, pieces, links, &ways, &told);
         // What was not there to be joined is stored.
         for (way, piece) in ways.iter_mut().zip(pieces) {
-            *way = match way {
-                Way::Join if !told.has(piece) => Way::Store,
-                _ => Way::Done,
-            };
+            *way = if way.joins() && !told.has(piece) { Way::Store } else { Way::Done };
         }
         if ways.contains(&Way::Store) {
             told.meant = None;
@@ -258,8 +255,13 @@ impl RedisIndex {
         let (mut batch, mut sent) = (Batch::new(), Vec::with_capacity(pieces.len()));
         for (piece, &way) in pieces.iter().zip(ways) {
             match way {
+                Way::JoinProven => {
+                    self.join_proven_script(&mut batch, &opened.chain, stretch, piece, links)
+                }
                 Way::Join => self.join_script(&mut batch, stretch, piece, links),
-                Way::Store => self.store_script(&mut batch, stretch, pieces, piece, links),
+                Way::Store => {
+                    self.store_script(&mut batch, &opened.chain, stretch, (pieces, piece), links)
+                }
                 Way::Done => continue,
             }
             let run = [&piece.tag[..], &piece.begin].concat();
@@ -298,9 +300,9 @@ impl RedisIndex {
         let mut replies = self.send(batch).await?;
         for (key, piece, way) in sent {
             let reply = value(&key, next(&mut replies))?;
-            match way {
-                Way::Join => told.join(piece, int(&key, reply)? == 1),
-                _ => told.read(&key, piece, &bytes(&key, reply)?)?,
+            match way.joins() {
+                true => told.join(piece, int(&key, reply)? == 1),
+                false => told.read(&key, piece, &bytes(&key, reply)?)?,
             }
             value(&held, next(&mut replies))?;
         }
@@ -402,6 +404,7 @@ impl RedisIndex {
         let birth = self.ask(&about, command("HGET", &[&about, b"b"])).await?;
         self.same_store(opened, &about, birth)?;
         let mut local = self.local.lock();
+        local.took_from(worker);
         local.slots.retain(|_, slot| *slot != stretch.slot);
         if owner.is_empty() {
             let (space, slot) = (stretch.space, stretch.slot);
@@ -416,11 +419,15 @@ impl RedisIndex {
     fn store_script(
         &self,
         batch: &mut Batch,
+        chain: &ChainKey,
         stretch: &Stretch<'_>,
-        pieces: &[Piece],
-        piece: &Piece,
+        (pieces, piece): (&[Piece], &Piece),
         links: &[Link],
     ) {
+        let proven = match piece.offset {
+            0 => proof(chain, stretch, piece, links).to_vec(),
+            _ => Vec::new(),
+        };
         let ttl = self.ttl();
         let copies = stretch.copies.to_string();
         let most = if stretch.most == 0 { 0 } else { MOST_NAMES }.to_string();
@@ -429,7 +436,7 @@ impl RedisIndex {
         let above = if piece.from == 0 { stretch.above.0.key } else { links[piece.from - 1].key };
         let hung = hung(pieces, stretch.above.1, piece.from);
         let hung = hung.filter(|_| piece.offset == 0).map(|p| p.bytes()).unwrap_or_default();
-        let args: [&[u8]; 14] = [
+        let args: [&[u8]; 15] = [
             &piece.begin,
             &[piece.offset as u8],
             &above,
@@ -444,6 +451,7 @@ impl RedisIndex {
             &hung,
             most.as_bytes(),
             &piece.tag,
+            &proven,
         ];
         let key = self.keys.run(&piece.tag, &piece.begin);
         let named = self.keys.names(&piece.tag, &piece.begin);

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 
 use super::chain::{ChainKey, Key, Tag};
-use super::place::Spot;
+use super::join::Way;
+use super::place::{Place, Spot};
 use crate::block::{Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::index::Home;
@@ -71,7 +72,7 @@ pub(super) struct Delta {
     pub(super) entries: i64,
 }
 
-/// The block that a worker stored last. It may be named by another client that has not bound the name yet.
+/// The block that a worker stored last. Whoever stored it first may not have bound its name yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Last {
     pub(super) vocabulary: u32,
@@ -79,6 +80,15 @@ pub(super) struct Last {
     pub(super) spot: Spot,
     /// Whether the name meant nothing else when the block was stored.
     pub(super) alone: bool,
+    /// When that was; `None` if this client has taken anything away from the worker since, or knows that it lost what it held.
+    pub(super) stored: Option<Instant>,
+}
+
+impl Last {
+    /// Whether the worker holds this block, as far as this client can know: it stored it a moment ago.
+    pub(super) fn is_held(&self, place: &Place) -> bool {
+        self.spot.place == *place && self.stored.is_some_and(|stored| stored.elapsed() < BORN)
+    }
 }
 
 /// A retired slot that still stands in runs.
@@ -122,7 +132,7 @@ pub(super) struct Local {
     pub(super) owners: HashMap<String, (bool, Instant)>,
 }
 
-/// For so long a space's birth need not be compared again. A store that was emptied shows at once, as its table is
+/// For so long a space's birth need not be compared again, nor a parent that was just stored be looked for. A store that was emptied shows at once, as its table is
 /// gone, too; this is for the loss of the space's key alone.
 const BORN: Duration = Duration::from_secs(1);
 
@@ -156,6 +166,13 @@ impl Local {
     /// Whether a space's birth was compared just now.
     pub(super) fn is_born(&self, space: u32) -> bool {
         self.born.get(&space).is_some_and(|since| since.elapsed() < BORN)
+    }
+
+    /// A worker may hold less than what it stored.
+    pub(super) fn took_from(&mut self, worker: u32) {
+        if let Some(last) = self.last.get_mut(&worker) {
+            last.stored = None;
+        }
     }
 
     pub(super) fn changed(&mut self, space: u32, blocks: i64, entries: i64) {
@@ -199,10 +216,10 @@ impl Names {
     }
 }
 
-/// The last blocks of pieces that this client stored, by vocabulary, segment and key: whether the whole piece
-/// lies in the segment's first run, so that the next worker probably joins it there.
+/// The last blocks of pieces that this client stored, by vocabulary, segment and key: how the next worker
+/// probably gets its copies, which it joins where the whole piece lies in the segment's first run.
 #[derive(Debug)]
-pub(super) struct Ends(Recent<(u32, Tag, Key), bool>);
+pub(super) struct Ends(Recent<(u32, Tag, Key), Way>);
 
 impl Default for Ends {
     /// Some 35 bytes each.
@@ -212,20 +229,20 @@ impl Default for Ends {
 }
 
 impl Ends {
-    /// Whether to join at this block, which is noted where it is not yet: commands of one connection come in
-    /// order, so that who is next need not wait for the answer.
-    pub(super) fn join(&mut self, vocabulary: u32, tag: Tag, key: Key) -> bool {
+    /// How a piece that ends with this block gets its copies. The first one is stored, and noted as one to join: commands
+    /// of one connection come in order, so that who is next need not wait for the answer.
+    pub(super) fn way(&mut self, vocabulary: u32, tag: Tag, key: Key) -> Way {
         let at = (vocabulary, tag, key);
         let known = self.0.get(&at);
         if known.is_none() {
-            self.0.put(at, true);
+            self.0.put(at, Way::JoinProven);
         }
-        known.unwrap_or(false)
+        known.unwrap_or(Way::Store)
     }
 
-    /// That was not so.
-    pub(super) fn part(&mut self, vocabulary: u32, tag: Tag, key: Key) {
-        self.0.put((vocabulary, tag, key), false);
+    /// That was not so: the next one goes this way.
+    pub(super) fn part(&mut self, vocabulary: u32, tag: Tag, key: Key, next: Way) {
+        self.0.put((vocabulary, tag, key), next);
     }
 }
 

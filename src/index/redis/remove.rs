@@ -65,7 +65,8 @@ impl RedisIndex {
         applied: &mut Applied,
     ) -> Result<(), Error> {
         let mut known: Vec<Option<Place>> = {
-            let local = self.local.lock();
+            let mut local = self.local.lock();
+            local.took_from(member.worker);
             let place = |&name: &Name| local.names.get(member.vocabulary, name).map(|s| s.place);
             names.iter().map(place).collect()
         };

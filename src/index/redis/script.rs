@@ -25,6 +25,10 @@ pub(super) static STORE: Script = Script::new(concat!(
 pub(super) static JOIN: Script =
     Script::new(concat!(include_str!("lua/stretched.lua"), include_str!("lua/join.lua")));
 
+/// The same where the run has the proof of it.
+pub(super) static JOIN_PROVEN: Script =
+    Script::new(concat!(include_str!("lua/stretched.lua"), include_str!("lua/join_proven.lua")));
+
 /// Names get meanings.
 pub(super) static BIND: Script = Script::new(concat!(
     include_str!("lua/bind_quick.lua"),

@@ -1,5 +1,7 @@
 //! Blocks that become resident.
 
+use std::time::Instant;
+
 use super::chain::Link;
 use super::lay::Stretch;
 use super::local::{Last, Member};
@@ -143,8 +145,8 @@ impl RedisIndex {
                 let known = blocks[at..].iter().take_while(|b| b.digest.is_some()).count();
                 // Who waits for the first of two blocks with one name comes before the second, so one by one.
                 let n = if distinct(&blocks[at..at + known]) { known } else { 1 };
-                let asks =
-                    if at == 0 && told.is_some() { self.own_slots(member) } else { Vec::new() };
+                let held = at > 0 || told.is_none() || self.just_stored(member, placed.1.as_ref());
+                let asks = if held { Vec::new() } else { self.own_slots(member) };
                 let stretch = Stretch {
                     space: member.space,
                     vocabulary: member.vocabulary,
@@ -171,7 +173,7 @@ impl RedisIndex {
                         "the block that others were to be stored behind went away meanwhile",
                     ));
                 };
-                if at == 0 && told.is_some() && !laid.above_held {
+                if !held && !laid.above_held {
                     applied.unknown_parents += 1;
                 }
                 self.settle(member, laid.waiting.into_iter().collect()).await?;
@@ -182,7 +184,8 @@ impl RedisIndex {
                 }
                 if let Some(spot) = laid.last {
                     let (vocabulary, name) = (member.vocabulary, blocks[at + n - 1].name);
-                    let last = Last { vocabulary, name, spot, alone: laid.alone };
+                    let (alone, stored) = (laid.alone, Some(Instant::now()));
+                    let last = Last { vocabulary, name, spot, alone, stored };
                     self.local.lock().last.insert(member.worker, last);
                 }
                 above = laid.last.map(|spot| (spot.link, Some(spot.place)));
@@ -190,6 +193,13 @@ impl RedisIndex {
             }
             return Ok(());
         }
+    }
+
+    /// Whether a worker holds this block because it was the last that it stored, a moment ago.
+    fn just_stored(&self, member: &Member, place: Option<&Place>) -> bool {
+        let local = self.local.lock();
+        let last = local.last.get(&member.worker);
+        last.zip(place).is_some_and(|(last, place)| last.is_held(place))
     }
 
     async fn root(&self, member: &Member, shape: Shape) -> Result<(Link, Option<Place>), Error> {

@@ -35,6 +35,7 @@ impl RedisIndex {
 
     /// From now on these of a worker's slots are nobody's.
     pub(super) async fn retire(&self, member: &Member, leaving: Leaving<'_>) -> Result<(), Error> {
+        self.local.lock().took_from(member.worker);
         let space = member.space;
         let (table, about) = (self.keys.table(space), self.keys.space(space));
         let dead = self.keys.dead(space);

@@ -2,22 +2,22 @@
 -- nothing yet, in a group where nothing waits. Whatever is otherwise is left alone, to be done below from the
 -- start. KEYS and ARGV as there.
 do
-  local sub, names, bound = string.sub, {}, {}
+  local sub, n, names, bound = string.sub, 0, {}, {}
   for at = 3, #ARGV, 3 do
     local rest, starts, all = ARGV[at], ARGV[at + 1], ARGV[at + 2]
     for one = 1, #starts do
       local name = sub(all, one * 8 - 7, one * 8)
-      names[#names + 1] = name
-      bound[#bound + 1] = name
-      bound[#bound + 1] = sub(starts, one, one) .. rest
+      n = n + 1
+      names[n] = name
+      bound[2 * n - 1], bound[2 * n] = name, sub(starts, one, one) .. rest
     end
   end
   local found = redis.pcall('HMGET', KEYS[1], unpack(names))
   local free = not found.err
-  for at = 1, #names do free = free and not found[at] end
+  for at = 1, n do free = free and not found[at] end
   if free and redis.call('EXISTS', KEYS[2], KEYS[3]) == 0 then
     redis.call('HSET', KEYS[1], unpack(bound))
     redis.call('EXPIRE', KEYS[1], ARGV[2])
-    return {string.rep('1', #names), {}}
+    return {string.rep('1', n), {}}
   end
 end

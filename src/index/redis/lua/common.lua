@@ -143,6 +143,7 @@ local function trim(runs, named, tag, id, out)
           end
         end
         if #value > keep * 8 then call('HSET', names, field, sub(value, 1, keep * 8)) end
+      elseif field == 'j' then call('HDEL', names, 'j')
       else
         if #field ~= 5 or #value % 9 ~= 0 then damaged(names) end
         local kept = {}

@@ -1,5 +1,6 @@
 -- A block's name in one vocabulary becomes one in another. KEYS[1]: the names of the block's run.
 return guarded(function()
+  call('HDEL', KEYS[1], 'j')
   local old, new, start, offset, name = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
   local at, entry = (offset - start) * 8, char(offset) .. name
   local value = call('HGET', KEYS[1], old) or ''

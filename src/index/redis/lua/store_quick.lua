@@ -3,7 +3,7 @@
 -- slot that holds nothing of the run or what comes just before. Whatever is otherwise is left alone, to
 -- be done below from the start. KEYS and ARGV as there; flag 8 says that every name is new.
 do
-  local id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl, hung = unpack(ARGV)
+  local id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl, hung, _, _, proof = unpack(ARGV)
   local run, list, sub, byte, char, call = KEYS[1], KEYS[2], string.sub, string.byte, string.char, redis.call
   local UNNAMED, ONCE = '\0\0\0\0\0\0\0\0', '\1\0\0\0'
   local n, from = #blocks / 8, byte(offset)
@@ -13,7 +13,7 @@ do
 
   if usual and have == false and kept == false and held == false and from == 0 then
     local value = stamp .. char(0, n) .. ONCE
-    local reply = redis.pcall('HSET', list, vocabulary, names)
+    local reply = redis.pcall('HSET', list, vocabulary, names, 'j', proof)
     if type(reply) == 'number' then
       if hung == '' then call('HSET', run, 'h', head, 'k', blocks, slot, value)
       else call('HSET', run, 'h', head, 'k', blocks, 'p', hung, slot, value) end
@@ -36,6 +36,7 @@ do
       elseif type(called) == 'string' and sub(have, at + 1, at + n * 8) == blocks
         and sub(called, at + 1, at + n * 8) == names then
         call('HSET', run, slot, value)
+        if from == 0 then call('HSET', list, 'j', proof) end
         return '\0' .. id .. char(from, n, 0, n, byte(fresh), 0)
       end
     end

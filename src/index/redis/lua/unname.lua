@@ -1,5 +1,6 @@
--- A name that was refused is not one of the block's.
+-- A name that was refused is not one of the block's. KEYS[1]: the names of its run.
 return guarded(function()
+  call('HDEL', KEYS[1], 'j')
   local vocabulary, start, offset, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
   local value, at = call('HGET', KEYS[1], vocabulary) or '', (offset - start) * 8
   if sub(value, at + 1, at + 8) == name then
