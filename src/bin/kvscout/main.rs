@@ -13,6 +13,7 @@ mod fields;
 mod follow;
 mod grpc;
 mod hash;
+mod heap;
 mod http;
 mod intake;
 mod lines;
@@ -88,6 +89,7 @@ impl From<kvscout::Error> for Failure {
 }
 
 fn main() -> ExitCode {
+    heap::keep_little();
     let outcome = match Cli::try_parse() {
         Ok(cli) => run(cli.command),
         Err(error) if !error.use_stderr() => {
