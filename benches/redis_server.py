@@ -119,6 +119,9 @@ def names_of(server):
         for batch in pairs))
     fresh("one HSET for a batch, which overwrites", (
         [[b"HSET", b"v:{7.0}"] + [part for pair in batch for part in pair]] for batch in pairs))
+    flat = (([part for pair in batch for part in pair], [name for name, _ in batch]) for batch in pairs)
+    fresh("MULTI, HMGET, HSET, EXEC, which overwrites", (
+        [[b"MULTI"], [b"HMGET", b"v:{7.0}"] + names, [b"HSET", b"v:{7.0}"] + both, [b"EXEC"]] for both, names in flat))
     numbers = ((at, names) for at, names in enumerate(NAMES))
     fresh("one ZADD NX for a batch, places as numbers", (
         [[b"ZADD", b"v:{7.0}", b"NX"] + [part for n, name in enumerate(names) for part in (b"%d" % (64 * at + n), name)]]
