@@ -19,11 +19,7 @@ const PATH: std::ops::Range<u64> = 1..65;
 /// slot, by another path.
 fn scene() -> (Server, RedisIndex, RedisIndex) {
     let server = Server::start();
-    let (index, other) = (client(&server, options()), client(&server, options()));
-    for index in [&index, &other] {
-        assign(&server, index, A);
-        assign(&server, index, B);
-    }
+    let (index, other) = (who_knows_both(&server), who_knows_both(&server));
     at_root(&server, &index, B, &blocks(1001..1011));
     assert_eq!(at_root(&server, &index, A, &blocks(PATH)).stored, 64);
     (server, index, other)
@@ -55,10 +51,28 @@ fn leading(server: &Server, index: &RedisIndex, prompt: &[Block]) -> Vec<(u32, u
     matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[3])).collect()
 }
 
+/// The number behind these words in a section of what the server says of itself.
+fn counted(server: &Server, section: &str, words: &str) -> u64 {
+    let info: String = redis::cmd("INFO").arg(section).query(&mut server.raw()).unwrap();
+    let number = info.lines().find_map(|line| line.strip_prefix(words)).unwrap();
+    number.split(',').next().unwrap().parse().unwrap()
+}
+
 fn received(server: &Server) -> u64 {
-    let info: String = redis::cmd("INFO").arg("stats").query(&mut server.raw()).unwrap();
-    let line = info.lines().find_map(|line| line.strip_prefix("total_net_input_bytes:"));
-    line.unwrap().parse().unwrap()
+    counted(server, "stats", "total_net_input_bytes:")
+}
+
+/// A client that remembers nothing.
+fn who_knows_both(server: &Server) -> RedisIndex {
+    let index = client(server, options());
+    [A, B].map(|worker| assign(server, &index, worker));
+    index
+}
+
+/// The same contents under other names.
+fn renamed(blocks: Vec<Block>) -> Vec<Block> {
+    let rename = |block: Block| Block { name: Name(block.name.0 ^ 1 << 60), ..block };
+    blocks.into_iter().map(rename).collect()
 }
 
 #[test]
@@ -170,25 +184,14 @@ fn a_run_that_has_become_shorter_is_gone_on_with() {
 fn a_run_whose_blocks_have_other_names_by_now_gets_these_as_well() {
     let (server, index, other) = scene();
     take(&server, &other, A, &blocks(PATH));
-    let rename = |block: Block| Block { name: Name(block.name.0 ^ 1 << 60), ..block };
-    let renamed: Vec<Block> = blocks(PATH).into_iter().map(rename).collect();
+    let renamed = renamed(blocks(PATH));
     at_root(&server, &other, A, &renamed);
     assert_eq!(follow(&server, &index, &blocks(PATH)), 3);
-    let third = client(&server, options());
-    for worker in [A, B] {
-        assign(&server, &third, worker);
-    }
+    let third = who_knows_both(&server);
     assert_eq!(take(&server, &third, B, &blocks(PATH)), 64);
     assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 64)]);
     assert_eq!(take(&server, &third, A, &renamed), 64);
     assert_eq!(keys(&server, "*:n:*").len(), 1, "what B stored elsewhere");
-}
-
-/// How many commands of one kind the server has done.
-fn commands(server: &Server, kind: &str) -> u64 {
-    let info: String = redis::cmd("INFO").arg("commandstats").query(&mut server.raw()).unwrap();
-    let line = info.lines().find_map(|l| l.strip_prefix(&format!("cmdstat_{kind}:calls=")));
-    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
 }
 
 /// A worker stores what comes behind part of the path.
@@ -202,13 +205,14 @@ fn go_on(server: &Server, index: &RedisIndex, range: std::ops::Range<u64>) -> Ap
 fn a_parent_that_was_stored_just_now_is_not_looked_for_until_something_was_taken() {
     let (server, index, other) = scene();
     let (mut at, mut asked) = (65, Vec::new());
+    let hmgets = || counted(&server, "commandstats", "cmdstat_hmget:calls=");
     // On a busy machine it may be long ago.
     while asked.last() != Some(&3) {
         assert!(asked.len() < 20, "{asked:?}");
-        let before = commands(&server, "hmget");
+        let before = hmgets();
         assert_eq!(go_on(&server, &index, at..at + 64).unknown_parents, 0);
         // The scripts' own, and one more where it is looked for.
-        asked.push(commands(&server, "hmget") - before);
+        asked.push(hmgets() - before);
         at += 64;
     }
     // B has the path as well, so that it stays when A loses it.
@@ -273,15 +277,11 @@ fn a_run_whose_names_are_gone_gets_them_again_with_whoever_follows() {
 fn a_run_that_went_on_under_other_names_has_no_proof_of_those_before() {
     let (server, index, other) = scene();
     assert_eq!(take(&server, &other, A, &blocks(33..65)), 32);
-    let rename = |block: Block| Block { name: Name(block.name.0 ^ 1 << 60), ..block };
-    let renamed: Vec<Block> = blocks(33..65).into_iter().map(rename).collect();
+    let renamed = renamed(blocks(33..65));
     let change = [stored(&renamed, parent(&(33..65)))];
     assert_eq!(server.block_on(other.apply(A, &change)).unwrap().stored, 32);
     assert!(follow(&server, &index, &blocks(PATH)) > 1);
-    let third = client(&server, options());
-    for worker in [A, B] {
-        assign(&server, &third, worker);
-    }
+    let third = who_knows_both(&server);
     assert_eq!(take(&server, &third, B, &blocks(PATH)), 64);
     assert_eq!(take(&server, &third, A, &renamed), 32);
     assert_eq!(leading(&server, &index, &blocks(PATH)), [(1, 32)]);

@@ -13,9 +13,9 @@ const APART: libc::c_int = 1 << 20;
 /// before there are other threads.
 pub(crate) fn keep_little() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    if let Ok(processors) = std::thread::available_parallelism()
-        && let Ok(arenas) = libc::c_int::try_from(processors.get())
     {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let arenas = libc::c_int::try_from(processors).unwrap_or(libc::c_int::MAX);
         #[allow(unsafe_code)]
         // SAFETY: `mallopt` takes any number and refuses what it does not know; no thread allocates beside it.
         unsafe {

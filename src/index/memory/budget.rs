@@ -128,6 +128,7 @@ impl Pen<'_> {
 
     fn evict_one(&mut self, flooder: Option<WorkerId>) {
         let search = if flooder.is_some() { SEARCH } else { SAMPLE };
+        let floods = flooder.map(|worker| self.w.slots_of(worker)).unwrap_or_default();
         let mut oldest: Option<(bool, u32, RunId)> = None;
         let now = self.shared.now();
         let mut found = 0;
@@ -144,7 +145,7 @@ impl Pen<'_> {
             {
                 continue;
             }
-            let floods = flooder.is_some_and(|worker| self.is_held_by(run, worker));
+            let floods = self.is_held_by(run, &floods);
             let age = now.wrapping_sub(run.get(USED));
             if oldest.is_none_or(|(f, a, _)| (floods, age) > (f, a)) {
                 oldest = Some((floods, age, id));
@@ -175,9 +176,12 @@ impl Pen<'_> {
         workers > 1 && entries * (workers + 2) > 2 * self.w.entries
     }
 
-    fn is_held_by(&mut self, run: Run<'_>, worker: WorkerId) -> bool {
+    /// Whether one of these slots holds a block of the run.
+    pub(super) fn is_held_by(&mut self, run: Run<'_>, slots: &[u32]) -> bool {
+        if slots.is_empty() {
+            return false;
+        }
         self.w.cuts.load(run);
-        let slots = self.w.slots_of(worker);
         slots.iter().any(|&slot| self.w.cuts.held(slot, 0, u32::MAX).next().is_some())
     }
 

@@ -69,8 +69,7 @@ impl Pen<'_> {
         let mut runs = vec![false; self.w.runs.len()];
         for at in 0..runs.len() {
             let mut run = self.run(self.w.runs[at]);
-            self.w.cuts.load(run);
-            if !slots.iter().any(|&slot| self.w.cuts.held(slot, 0, u32::MAX).next().is_some()) {
+            if !self.is_held_by(run, &slots) {
                 continue;
             }
             while !std::mem::replace(&mut runs[run.get(POSITION) as usize], true) && !run.is_root()

@@ -11,7 +11,7 @@ pub(super) type Proof = [u8; 20];
 /// How a piece gets its copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// It was stored before, and only the slot is new: the run has the proof that all is the same.
+    /// It was stored before, and only the slot is new: beside its names is the proof that all is the same.
     JoinProven,
     /// It was stored before, and only the slot is new.
     Join,

@@ -87,7 +87,7 @@ pub(super) struct Last {
 impl Last {
     /// Whether the worker holds this block, as far as this client can know: it stored it a moment ago.
     pub(super) fn is_held(&self, place: &Place) -> bool {
-        self.spot.place == *place && self.stored.is_some_and(|stored| stored.elapsed() < BORN)
+        self.spot.place == *place && self.stored.is_some_and(|stored| stored.elapsed() < HELD)
     }
 }
 
@@ -132,9 +132,12 @@ pub(super) struct Local {
     pub(super) owners: HashMap<String, (bool, Instant)>,
 }
 
-/// For so long a space's birth need not be compared again, nor a parent that was just stored be looked for. A store that was emptied shows at once, as its table is
+/// For so long a space's birth need not be compared again. A store that was emptied shows at once, as its table is
 /// gone, too; this is for the loss of the space's key alone.
 const BORN: Duration = Duration::from_secs(1);
+
+/// For so long a block that a worker stored need not be looked for: what a server throws away is not what it was just given.
+const HELD: Duration = Duration::from_secs(1);
 
 impl Local {
     /// Forgets what holds for one life of the store only. What was bound by the process stays.

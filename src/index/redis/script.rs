@@ -25,7 +25,7 @@ pub(super) static STORE: Script = Script::new(concat!(
 pub(super) static JOIN: Script =
     Script::new(concat!(include_str!("lua/stretched.lua"), include_str!("lua/join.lua")));
 
-/// The same where the run has the proof of it.
+/// The same where the proof of it is beside the run's names.
 pub(super) static JOIN_PROVEN: Script =
     Script::new(concat!(include_str!("lua/stretched.lua"), include_str!("lua/join_proven.lua")));
 

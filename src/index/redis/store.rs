@@ -145,8 +145,8 @@ impl RedisIndex {
                 let known = blocks[at..].iter().take_while(|b| b.digest.is_some()).count();
                 // Who waits for the first of two blocks with one name comes before the second, so one by one.
                 let n = if distinct(&blocks[at..at + known]) { known } else { 1 };
-                let held = at > 0 || told.is_none() || self.just_stored(member, placed.1.as_ref());
-                let asks = if held { Vec::new() } else { self.own_slots(member) };
+                let sure = at > 0 || told.is_none() || self.just_stored(member, placed.1.as_ref());
+                let asks = if sure { Vec::new() } else { self.own_slots(member) };
                 let stretch = Stretch {
                     space: member.space,
                     vocabulary: member.vocabulary,
@@ -173,7 +173,7 @@ impl RedisIndex {
                         "the block that others were to be stored behind went away meanwhile",
                     ));
                 };
-                if !held && !laid.above_held {
+                if !sure && !laid.above_held {
                     applied.unknown_parents += 1;
                 }
                 self.settle(member, laid.waiting.into_iter().collect()).await?;
