@@ -65,7 +65,9 @@ fn received(server: &Server) -> u64 {
 /// A client that remembers nothing.
 fn who_knows_both(server: &Server) -> RedisIndex {
     let index = client(server, options());
-    [A, B].map(|worker| assign(server, &index, worker));
+    for worker in [A, B] {
+        assign(server, &index, worker);
+    }
     index
 }
 
