@@ -6,7 +6,7 @@
 //! ones (`pod@tier`), and its ingest a third time with its map of engines' names, as ours is counted. `mget_per_block` is a string for each block with 4 bytes for each holder. All three
 //! use one client crate, a connection of one kind, and one pipeline or one MGET for a lookup.
 //!
-//! Prints ingest and memory while it loads; the groups are the lookups.
+//! Prints ingest and memory while it loads, ours and the peer's first a few times in turn; the groups are the lookups.
 
 #[path = "../tests/redis_support/mod.rs"]
 mod redis_support;
@@ -30,6 +30,8 @@ const BLOCKS: usize = 1_000;
 const WORKERS: usize = 16;
 const HOLDERS: usize = 4;
 const BATCH: usize = 64;
+/// How often ours and the peer's are loaded in turn: one load of half a second says as much of what else the machine did.
+const TURNS: usize = 9;
 const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
 
 /// A well-mixed number for each block, by SplitMix64.
@@ -110,12 +112,12 @@ fn computed(server: &Server) -> [f64; 2] {
     [theirs.iter().sum(), own / 100.0]
 }
 
-/// Loads one layout and says what that cost.
+/// Loads one layout and says what that cost; entries a second.
 fn load<F: Future<Output = ()> + Send + 'static>(
     server: &Server,
     layout: &str,
     worker: impl FnMut(usize) -> F,
-) {
+) -> f64 {
     let (bytes, before) = (memory(server), computed(server));
     let seconds = ingest(server, worker);
     let after = computed(server);
@@ -127,11 +129,36 @@ fn load<F: Future<Output = ()> + Send + 'static>(
         after[1] - before[1],
         (memory(server) - bytes) / entries
     );
+    entries / seconds
 }
 
 fn connect(server: &Server) -> MultiplexedConnection {
     let client = redis::Client::open(server.socket_address()).unwrap();
     server.block_on(client.get_multiplexed_async_connection()).unwrap()
+}
+
+fn empty(server: &Server) {
+    redis::cmd("FLUSHALL").exec(&mut server.raw()).unwrap();
+}
+
+/// An index where every worker has a home.
+fn opened(server: &Server, namespace: &str) -> Arc<RedisIndex> {
+    let options = RedisOptions { namespace: namespace.to_owned(), ..RedisOptions::default() };
+    // Not what is measured: on a busy machine a reply may take longer than a router would wait.
+    let (read_deadline, write_deadline) = (Duration::from_secs(5), Duration::from_secs(5));
+    let patience = StoreOptions { read_deadline, write_deadline, ..StoreOptions::default() };
+    let address = server.socket_address().parse().unwrap();
+    let index = server.block_on(async { RedisIndex::open(address, patience, options).unwrap() });
+    server.block_on(async {
+        while index.digest_key().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let home = Home { space: SpaceId(0), vocabulary: VocabularyId(0) };
+    for worker in 0..WORKERS as u32 {
+        server.block_on(index.assign(WorkerId(worker), home)).unwrap();
+    }
+    Arc::new(index)
 }
 
 async fn store(index: Arc<RedisIndex>, worker: usize) {
@@ -152,6 +179,8 @@ async fn store(index: Arc<RedisIndex>, worker: usize) {
         assert_eq!((applied.stored, applied.unplaced), (blocks.len() as u64, 0));
     }
 }
+
+const PEER: &str = "hkeys_per_block, the peer's fields";
 
 /// A field as the nearest peer writes it.
 fn long(worker: usize) -> String {
@@ -249,27 +278,27 @@ async fn ours(index: &RedisIndex, prompt: &mut Prompt, matches: &mut Matches) {
 
 fn lookups(c: &mut Criterion) {
     let server = Server::start();
-    let options = RedisOptions { namespace: "bench".to_owned(), ..RedisOptions::default() };
-    // Not what is measured: on a busy machine a reply may take longer than a router would wait.
-    let (read_deadline, write_deadline) = (Duration::from_secs(5), Duration::from_secs(5));
-    let patience = StoreOptions { read_deadline, write_deadline, ..StoreOptions::default() };
-    let address = server.socket_address().parse().unwrap();
-    let index = server.block_on(async { RedisIndex::open(address, patience, options).unwrap() });
-    let index = Arc::new(index);
-    server.block_on(async {
-        while index.digest_key().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    let home = Home { space: SpaceId(0), vocabulary: VocabularyId(0) };
-    for worker in 0..WORKERS as u32 {
-        server.block_on(index.assign(WorkerId(worker), home)).unwrap();
-    }
     let to = connect(&server);
+    let mut ratios: Vec<f64> = (0..TURNS)
+        .map(|turn| {
+            empty(&server);
+            let index = opened(&server, &format!("turn{turn}"));
+            let ours = load(&server, "kvscout", |worker| store(index.clone(), worker));
+            empty(&server);
+            ours / load(&server, PEER, |worker| hset(to.clone(), worker, 1, long(worker)))
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    println!(
+        "kvscout's ingest beside {PEER}: {:.2} times, the median of {TURNS} turns between {:.2} and {:.2}",
+        ratios[TURNS / 2],
+        ratios[0],
+        ratios[TURNS - 1]
+    );
+    empty(&server);
+    let index = opened(&server, "bench");
     load(&server, "kvscout", |worker| store(index.clone(), worker));
-    load(&server, "hkeys_per_block, the peer's fields", |worker| {
-        hset(to.clone(), worker, 1, long(worker))
-    });
+    load(&server, PEER, |worker| hset(to.clone(), worker, 1, long(worker)));
     load(&server, "hkeys_per_block, the peer's fields and its map of names", |worker| {
         hset_named(to.clone(), worker, 4, long(worker))
     });

@@ -26,8 +26,8 @@ def script(*files):
     return b"\n".join((LUA / f"{file}.lua").read_bytes() for file in files)
 
 
-BIND = script("bind_quick", "common", "bind")
-STORE = script("stretched", "store_quick", "common", "store")
+BIND = script("bind_free", "bind_quick", "common", "bind")
+STORE = script("bind_free", "stretched", "store_quick", "common", "store")
 JOIN = script("stretched", "join")
 JOIN_PROVEN = script("stretched", "join_proven")
 # One name after the other from within a script, each in a small hash.
@@ -161,22 +161,35 @@ def joins(worker, sha):
         yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, about, b"".join(names)]]
 
 
-def segments(worker, sha):
-    """Batches of one whole segment, as `lay` sends them."""
+def segments(worker, sha, at_once=False):
+    """Batches of one whole segment, as `lay` sends them: in steps, or to a server that has all slots."""
     slot = struct.pack("<I", 1000 + worker)
     for at, (tag, keys, names) in enumerate(zip(TAGS, KEYS, NAMES)):
         run = run_of(tag, keys)
         head = head_of(at)
         hung = b"" if at % 16 == 0 else b"\x3f" + TAGS[at - 1]
-        yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, keys[:8], b"\0", bytes(8), keys, b"".join(names),
+        used = [b"r:" + run, b"n:" + run]
+        if at_once:
+            used += [b"v:{7.0}", b"u:{7.0}", b"c:{7.0}"] + ([b"r:" + run_of(TAGS[at - 1], KEYS[at - 1])] if hung else [])
+        yield [[b"EVALSHA", sha, b"%d" % len(used), *used, keys[:8], b"\0", KEYS[at - 1][-8:], keys, b"".join(names),
                 struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag, proof_of(keys)]]
+
+
+def hangs(sha):
+    """What a new segment's run hangs on gets to know of it."""
+    for tag, keys in zip(TAGS, KEYS):
+        yield [[b"EVALSHA", sha, b"1", b"r:" + run_of(tag, keys), b"\x3f"]]
 
 
 def stores(server):
     server.call(b"FLUSHALL")
     sha = server.call(b"SCRIPT", b"LOAD", STORE)
-    server.measure("the script of a segment that is new", list(segments(0, sha)), 1, "segment")
+    hang = server.call(b"SCRIPT", b"LOAD", script("hang"))
+    server.measure("all of a segment that is new in one script (kvscout)", list(segments(0, sha, True)), 1, "segment")
+    server.call(b"FLUSHALL", b"SYNC")
+    server.measure("in steps: the script of a segment that is new", list(segments(0, sha)), 1, "segment")
     server.measure("the same, of one that another worker stored", list(segments(1, sha)), 1, "segment")
+    server.measure("in steps: what a new one hangs on", list(hangs(hang)), 1, "segment")
     join = server.call(b"SCRIPT", b"LOAD", JOIN_PROVEN)
     server.measure("the script that joins one, by a client that knows it", list(proven(2, join)), 1, "segment")
     if server.call(*list(proven(3, join))[0][0]) != b"1":

@@ -15,8 +15,10 @@ use proptest::test_runner::{TestCaseResult, TestRunner};
 use redis_support::Server;
 use store_support::connected;
 
-/// Some, as in a cluster.
-const GROUPS: Option<u32> = Some(3);
+/// One, as on one server; or some, as in a cluster.
+fn groups() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(1), Just(3)]
+}
 
 fn fresh(server: &Server, options: RedisOptions) -> RedisIndex {
     static NAMESPACES: AtomicU32 = AtomicU32::new(0);
@@ -85,11 +87,13 @@ fn holds(
     first: Vec<Home>,
     steps: Vec<Step>,
     unplaced_per_worker: usize,
+    groups: u32,
 ) -> TestCaseResult {
     let assigns = first.into_iter().enumerate();
     let assigns = assigns.map(|(w, home)| Step::Assign(WorkerId(w as u32), home));
     let steps: Vec<Step> = assigns.chain(steps).collect();
-    let options = RedisOptions { groups: GROUPS, unplaced_per_worker, ..RedisOptions::default() };
+    let options =
+        RedisOptions { groups: Some(groups), unplaced_per_worker, ..RedisOptions::default() };
     let limits = MemoryOptions { unplaced_per_worker, ..MemoryOptions::default() };
     let run = conformance::run(&fresh(server, options), limits, &steps);
     run.map_err(|difference| TestCaseError::fail(difference.to_string()))
@@ -106,8 +110,8 @@ fn any_history_gives_what_the_reference_gives() {
     let _entered = server.enter();
     let unplaced = prop_oneof![Just(2usize), Just(65_536)];
     let homes = prop::collection::vec(home(), 5);
-    let histories = (homes, prop::collection::vec(step(path()), 1..50), unplaced);
-    let run = |(first, steps, unplaced)| holds(&server, first, steps, unplaced);
+    let histories = (homes, prop::collection::vec(step(path()), 1..50), unplaced, groups());
+    let run = |(first, steps, unplaced, groups)| holds(&server, first, steps, unplaced, groups);
     runner().run(&histories, run).unwrap();
 }
 
@@ -116,6 +120,7 @@ fn any_history_of_crowded_names_gives_what_the_reference_gives() {
     let server = Server::start();
     let _entered = server.enter();
     let homes = [0, 0, 0, 1, 2].map(|v| Home { space: SpaceId(0), vocabulary: VocabularyId(v) });
-    let histories = prop::collection::vec(step(crowded()), 40..120);
-    runner().run(&histories, |steps| holds(&server, homes.to_vec(), steps, 65_536)).unwrap();
+    let histories = (prop::collection::vec(step(crowded()), 40..120), groups());
+    let run = |(steps, groups)| holds(&server, homes.to_vec(), steps, 65_536, groups);
+    runner().run(&histories, run).unwrap();
 }

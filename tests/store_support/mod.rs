@@ -191,15 +191,28 @@ impl BlockSource for Prompt {
     }
 }
 
+/// Worker and leading blocks of a prompt.
+pub fn leading(server: &Server, index: &RedisIndex, prompt: &[Block]) -> Vec<(u32, u32)> {
+    try_leading(server, index, prompt.to_vec()).unwrap()
+}
+
+fn try_leading(
+    server: &Server,
+    index: &RedisIndex,
+    prompt: Vec<Block>,
+) -> Result<Vec<(u32, u32)>, kvscout::Error> {
+    let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
+    let mut matches = Matches::default();
+    server.block_on(index.lookup(&query, &mut Prompt(prompt), &mut matches))?;
+    Ok(matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[3])).collect())
+}
+
 pub fn try_held(
     server: &Server,
     index: &RedisIndex,
     n: u64,
 ) -> Result<Vec<(u32, u32)>, kvscout::Error> {
-    let query = Query { space: SpaceId(1), shape: SHAPE, candidates: None, spans: false };
-    let mut matches = Matches::default();
-    server.block_on(index.lookup(&query, &mut Prompt(blocks(0..n)), &mut matches))?;
-    Ok(matches.sorted().0.iter().map(|m| (m.worker.0, m.leading[3])).collect())
+    try_leading(server, index, blocks(0..n))
 }
 
 /// Worker and leading blocks of the prompt of so many blocks.

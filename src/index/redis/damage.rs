@@ -88,7 +88,7 @@ fn told(value: Value) {
     let piece = Piece { tag: [3; TAG], begin: [3; 8], offset: 10, from: 7, to: 47 };
     let mut told = Told::default();
     if checked(told.read(KEY, &piece, &bytes)).is_some() {
-        for (at, place) in &told.unbound {
+        for (at, place) in told.unbound.iter().chain(&told.bound) {
             assert!((piece.from..piece.to).contains(at));
             assert_eq!(usize::from(place.offset), at - piece.from + piece.offset);
         }

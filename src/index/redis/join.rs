@@ -102,7 +102,10 @@ impl RedisIndex {
         ways: &[Way],
         told: &Told,
     ) {
-        let apart = pieces.iter().zip(ways).filter(|(piece, _)| !told.has(piece));
+        // Of a piece that was to be stored and is not, nothing is known.
+        let apart = pieces.iter().zip(ways).filter(|(piece, way)| {
+            !told.has(piece) && (way.joins() || told.place(piece.from).is_some())
+        });
         let mut local = self.local.lock();
         for (piece, way) in apart {
             let next = if *way == Way::JoinProven { Way::Join } else { Way::Store };

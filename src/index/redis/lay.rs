@@ -73,10 +73,13 @@ struct Part {
 #[derive(Debug, Default)]
 pub(super) struct Told {
     parts: Vec<Part>,
-    /// Runs that were made at the beginning of a segment: the number of their first block, tag, run.
+    /// Runs that were made at the beginning of a segment, and which what they hang on does not know of: the
+    /// number of their first block, tag, run.
     created: Vec<(usize, Tag, Key)>,
     /// Numbers of the blocks whose names are new to their runs.
     pub(super) unbound: Vec<(usize, Place)>,
+    /// Numbers of the blocks whose names got their first meaning with that.
+    pub(super) bound: Vec<(usize, Place)>,
     /// Runs that the slot holds something of since now, but for those in which the pieces begin.
     joined: Vec<Vec<u8>>,
     made: i64,
@@ -88,6 +91,8 @@ pub(super) struct Told {
     above_held: bool,
     /// What the last block's name meant, where that was asked.
     meant: Option<Vec<Place>>,
+    /// The server took no script that touches several slots.
+    apart: bool,
 }
 
 impl Told {
@@ -133,12 +138,11 @@ impl Told {
             if let Some(last) = names.last().filter(|_| flags & 4 != 0) {
                 self.full = Some(self.full.map_or(named(last), |full| full.min(named(last))));
             }
-            let mut unbound = |at: usize| {
-                self.unbound.push((at, Place { offset: offset + (at - from) as u8, ..place }))
-            };
-            match flags & 8 {
-                0 => names.iter().map(named).for_each(&mut unbound),
-                _ => (from..to).for_each(&mut unbound),
+            let at = |at: usize| (at, Place { offset: offset + (at - from) as u8, ..place });
+            match flags & 24 {
+                0 => self.unbound.extend(names.iter().map(named).map(at)),
+                8 => self.unbound.extend((from..to).map(at)),
+                _ => self.bound.extend((from..to).map(at)),
             }
             if flags & 2 != 0 && run != piece.begin {
                 self.joined.push([&piece.tag[..], &run].concat());
@@ -230,15 +234,22 @@ impl RedisIndex {
         let (mut told, mut ways) = (Told::default(), self.ways(stretch, pieces, links));
         self.store_by(stretch, pieces, links, &ways, &mut told).await?;
         self.note_ends(stretch, pieces, links, &ways, &told);
-        // What was not there to be joined is stored.
-        for (way, piece) in ways.iter_mut().zip(pieces) {
-            *way = if way.joins() && !told.has(piece) { Way::Store } else { Way::Done };
-        }
-        if ways.contains(&Way::Store) {
+        loop {
+            let apart = std::mem::take(&mut told.apart);
+            // What was not there to be joined is stored, and so is what was refused for its keys.
+            for (way, piece) in ways.iter_mut().zip(pieces) {
+                *way = match way {
+                    Way::JoinProven | Way::Join if !told.has(piece) => Way::Store,
+                    Way::Store if apart && told.place(piece.from).is_none() => Way::Store,
+                    _ => Way::Done,
+                };
+            }
+            if !ways.contains(&Way::Store) {
+                return Ok(told);
+            }
             told.meant = None;
             self.store_by(stretch, pieces, links, &ways, &mut told).await?;
         }
-        Ok(told)
     }
 
     /// Stores pieces, each in its way, and asks whether the store and the slot are still what they were.
@@ -252,6 +263,7 @@ impl RedisIndex {
     ) -> Result<(), Error> {
         let opened = self.opened().await?;
         let held = self.keys.held(stretch.space, stretch.slot);
+        let at_once = self.stores_at_once(&opened);
         let (mut batch, mut sent) = (Batch::new(), Vec::with_capacity(pieces.len()));
         for (piece, &way) in pieces.iter().zip(ways) {
             match way {
@@ -260,7 +272,8 @@ impl RedisIndex {
                 }
                 Way::Join => self.join_script(&mut batch, stretch, piece, links),
                 Way::Store => {
-                    self.store_script(&mut batch, &opened.chain, stretch, (pieces, piece), links)
+                    let of = (pieces, piece);
+                    self.store_script(&mut batch, &opened.chain, stretch, of, links, at_once)
                 }
                 Way::Done => continue,
             }
@@ -299,10 +312,26 @@ impl RedisIndex {
         };
         let mut replies = self.send(batch).await?;
         for (key, piece, way) in sent {
-            let reply = value(&key, next(&mut replies))?;
-            match way.joins() {
-                true => told.join(piece, int(&key, reply)? == 1),
-                false => told.read(&key, piece, &bytes(&key, reply)?)?,
+            let reply = next(&mut replies);
+            let refused = at_once && matches!(&reply, Err(fault) if fault.is_of_several_slots());
+            if refused && way == Way::Store {
+                told.apart = true;
+                self.local.lock().slots_apart = true;
+            } else {
+                let reply = value(&key, reply)?;
+                match way.joins() {
+                    true => told.join(piece, int(&key, reply)? == 1),
+                    false => {
+                        let from = told.bound.len();
+                        told.read(&key, piece, &bytes(&key, reply)?)?;
+                        // Now, as nobody else has found out what they mean and made it known here yet.
+                        let mut local = self.local.lock();
+                        for &(at, place) in &told.bound[from..] {
+                            let spot = Spot { place, link: links[at] };
+                            local.names.put(stretch.vocabulary, stretch.blocks[at].name, spot);
+                        }
+                    }
+                }
             }
             value(&held, next(&mut replies))?;
         }
@@ -353,6 +382,11 @@ impl RedisIndex {
             batch.script(&script::HANG, &[&key], &[&[above.offset]]);
         }
         batch
+    }
+
+    /// Whether one script may touch a run, the run above it, and what its names mean, which lie in different slots.
+    fn stores_at_once(&self, opened: &Opened) -> bool {
+        !self.link.is_cluster() && opened.groups == 1 && !self.local.lock().slots_apart
     }
 
     /// Notes what names mean now that only mean this, of the blocks that stay stored.
@@ -423,6 +457,7 @@ impl RedisIndex {
         stretch: &Stretch<'_>,
         (pieces, piece): (&[Piece], &Piece),
         links: &[Link],
+        at_once: bool,
     ) {
         let proven = match piece.offset {
             0 => proof(chain, stretch, piece, links).to_vec(),
@@ -435,7 +470,8 @@ impl RedisIndex {
         links[piece.from..piece.to].iter().for_each(|link| paths.extend_from_slice(&link.key));
         let above = if piece.from == 0 { stretch.above.0.key } else { links[piece.from - 1].key };
         let hung = hung(pieces, stretch.above.1, piece.from);
-        let hung = hung.filter(|_| piece.offset == 0).map(|p| p.bytes()).unwrap_or_default();
+        let above_run = hung.filter(|_| piece.offset == 0);
+        let hung = above_run.map(|place| place.bytes()).unwrap_or_default();
         let args: [&[u8]; 15] = [
             &piece.begin,
             &[piece.offset as u8],
@@ -455,7 +491,16 @@ impl RedisIndex {
         ];
         let key = self.keys.run(&piece.tag, &piece.begin);
         let named = self.keys.names(&piece.tag, &piece.begin);
-        batch.script(&script::STORE, &[&key, &named], &args);
+        if !at_once {
+            return batch.script(&script::STORE, &[&key, &named], &args);
+        }
+        let meanings = self.keys.meanings(stretch.vocabulary, 0);
+        let unplaced = self.keys.unplaced(stretch.vocabulary, 0);
+        let waiting = self.keys.waiting(stretch.vocabulary, 0);
+        let mut keys: Vec<&[u8]> = vec![&key, &named, &meanings, &unplaced, &waiting];
+        let above = above_run.map(|above| self.keys.run(&above.tag, &above.run));
+        keys.extend(above.as_deref());
+        batch.script_across(&script::STORE, &keys, &args);
     }
 
     /// Takes back what was stored of a stretch from block `from` on.

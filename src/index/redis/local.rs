@@ -128,6 +128,8 @@ pub(super) struct Local {
     pub(super) born: HashMap<u32, Instant>,
     /// When this client last made sure that the store is the one it knows.
     pub(super) looked: Option<Instant>,
+    /// The server keeps slots apart, though it is asked as one that has them all.
+    pub(super) slots_apart: bool,
     /// Owners of workers: whether they lived when this client asked.
     pub(super) owners: HashMap<String, (bool, Instant)>,
 }

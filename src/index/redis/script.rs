@@ -1,4 +1,5 @@
-//! The scripts that change the store. Each touches the keys of one slot only.
+//! The scripts that change the store. Each touches the keys of one slot only; where one server has all slots, `STORE`
+//! also binds names and writes to the run above.
 
 use super::link::Script;
 
@@ -15,6 +16,7 @@ macro_rules! scripts {
 
 /// Copies of a stretch of blocks, made where they are not there.
 pub(super) static STORE: Script = Script::new(concat!(
+    include_str!("lua/bind_free.lua"),
     include_str!("lua/stretched.lua"),
     include_str!("lua/store_quick.lua"),
     include_str!("lua/common.lua"),
@@ -31,6 +33,7 @@ pub(super) static JOIN_PROVEN: Script =
 
 /// Names get meanings.
 pub(super) static BIND: Script = Script::new(concat!(
+    include_str!("lua/bind_free.lua"),
     include_str!("lua/bind_quick.lua"),
     include_str!("lua/common.lua"),
     include_str!("lua/bind.lua")

@@ -87,6 +87,17 @@ impl Batch {
     ) {
         let at = keys.first().map_or(0, |key| slot(key));
         debug_assert!(keys.iter().all(|key| slot(key) == at), "keys of one script in two slots");
+        self.script_across(script, keys, args);
+    }
+
+    /// Adds a script whose keys lie in several slots, for a server that has all of them.
+    pub(in crate::index::redis) fn script_across(
+        &mut self,
+        script: &'static Script,
+        keys: &[&[u8]],
+        args: &[&[u8]],
+    ) {
+        let at = keys.first().map_or(0, |key| slot(key));
         let parts = keys.iter().chain(args);
         let size: usize = parts.clone().map(|part| part.len()).sum();
         let mut cmd = Cmd::with_capacity(keys.len() + args.len() + 3, size + 64);

@@ -60,6 +60,8 @@ pub(in crate::index::redis) enum Condition {
     Occupied,
     /// It refuses changes because it cannot save them, or has too few replicas.
     RefusesWrites,
+    /// A command's keys lie in several slots, and the server keeps these apart.
+    CrossSlot,
     /// Anything else: wrong type, a script's own error, an unknown command.
     Other,
 }
@@ -95,6 +97,11 @@ impl Fault {
     /// From an error that a server answered to a command.
     pub(super) fn answered(server: &str, error: &ServerError) -> Fault {
         Fault::from_words(server, error.code(), error.details().unwrap_or_default())
+    }
+
+    /// Whether the server keeps apart what one command touches.
+    pub(in crate::index::redis) fn is_of_several_slots(&self) -> bool {
+        matches!(self, Fault::Server(Answer { condition: Condition::CrossSlot, .. }))
     }
 
     /// From an error of connecting, logging in or the transport.
@@ -144,6 +151,7 @@ impl Fault {
             "OOM" => Condition::OutOfMemory,
             "CLUSTERDOWN" | "MASTERDOWN" => Condition::ClusterDown,
             "MOVED" | "ASK" => Condition::Moved,
+            "CROSSSLOT" => Condition::CrossSlot,
             "TRYAGAIN" => Condition::TryAgain,
             "BUSY" => Condition::Occupied,
             "MISCONF" | "NOREPLICAS" => Condition::RefusesWrites,
@@ -177,6 +185,7 @@ impl fmt::Display for Fault {
                     Condition::Moved => {
                         "it is a node of a cluster, or slots are moving: use redis+cluster"
                     }
+                    Condition::CrossSlot => "it keeps slots apart: use redis+cluster",
                     Condition::TryAgain => "slots are just moving: try again",
                     Condition::Occupied => "a script keeps it busy: see SLOWLOG GET",
                     Condition::RefusesWrites => "it refuses changes: see its log",

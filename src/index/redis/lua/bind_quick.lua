@@ -1,6 +1,5 @@
--- What `bind` nearly always comes to, before what the other cases share is even defined: names that mean
--- nothing yet, in a group where nothing waits. Whatever is otherwise is left alone, to be done below from the
--- start. KEYS and ARGV as there.
+-- What `bind` nearly always comes to, before what the other cases share is even defined. Whatever is otherwise is
+-- left alone, to be done below from the start. KEYS and ARGV as there.
 do
   local sub, n, names, bound = string.sub, 0, {}, {}
   for at = 3, #ARGV, 3 do
@@ -12,12 +11,5 @@ do
       bound[2 * n - 1], bound[2 * n] = name, sub(starts, one, one) .. rest
     end
   end
-  local found = redis.pcall('HMGET', KEYS[1], unpack(names))
-  local free = not found.err
-  for at = 1, n do free = free and not found[at] end
-  if free and redis.call('EXISTS', KEYS[2], KEYS[3]) == 0 then
-    redis.call('HSET', KEYS[1], unpack(bound))
-    redis.call('EXPIRE', KEYS[1], ARGV[2])
-    return {string.rep('1', n), {}}
-  end
+  if bind_free(KEYS[1], KEYS[2], KEYS[3], ARGV[2], names, bound) then return {string.rep('1', n), {}} end
 end
