@@ -14,7 +14,7 @@ use kvscout::hash::vllm::{Algorithm, Contract as Hashes, Root, Version};
 use kvscout::index::{
     Block, BlockSource, Change, Home, Matches, MemoryIndex, MemoryOptions, Parent, Query, Store,
 };
-use kvscout::ingest::verify::{Checks, Contract, Status};
+use kvscout::ingest::verify::{Checks, Contract, Status, Told};
 use kvscout::ingest::{Reason, Trust};
 use kvscout::scout::{Adapter, Divergence, Missing, Registration, Request, Scratch};
 use serde_json::{Value, json};
@@ -54,7 +54,57 @@ fn h1_a_version_that_is_not_the_engines_is_noticed_with_its_first_block() {
     let names = names("0.33.0", Algorithm::Xxhash, "0", SIZE, &Prompt::new(&TOKENS));
     site.apply(worker, &[stored(&names, None, &TOKENS[..8])]);
     assert_eq!(site.status(worker).checks.failed, 1);
+    assert_eq!(algorithm(&site.status(worker).contract), Some("xxhash"));
+    assert_eq!(site.warnings(worker), ["contract_differs"]);
     assert_eq!(site.matched("a", &TOKENS), 2, "tokens match all the same");
+}
+
+#[test]
+fn h1_a_registered_contract_that_is_not_the_engines_is_said_and_the_detected_one_counts() {
+    let told = |algorithm, seed| {
+        let version = "0.33.0".parse().unwrap();
+        Some(Contract::Vllm(Hashes::new(version, algorithm, Root::Seed(seed)).unwrap()))
+    };
+    let site = Site::new();
+    for (pod, contract, differs) in [
+        ("algorithm", told(Algorithm::Sha256Cbor, "0"), true),
+        ("seed", told(Algorithm::Xxhash, "1"), true),
+        ("engine", Some(Contract::Sglang), true),
+        ("right", told(Algorithm::Xxhash, "0"), false),
+    ] {
+        let worker = site.register(Registration { contract, ..Registration::new(pod, "m") });
+        let names = names("0.33.0", Algorithm::Xxhash, "0", SIZE, &Prompt::new(&TOKENS));
+        site.apply(worker, &[stored(&names, None, &TOKENS[..8])]);
+        let status = site.status(worker);
+        assert_eq!(algorithm(&status.contract), Some("xxhash"), "{pod}");
+        assert_eq!(
+            status.checks,
+            Checks { checked: 1, failed: differs.into(), misled: differs.into() },
+            "{pod}"
+        );
+        let expected: &[&str] = if differs { &["contract_differs"] } else { &[] };
+        assert_eq!(site.warnings(worker), expected, "{pod}");
+        assert_eq!((site.matched(pod, &TOKENS), site.trust(worker)), (2, Trust::Exact), "{pod}");
+        // A second engine is another matter.
+        let event = |n: u32| stored(&[u64::from(n) + 999], None, &[n, n, n, n]);
+        site.apply(worker, &(100..116).map(event).collect::<Vec<Value>>());
+        assert!(site.warnings(worker).contains(&"contract_contradicted"), "{pod}");
+    }
+}
+
+#[test]
+fn h1_a_right_version_is_never_called_another() {
+    let versions = ["0.8.5", "0.9.2", "0.10.0", "0.10.1", "0.10.2", "0.17.0", "0.33.0", "0.34.1"];
+    for version in versions.map(|version| version.parse().unwrap()) {
+        for algorithm in Algorithm::ALL {
+            for root in [Root::Unset, Root::Seed("0")] {
+                let Ok(found) = Hashes::new(version, algorithm, root) else { continue };
+                let found = Contract::Vllm(found);
+                let told = Told { version: Some(version), contract: Some(&found) };
+                assert!(!told.contradicts(&found), "{version} {algorithm}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -76,7 +126,7 @@ fn h2_two_engines_under_one_registration_contradict_each_other() {
         site.apply(worker, &events);
         assert_eq!(algorithm(&site.status(worker).contract), Some("sha256_cbor"));
         if !second_comes_first {
-            assert_eq!(site.status(worker).checks, Checks { checked: 3, failed: 0 });
+            assert_eq!(site.status(worker).checks, Checks { checked: 3, failed: 0, misled: 0 });
             let events: Vec<Value> = prompts.iter().map(random).collect();
             site.apply(worker, &events);
         }

@@ -498,7 +498,10 @@ fn every_expression_finds_something_in_a_prometheus_that_scrapes_the_daemon() {
         ("kvscout_store_servers_ready", 1.0),
         ("kvscout_discover_addresses{state=\"present\"}", 1.0),
         ("round(kvscout:engine_hit:ratio{model_name=\"m\"}, 0.01)", 0.75),
-        ("sum(kvscout_warned_workers{warning=~\"contract_unknown|contract_contradicted\"})", 0.0),
+        (
+            "sum(kvscout_warned_workers{warning=~\"contract_unknown|contract_contradicted|contract_differs\"})",
+            0.0,
+        ),
         ("round(kvscout:prediction_error:ratio{pod=\"a\"}, 0.1)", 0.5),
     ] {
         prometheus_support::patiently(expression, || {

@@ -247,13 +247,13 @@ impl Candidates {
         self.by_form.iter().flat_map(|(_, contracts)| contracts)
     }
 
-    /// What an engine with this form of events can follow; only the rules of its version if that is
-    /// known. Last what it is said to follow, under the rules that this form can come with.
+    /// What an engine with this form of events can follow: the rules of its version if that is known, what it is said to follow
+    /// under the rules that this form can come with, and last, as what is said may be wrong, all that can come with the form.
     fn of(&self, form: Form, told: Told<'_>) -> Vec<Contract> {
-        let mut contracts = match told.version {
-            Some(version) => of_version(version, &self.seeds),
-            None => self.of_form(form),
-        };
+        let mut contracts = Vec::new();
+        if let Some(version) = told.version {
+            contracts = of_version(version, &self.seeds);
+        }
         match told.contract {
             Some(Contract::Vllm(contract)) => {
                 let root = contract.root().to_string();
@@ -266,6 +266,11 @@ impl Candidates {
                 }));
             }
             Some(Contract::Sglang) | None => contracts.extend(told.contract.cloned()),
+        }
+        for contract in self.of_form(form) {
+            if !contracts.contains(&contract) {
+                contracts.push(contract);
+            }
         }
         contracts
     }
@@ -328,6 +333,24 @@ pub struct Told<'a> {
     pub contract: Option<&'a Contract>,
 }
 
+impl Told<'_> {
+    /// Whether a contract that was found is not what was said: another algorithm or root hash, or not by the rules of the version.
+    pub fn contradicts(&self, found: &Contract) -> bool {
+        let rules = |version| match found {
+            Contract::Vllm(found) => found.has_rules_of(version),
+            Contract::Sglang => false,
+        };
+        // Who says no more than an algorithm and a seed means the root that its engine makes of that.
+        let hashes = |told: &Contract| match (told, found) {
+            (Contract::Vllm(told), Contract::Vllm(found)) => {
+                told.algorithm() == found.algorithm() && !told.differs_in_root(found)
+            }
+            (told, found) => told == found,
+        };
+        !self.version.is_none_or(rules) || !self.contract.is_none_or(hashes)
+    }
+}
+
 /// What is known of a worker's contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -345,8 +368,10 @@ pub struct Checks {
     /// Names compared.
     pub checked: u64,
     /// Those of plain text, by the event's own word, that were others; where events hide extra keys, those at the
-    /// end of a long row of others.
+    /// end of a long row of others. The first one also if it is not what the registered version or contract gives, but another one.
     pub failed: u64,
+    /// Of those that failed, the one that showed another contract than was registered.
+    pub misled: u64,
 }
 
 /// The contract check of one incarnation of a worker.
@@ -505,8 +530,7 @@ impl Verifier {
                 self.checks.failed =
                     self.roots.iter().filter(|root| root.sure && root.shape == shape).count()
                         as u64;
-                self.shape = Some(shape);
-                self.status = Status::Verified(contract);
+                self.verified(contract, shape, told);
             }
             // An engine may name more items than it hashed.
             None if !keys.is_empty() => self.unfit_with_keys += 1,
@@ -522,6 +546,13 @@ impl Verifier {
                 }
             }
         }
+    }
+
+    fn verified(&mut self, contract: Contract, shape: Shape, told: Told<'_>) {
+        self.checks.misled = u64::from(told.contradicts(&contract));
+        self.checks.failed += self.checks.misled;
+        self.shape = Some(shape);
+        self.status = Status::Verified(contract);
     }
 
     /// How often names were compared.
@@ -581,8 +612,8 @@ impl Verifier {
                     .is_ok_and(|mut names| names.next() == Some(name))
             };
             if let Some(contract) = candidates.of(form, told).into_iter().find(fits) {
-                self.shape = Some(shape);
-                self.status = Status::Verified(contract);
+                self.checks.checked += 1;
+                self.verified(contract, shape, told);
                 return true;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{Unexplained, WorkerStatus};
 use crate::hash::vllm::Version;
-use crate::ingest::verify::{Contract, Status};
+use crate::ingest::verify::{Checks, Contract, Status, Told};
 
 /// Blocks of fewer tokens are tiny. vLLM's smallest is 8; SGLang's pages have one token unless
 /// `--page-size` says otherwise.
@@ -24,13 +24,15 @@ pub enum Warning {
     /// Its blocks have so few tokens that they cost more memory and time than they need to; they are
     /// indexed all the same, within the budget.
     TinyBlocks,
-    /// No known contract gives the names that it announces: a random seed, or a version that it was
-    /// not registered with. What it stores with its tokens matches; what is known by name does not.
+    /// No known contract gives the names that it announces: a random seed, or a version that is not known. What it stores with its tokens matches; what is known by name does not.
     ContractUnknown,
     /// Its contract was found, and yet it announced a block of plain text under a name that this does not give: two
     /// engines may share a registration. Where its events hide extra keys (vLLM before 0.17), no prompt has been plain text for
     /// a long time: it may also be that all are salted.
     ContractContradicted,
+    /// Its contract was found, and is not by the version or the contract that it was registered with. What was found
+    /// counts.
+    ContractDiffers,
     /// It serves adapters whose path is not registered; since vLLM 0.31 the names of their blocks
     /// cannot be computed without. See [`WorkerStatus::unknown_adapters`].
     AdapterPathUnknown,
@@ -42,11 +44,12 @@ pub enum Warning {
 
 impl Warning {
     /// Every one there is.
-    pub const ALL: [Warning; 6] = [
+    pub const ALL: [Warning; 7] = [
         Warning::BlockSizeDiffers,
         Warning::TinyBlocks,
         Warning::ContractUnknown,
         Warning::ContractContradicted,
+        Warning::ContractDiffers,
         Warning::AdapterPathUnknown,
         Warning::EventsUnexplained,
     ];
@@ -58,6 +61,7 @@ impl Warning {
             Warning::TinyBlocks => "tiny_blocks",
             Warning::ContractUnknown => "contract_unknown",
             Warning::ContractContradicted => "contract_contradicted",
+            Warning::ContractDiffers => "contract_differs",
             Warning::AdapterPathUnknown => "adapter_path_unknown",
             Warning::EventsUnexplained => "events_unexplained",
         }
@@ -73,8 +77,10 @@ impl Warning {
             Warning::TinyBlocks => sizes().any(|size| size.get() < TINY),
             Warning::ContractUnknown => status.contract == Status::Private,
             Warning::ContractContradicted => {
-                matches!(status.contract, Status::Verified(_)) && status.checks.failed > 0
+                let Checks { failed, misled, .. } = status.checks;
+                matches!(status.contract, Status::Verified(_)) && failed > misled
             }
+            Warning::ContractDiffers => differs(status),
             Warning::AdapterPathUnknown => {
                 hashes_paths(&status.contract) && !status.unknown_adapters.is_empty()
             }
@@ -91,6 +97,13 @@ impl WorkerStatus {
     pub fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
         Warning::ALL.into_iter().filter(|warning| warning.applies(self))
     }
+}
+
+/// Whether the contract that was found is not the registered one.
+fn differs(status: &WorkerStatus) -> bool {
+    let registration = &status.registration;
+    let told = Told { version: registration.vllm, contract: registration.contract.as_ref() };
+    matches!(&status.contract, Status::Verified(found) if told.contradicts(found))
 }
 
 fn hashes_paths(contract: &Status) -> bool {

@@ -126,7 +126,7 @@ impl Contract {
             root: root_hash(version, algorithm, root, strings)?,
             strings,
             forms: Forms::of(version),
-            lookahead: version >= Version::new(0, 33, 0),
+            lookahead: looks_ahead(version),
         })
     }
 
@@ -148,6 +148,17 @@ impl Contract {
     /// Whether extra keys count alike in both: then what has some has one name, too, where plain text has one.
     pub(crate) fn hashes_extra_keys_like(&self, other: &Contract) -> bool {
         self.forms.tell_prompts_alike(&other.forms)
+    }
+
+    /// Whether an engine of this version hashes by the same rules, whatever its root hash is.
+    pub(crate) fn has_rules_of(&self, version: Version) -> bool {
+        let rules = |version| (Forms::of(version), looks_ahead(version), is_bytes(version));
+        self.algorithm.exists_in(version) && rules(version) == rules(self.version)
+    }
+
+    /// Whether both roots are of one form and are different.
+    pub(crate) fn differs_in_root(&self, other: &Contract) -> bool {
+        is_bytes(self.version) == is_bytes(other.version) && self.root != other.root
     }
 
     /// Whether the version is newer than any that was checked, so that its rules are assumed.
@@ -341,6 +352,11 @@ impl Contract {
         let int = !is_bytes(self.version);
         (self.algorithm, self.root, self.strings, self.forms, self.lookahead, int)
     }
+}
+
+/// Whether blocks are hashed with tokens behind them, where an engine announces these.
+fn looks_ahead(version: Version) -> bool {
+    version >= Version::new(0, 33, 0)
 }
 
 impl PartialEq for Contract {

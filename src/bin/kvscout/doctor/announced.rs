@@ -18,13 +18,27 @@ pub(super) fn contract(facts: &Facts<'_>, out: &mut Findings) {
             Status::Verified(_)
                 if worker.warnings().any(|it| it == Warning::ContractContradicted) =>
             {
-                let Checks { checked, failed } = worker.checks;
+                let Checks { checked, failed, .. } = worker.checks;
                 let text = format!(
                     "rank {rank}: {failed} of {checked} plain prompts have other hashes than its contract gives"
                 );
                 let advice = "two engines at one address (a service in front of them?), or one restarted under another \
                               seed: register each at its own";
                 out.say("contract", Level::Problem, text, advice);
+            }
+            Status::Verified(contract)
+                if worker.warnings().any(|it| it == Warning::ContractDiffers) =>
+            {
+                let text = format!(
+                    "rank {rank}: hashes are those of {}, which is not what was given",
+                    contract.describe()
+                );
+                out.say(
+                    "contract",
+                    Level::Note,
+                    text,
+                    "leave --vllm out, or correct it: what was found counts",
+                );
             }
             Status::Verified(contract) => {
                 let seed = seed(contract, facts.seeds);
