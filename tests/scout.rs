@@ -153,7 +153,19 @@ fn a_restarted_publisher_leaves_nothing_of_its_last_life() {
 }
 
 #[test]
-fn a_repeated_batch_counts_once() {
+fn s5_a_late_store_revives_no_block_that_was_removed() {
+    let scout = scout();
+    let a = scout.register(Registration::new("a", "m")).unwrap();
+    let payload = batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])]);
+    scout.apply(a, 0, &batch(0.0, &[stored(&[9], None, &[9; 4])])).unwrap();
+    // The removal overtakes the store.
+    scout.apply(a, 2, &batch(2.0, &[removed(&[1], "GPU")])).unwrap();
+    assert_eq!(scout.apply(a, 1, &payload).unwrap().verdict, Verdict::Late);
+    assert_eq!(matched(&scout, a, &[0, 1, 2, 3]), 0);
+}
+
+#[test]
+fn s6_a_repeated_batch_counts_once() {
     let scout = scout();
     let a = scout.register(Registration::new("a", "m")).unwrap();
     let payload = batch(1.0, &[stored(&[1], None, &[0, 1, 2, 3])]);
