@@ -105,6 +105,10 @@ fn h1_a_right_version_is_never_called_another() {
             }
         }
     }
+    // Other rules under an algorithm that both have.
+    let found = Hashes::new("0.33.0".parse().unwrap(), Algorithm::Sha256, Root::Seed("0")).unwrap();
+    let told = Told { version: Some("0.10.1".parse().unwrap()), contract: None };
+    assert!(told.contradicts(&Contract::Vllm(found)));
 }
 
 #[test]
