@@ -24,7 +24,8 @@ pub enum Warning {
     /// Its blocks have so few tokens that they cost more memory and time than they need to; they are
     /// indexed all the same, within the budget.
     TinyBlocks,
-    /// No known contract gives the names that it announces: a random seed, or a version that is not known. What it stores with its tokens matches; what is known by name does not.
+    /// No known contract gives the names that it announces: a random seed, or a version that is not known.
+    /// What it stores with its tokens matches; what is known by name does not.
     ContractUnknown,
     /// Its contract was found, and yet it announced a block of plain text under a name that this does not give: two
     /// engines may share a registration. Where its events hide extra keys (vLLM before 0.17), no prompt has been plain text for
