@@ -194,6 +194,16 @@ fn h1_any_algorithm_is_detected_and_named() {
 }
 
 #[test]
+fn h1_a_version_that_is_not_the_engines_is_said() {
+    let tokens = &TOKENS[..12];
+    let names = names("0.33.0", Algorithm::XxhashCbor, "0", SIZE, &Prompt::new(tokens));
+    let (found, status) = of_events(&[stored(&names, None, tokens)], &["--vllm", "0.10.2"]);
+    assert_eq!(status, 0, "what was found counts: {found:#?}");
+    says(&found, "contract", "note", "PYTHONHASHSEED=0, not of the version that was given");
+    says(&found, "scores", "ok", "scores 3 of 3");
+}
+
+#[test]
 fn h2_a_seed_that_is_not_set_is_said_and_a_seed_that_is_given_is_found() {
     let (found, status) = of_events(&[plain("of nobody else")], &[]);
     // One that fits nothing may be salted; eight are not.

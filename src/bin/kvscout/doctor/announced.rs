@@ -26,25 +26,17 @@ pub(super) fn contract(facts: &Facts<'_>, out: &mut Findings) {
                               seed: register each at its own";
                 out.say("contract", Level::Problem, text, advice);
             }
-            Status::Verified(contract)
-                if worker.warnings().any(|it| it == Warning::ContractDiffers) =>
-            {
-                let text = format!(
-                    "rank {rank}: hashes are those of {}, which is not what was given",
-                    contract.describe()
-                );
-                out.say(
-                    "contract",
-                    Level::Note,
-                    text,
-                    "leave --vllm out, or correct it: what was found counts",
-                );
-            }
             Status::Verified(contract) => {
                 let seed = seed(contract, facts.seeds);
                 let text =
                     format!("rank {rank}: hashes are those of {}{seed}", contract.describe());
-                out.fine("contract", text);
+                if worker.warnings().any(|it| it == Warning::ContractDiffers) {
+                    let text = format!("{text}, not of the version that was given");
+                    let advice = "leave --vllm out, or correct it: what was found counts";
+                    out.say("contract", Level::Note, text, advice);
+                } else {
+                    out.fine("contract", text);
+                }
             }
             Status::Private => out.say(
                 "contract",
