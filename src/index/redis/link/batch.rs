@@ -85,8 +85,10 @@ impl Batch {
         keys: &[&[u8]],
         args: &[&[u8]],
     ) {
-        let at = keys.first().map_or(0, |key| slot(key));
-        debug_assert!(keys.iter().all(|key| slot(key) == at), "keys of one script in two slots");
+        debug_assert!(
+            keys.windows(2).all(|two| slot(two[0]) == slot(two[1])),
+            "keys of one script in two slots"
+        );
         self.script_across(script, keys, args);
     }
 
