@@ -3,6 +3,7 @@
 #![cfg(feature = "daemon")]
 
 mod daemon_support;
+mod scope_support;
 mod zmq_support;
 
 use std::fs;
@@ -16,6 +17,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use daemon_support::{Batch, Daemon, Step, batches, config_file, kvscout, recording};
+use scope_support::Raises;
 use zmq_support::{PATIENCE, bound_publisher, dialling_publisher, eventually, publish};
 
 /// A directory of this test alone, removed when dropped.
@@ -439,6 +441,7 @@ fn one_snapshot_is_sent_at_a_time_and_whoever_comes_meanwhile_is_told() {
     let over = AtomicBool::new(false);
     let mut told = String::new();
     thread::scope(|scope| {
+        let _over = Raises(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 ask_for_snapshot(&daemon);
@@ -448,7 +451,6 @@ fn one_snapshot_is_sent_at_a_time_and_whoever_comes_meanwhile_is_told() {
             told = String::from_utf8_lossy(&ask_for_snapshot(&daemon)).into_owned();
             !told.starts_with("HTTP/1.1 200 ")
         });
-        over.store(true, Ordering::Relaxed);
     });
     assert!(told.starts_with("HTTP/1.1 503 ") && told.contains("another snapshot"), "{told}");
     assert!(told.contains("\r\nretry-after: 1\r\n"), "{told}");

@@ -2,6 +2,7 @@
 //! crafted, or too many.
 
 mod failures_support;
+mod scope_support;
 mod wire_support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use kvscout::hash::vllm::Algorithm;
 use kvscout::index::{MOST_GROUPS, MOST_MEANINGS, MemoryOptions};
 use kvscout::ingest::{Reason, Trust, Verdict};
 use kvscout::scout::{Options, Registration, Request, Scout, Scratch};
+use scope_support::Raises;
 use serde_json::{Value, json};
 
 const TOKENS: [u32; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
@@ -371,6 +373,7 @@ fn r10_whoever_lost_copies_to_the_budget_says_so_before_the_first_is_gone() {
     let done = AtomicBool::new(false);
     let scout = &site.scout;
     let (whole, short) = thread::scope(|scope| {
+        let raised = Raises(&done);
         let reader = scope.spawn(|| {
             let (mut whole, mut short, mut seed) = (0_u32, 0_u32, 0);
             let mut scratch = Scratch::default();
@@ -393,7 +396,7 @@ fn r10_whoever_lost_copies_to_the_budget_says_so_before_the_first_is_gone() {
             (whole, short)
         });
         (OLD..OLD + 600).for_each(|seed| store(busy, seed));
-        done.store(true, Ordering::Relaxed);
+        drop(raised);
         reader.join().unwrap()
     });
     assert!(whole > 0 && short > 0, "{whole} {short}");

@@ -3,6 +3,7 @@
 
 mod daemon_support;
 mod failures_support;
+mod scope_support;
 mod tokenize_support;
 mod zmq_support;
 
@@ -17,6 +18,7 @@ use std::thread;
 use daemon_support::{Batch, Daemon, kvscout};
 use failures_support::{batch, stored, with};
 use kvscout::tokenize::{Options, Tokenize, Tokenizer};
+use scope_support::Raises;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zmq_support::{PATIENCE, bound_publisher, eventually};
@@ -137,13 +139,13 @@ fn beyond_what_may_be_under_way_a_call_is_refused_at_once() {
     let long = json!({ "requests": vec![json!({ "model": "m", "token_ids": tokens }); 2000] });
     let over = AtomicBool::new(false);
     let said = thread::scope(|scope| {
+        let _over = Raises(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 daemon.post("/v1/score/batch", &long);
             }
         });
         let run = python.arg(tests("grpc_overload.py")).arg(daemon.grpc()).output().unwrap();
-        over.store(true, Ordering::Relaxed);
         String::from_utf8(run.stdout).unwrap()
     });
     for call in [

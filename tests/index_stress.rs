@@ -9,6 +9,7 @@
 #![cfg(feature = "conformance")]
 
 mod index_support;
+mod scope_support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -18,6 +19,7 @@ use index_support::{Chain, Ready, SHAPE, home, lookup, mix, remove, store, swept
 use kvscout::block::{Group, SpaceId, Tier, WorkerId};
 use kvscout::conformance::Reference;
 use kvscout::index::{Change, Matches, MemoryIndex, MemoryOptions, Query, Store};
+use scope_support::Raises;
 
 /// What each worker did, to be done again by the reference.
 enum Did {
@@ -49,6 +51,7 @@ fn run(time: Duration) {
     }
     let (done, lookups) = (AtomicBool::new(false), AtomicU64::new(0));
     let logs: Vec<Vec<Did>> = thread::scope(|scope| {
+        let _done = Raises(&done);
         for seed in 0..2u64 {
             let (index, chains, still, done, lookups) = (&index, &chains, &still, &done, &lookups);
             scope.spawn(move || {
@@ -79,9 +82,7 @@ fn run(time: Duration) {
                 scope.spawn(move || write(index, chains, WorkerId(w), time))
             })
             .collect();
-        let logs = writers.into_iter().map(|w| w.join().unwrap()).collect();
-        done.store(true, Ordering::Relaxed);
-        logs
+        writers.into_iter().map(|w| w.join().unwrap()).collect()
     });
     assert!(lookups.load(Ordering::Relaxed) > 0);
     // Workers do not depend on each other when none stores below what only another one stored.

@@ -2,6 +2,7 @@
 #![cfg(feature = "daemon")]
 
 mod daemon_support;
+mod scope_support;
 mod zmq_support;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use daemon_support::{Daemon, Response};
+use scope_support::Raises;
 use serde_json::json;
 use zmq_support::{PATIENCE, eventually};
 
@@ -45,6 +47,7 @@ fn beyond_the_queue_a_question_is_refused_at_once_and_afterwards_answered_again(
     let question = json!({ "model": "m", "token_ids": [1, 2, 3] });
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _over = Raises(&over);
         // One question after the other that takes its time; it may be refused itself while a short one is answered.
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
@@ -61,7 +64,6 @@ fn beyond_the_queue_a_question_is_refused_at_once_and_afterwards_answered_again(
             tells_that_it_works(&daemon);
             true
         });
-        over.store(true, Ordering::Relaxed);
     });
     assert_eq!(daemon.post("/v1/score", &question).status, 200);
     let refused = "kvscout_http_requests_total{route=\"/v1/score\",status=\"503\"}";
@@ -75,14 +77,16 @@ fn a_connection_that_was_refused_is_not_listened_to_for_a_moment() {
     let long = json!({ "requests": vec![json!({ "model": "m", "token_ids": tokens }); 2000] });
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _over = Raises(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 daemon.post("/v1/score/batch", &long);
             }
         });
-        let mut stream = BufReader::new(TcpStream::connect(daemon.address()).unwrap());
-        stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
         eventually("two in a row are refused", || {
+            // One that was refused before would wait for the first answer, not for the second.
+            let mut stream = BufReader::new(TcpStream::connect(daemon.address()).unwrap());
+            stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
             let asked = Instant::now();
             let refused = ask_again(&mut stream) == 503;
             let again = ask_again(&mut stream);
@@ -91,7 +95,6 @@ fn a_connection_that_was_refused_is_not_listened_to_for_a_moment() {
             }
             refused && again == 503
         });
-        over.store(true, Ordering::Relaxed);
     });
 }
 

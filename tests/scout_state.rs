@@ -2,6 +2,7 @@
 //! batches.
 
 mod event_support;
+mod scope_support;
 
 use event_support::{SIZE, batch, removed, stored};
 use kvscout::block::{BlockSize, Prompt, Shape, WorkerId};
@@ -13,6 +14,7 @@ use kvscout::ingest::verify::{Contract, Status};
 use kvscout::ingest::{Reason, Trust, Verdict};
 use kvscout::scout::{Adapter, Copies, OnClear, Options, Registration, Request, Scout, Scratch};
 use proptest::prelude::*;
+use scope_support::Raises;
 use serde_json::json;
 
 fn options() -> Options {
@@ -317,6 +319,7 @@ fn a_snapshot_is_consistent_beside_batches_and_registrations() {
         _ => batch(seq as f64, &[removed(&[1, 2], "GPU")]),
     };
     std::thread::scope(|scope| {
+        let _done = Raises(&done);
         for worker in [a, b] {
             let (scout, done) = (&scout, &done);
             scope.spawn(move || {
@@ -342,7 +345,6 @@ fn a_snapshot_is_consistent_beside_batches_and_registrations() {
                 assert_eq!(matched, if held { 2 } else { 0 }, "{worker:?} {as_of:?}");
             }
         }
-        done.store(true, Ordering::Relaxed);
     });
 }
 

@@ -5,6 +5,7 @@ mod daemon_store_support;
 mod daemon_support;
 mod docs_support;
 mod redis_support;
+mod scope_support;
 mod zmq_support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,7 @@ use daemon_store_support::{STORE, publisher, read_up_to, reader, writer};
 use daemon_support::{Daemon, Response, batches};
 use docs_support::read;
 use redis_support::Server;
+use scope_support::Raises;
 use serde_json::{Value, json};
 use zmq_support::eventually;
 
@@ -117,6 +119,7 @@ fn second_dump(daemon: &Daemon) -> Response {
     let over = AtomicBool::new(false);
     let mut told = None;
     thread::scope(|scope| {
+        let _over = Raises(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 ask(daemon, "", "/dump", Value::Null);
@@ -126,7 +129,6 @@ fn second_dump(daemon: &Daemon) -> Response {
             told = Some(ask(daemon, "", "/dump", Value::Null)).filter(|told| told.status == 503);
             told.is_some()
         });
-        over.store(true, Ordering::Relaxed);
     });
     told.unwrap()
 }
