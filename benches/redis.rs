@@ -31,7 +31,7 @@ const WORKERS: usize = 16;
 const HOLDERS: usize = 4;
 const BATCH: usize = 64;
 /// How often ours and the peer's are loaded in turn: one load of half a second says as much of what else the machine did.
-const TURNS: usize = 9;
+const TURNS: usize = 21;
 const SHAPE: Shape = Shape::plain(BlockSize::DEFAULT);
 
 /// A well-mixed number for each block, by SplitMix64.

@@ -29,7 +29,7 @@ def script(*files):
 BIND = script("bind_free", "bind_quick", "common", "bind")
 STORE = script("bind_free", "stretched", "store_quick", "common", "store")
 JOIN = script("stretched", "join")
-JOIN_PROVEN = script("stretched", "join_proven")
+JOIN_PROVEN = script("join_proven")
 # One name after the other from within a script, each in a small hash.
 SMALL = b"for at = 1, #ARGV, 3 do redis.call('HSETNX', ARGV[at], ARGV[at + 1], ARGV[at + 2]) end return 1"
 
@@ -95,6 +95,10 @@ def places(tag):
     return [bytes([offset]) + tag for offset in range(BLOCKS)]
 
 
+def bindings(names, tag):
+    return b"".join(name + place for name, place in zip(names, places(tag)))
+
+
 def bucket(name):
     return b"v:{7.0}:%d" % (int.from_bytes(name, "little") % 16384)
 
@@ -107,9 +111,8 @@ def names_of(server):
     pairs = [list(zip(names, places(tag))) for names, tag in zip(NAMES, TAGS)]
     bind = server.call(b"SCRIPT", b"LOAD", BIND)
     rows = zip(NAMES, TAGS)
-    offsets = bytes(range(BLOCKS))
     fresh("one script for a batch, one hash (kvscout)", (
-        [[b"EVALSHA", bind, b"3", b"v:{7.0}", b"u:{7.0}", b"c:{7.0}", b"16", b"86400", tag, offsets, b"".join(names)]]
+        [[b"EVALSHA", bind, b"3", b"v:{7.0}", b"u:{7.0}", b"c:{7.0}", b"16", b"86400", bindings(names, tag)]]
         for names, tag in rows))
     fresh("HSETNX for each name, 16,384 small hashes", (
         [[b"HSETNX", bucket(name), name, place] for name, place in batch] for batch in pairs))
@@ -148,8 +151,8 @@ def proven(worker, sha):
     slot = struct.pack("<I", 1000 + worker)
     for at, (tag, keys) in enumerate(zip(TAGS, KEYS)):
         run = run_of(tag, keys)
-        about = slot + struct.pack(">QI", at + 1, 0) + head_of(at) + proof_of(keys) + b"\x40"
-        yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, about]]
+        held = struct.pack(">QI", at + 1, 0) + struct.pack("<BBI", 0, BLOCKS, 1)
+        yield [[b"EVALSHA", sha, b"2", b"r:" + run, b"n:" + run, head_of(at), proof_of(keys), slot, held]]
 
 
 def joins(worker, sha):
@@ -168,11 +171,12 @@ def segments(worker, sha, at_once=False):
         run = run_of(tag, keys)
         head = head_of(at)
         hung = b"" if at % 16 == 0 else b"\x3f" + TAGS[at - 1]
-        used = [b"r:" + run, b"n:" + run]
+        used, bound = [b"r:" + run, b"n:" + run], []
         if at_once:
+            bound = [bindings(names, tag)]
             used += [b"v:{7.0}", b"u:{7.0}", b"c:{7.0}"] + ([b"r:" + run_of(TAGS[at - 1], KEYS[at - 1])] if hung else [])
         yield [[b"EVALSHA", sha, b"%d" % len(used), *used, keys[:8], b"\0", KEYS[at - 1][-8:], keys, b"".join(names),
-                struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag, proof_of(keys)]]
+                struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag, proof_of(keys), *bound]]
 
 
 def hangs(sha):

@@ -54,15 +54,6 @@ impl Bound {
     }
 }
 
-/// Names of one run in one group, as the script takes them.
-#[derive(Debug, Default)]
-struct Stretch {
-    /// What their places have after the first byte.
-    rest: Vec<u8>,
-    starts: Vec<u8>,
-    names: Vec<u8>,
-}
-
 /// How many names one script binds at most: no other client waits for longer.
 const AT_ONCE: usize = 512;
 
@@ -85,12 +76,10 @@ impl RedisIndex {
                 let key = self.keys.meanings(vocabulary, *group);
                 let unplaced = self.keys.unplaced(vocabulary, *group);
                 let waiting = self.keys.waiting(vocabulary, *group);
-                let stretches = stretches(of.iter().map(|&n| &names[n]));
+                let bindings = bindings(of.iter().map(|&n| names[n]));
                 let ttl = self.ttl();
                 let mut args: Vec<&[u8]> = vec![most.as_bytes(), &ttl];
-                for Stretch { rest, starts, names } in &stretches {
-                    args.extend([&rest[..], &starts[..], &names[..]]);
-                }
+                args.extend(bindings.iter().map(Vec::as_slice));
                 batch.script(&script::BIND, &[&key, &unplaced, &waiting], &args);
                 order.push((key, of));
             }
@@ -206,20 +195,18 @@ impl RedisIndex {
     }
 }
 
-fn stretches<'a>(names: impl Iterator<Item = &'a (Name, Place)>) -> Vec<Stretch> {
-    let mut stretches: Vec<(Stretch, &Place)> = Vec::new();
+/// Names, each with its place, in strings with places of one length.
+pub(super) fn bindings(names: impl Iterator<Item = (Name, Place)>) -> Vec<Vec<u8>> {
+    let mut strings: Vec<(usize, Vec<u8>)> = Vec::new();
     for (name, place) in names {
-        let bytes = place.bytes();
-        match stretches.last_mut() {
-            Some((_, last)) if (last.tag, last.run) == (place.tag, place.run) => {}
-            _ => {
-                stretches.push((Stretch { rest: bytes[1..].to_vec(), ..Stretch::default() }, place))
-            }
+        let place = place.bytes();
+        if strings.last().is_none_or(|(length, _)| *length != place.len()) {
+            strings.push((place.len(), Vec::new()));
         }
-        if let Some((stretch, _)) = stretches.last_mut() {
-            stretch.starts.push(bytes[0]);
-            stretch.names.extend(name_bytes(*name));
+        if let Some((_, string)) = strings.last_mut() {
+            string.extend(name_bytes(name));
+            string.extend(place);
         }
     }
-    stretches.into_iter().map(|(stretch, _)| stretch).collect()
+    strings.into_iter().map(|(_, string)| string).collect()
 }

@@ -71,16 +71,20 @@ impl RedisIndex {
         piece: &Piece,
         links: &[Link],
     ) {
-        let about = [
-            &stretch.slot.to_le_bytes()[..],
-            &stretch.stamps.at(piece.from),
+        let value = [
+            &stretch.stamps.at(piece.from)[..],
+            &[0, (piece.to - piece.from) as u8],
+            &1_u32.to_le_bytes(),
+        ];
+        let args: [&[u8]; 4] = [
             &head(stretch, piece, links),
             &proof(chain, stretch, piece, links),
-            &[(piece.to - piece.from) as u8],
+            &stretch.slot.to_le_bytes(),
+            &value.concat(),
         ];
         let key = self.keys.run(&piece.tag, &piece.begin);
         let named = self.keys.names(&piece.tag, &piece.begin);
-        batch.script(&script::JOIN_PROVEN, &[&key, &named], &[&about.concat()]);
+        batch.script(&script::JOIN_PROVEN, &[&key, &named], &args);
     }
 
     /// The last block's name where nobody here knows what it means though all is probably stored: who

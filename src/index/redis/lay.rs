@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::bind::bindings;
 use super::chain::{ChainKey, Key, Link, SEGMENT, Tag, first, shape_bytes};
 use super::join::{Way, proof};
 use super::local::{Dead, Opened};
@@ -500,7 +501,10 @@ impl RedisIndex {
         let mut keys: Vec<&[u8]> = vec![&key, &named, &meanings, &unplaced, &waiting];
         let above = above_run.map(|above| self.keys.run(&above.tag, &above.run));
         keys.extend(above.as_deref());
-        batch.script_across(&script::STORE, &keys, &args);
+        let named = stretch.blocks[piece.from..piece.to].iter().zip(piece.offset as u8..);
+        let place = |offset| Place { tag: piece.tag, run: piece.begin, offset };
+        let bindings = bindings(named.map(|(block, offset)| (block.name, place(offset)))).concat();
+        batch.script_across(&script::STORE, &keys, &[&args[..], &[&bindings]].concat());
     }
 
     /// Takes back what was stored of a stretch from block `from` on.

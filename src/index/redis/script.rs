@@ -28,8 +28,7 @@ pub(super) static JOIN: Script =
     Script::new(concat!(include_str!("lua/stretched.lua"), include_str!("lua/join.lua")));
 
 /// The same where the proof of it is beside the run's names.
-pub(super) static JOIN_PROVEN: Script =
-    Script::new(concat!(include_str!("lua/stretched.lua"), include_str!("lua/join_proven.lua")));
+pub(super) static JOIN_PROVEN: Script = Script::new(include_str!("lua/join_proven.lua"));
 
 /// Names get meanings.
 pub(super) static BIND: Script = Script::new(concat!(

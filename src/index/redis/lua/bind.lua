@@ -1,6 +1,6 @@
 -- Binds names of one group of a vocabulary, no two alike. KEYS: what the group's names mean, its unplaced blocks,
--- and who waits. ARGV: how many meanings a name may have, 0 for any number; ttl; then for each run
--- what its places have after their first byte, those first bytes, and the names.
+-- and who waits. ARGV: how many meanings a name may have, 0 for any number; ttl; then strings of names, each with its
+-- place, and places of one length in each string. The first `free` names are bound by now.
 -- Answers one digit for each name: 0 bound before, 1 first meaning, 2 a further one, 3 refused; then, for those
 -- that somebody waits for, the number, the unplaced block, and the names that wait.
 return guarded(function()
@@ -28,9 +28,13 @@ return guarded(function()
       end
     end
   end
-  for at = 3, #ARGV, 3 do
-    local rest, starts, names = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-    for one = 1, #starts do bind(sub(names, one * 8 - 7, one * 8), sub(starts, one, one) .. rest) end
+  for at = 3, #ARGV do
+    local bindings = ARGV[at]
+    local length = byte(bindings, 9) < 64 and 21 or 29
+    for from = 1, #bindings, length do
+      if #status < free then status[#status + 1] = '1'
+      else bind(sub(bindings, from, from + 7), sub(bindings, from + 8, from + length - 1)) end
+    end
   end
   call('EXPIRE', key, ARGV[2])
   return {table.concat(status), waiting}

@@ -1,15 +1,11 @@
 -- What `bind` nearly always comes to, before what the other cases share is even defined. Whatever is otherwise is
--- left alone, to be done below from the start. KEYS and ARGV as there.
-do
-  local sub, n, names, bound = string.sub, 0, {}, {}
-  for at = 3, #ARGV, 3 do
-    local rest, starts, all = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-    for one = 1, #starts do
-      local name = sub(all, one * 8 - 7, one * 8)
-      n = n + 1
-      names[n] = name
-      bound[2 * n - 1], bound[2 * n] = name, sub(starts, one, one) .. rest
-    end
-  end
-  if bind_free(KEYS[1], KEYS[2], KEYS[3], ARGV[2], names, bound) then return {string.rep('1', n), {}} end
+-- left to be done below. KEYS and ARGV as there.
+local free, all = 0, true
+for at = 3, #ARGV do
+  local bindings = ARGV[at]
+  local n = bind_free(KEYS[1], KEYS[2], KEYS[3], ARGV[2], bindings)
+  free = free + n
+  all = n == #bindings / (string.byte(bindings, 9) < 64 and 21 or 29)
+  if not all then break end
 end
+if all then return {string.rep('1', free), {}} end

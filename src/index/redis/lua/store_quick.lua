@@ -2,38 +2,15 @@
 -- begins a segment, more blocks at a run's end, or blocks that are there under the same names, for a
 -- slot that holds nothing of the run or what comes just before. Whatever is otherwise is left alone, to
 -- be done below from the start. KEYS and ARGV as there. Where one script may touch all of them, also the KEYS of
--- `bind`, and the run that `hung` lies in. Flag 8 says that every name is new, and 16 that they are bound; the
--- first byte is 2 for a run that was made and which that one knows of.
+-- `bind` and the run that `hung` lies in, and the names with their places. Flag 8 says that every name is new, and
+-- 16 that they are bound; the first byte is 2 for a run that was made and which that one knows of.
 do
-  local id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl, hung, _, tag, proof = unpack(ARGV)
+  local id, offset, above, blocks, names, vocabulary, slot, stamp, copies, head, ttl, hung, _, _, proof, bindings = unpack(ARGV)
   local run, list, sub, byte, char, call = KEYS[1], KEYS[2], string.sub, string.byte, string.char, redis.call
   local UNNAMED, ONCE = '\0\0\0\0\0\0\0\0', '\1\0\0\0'
   local n, from = #blocks / 8, byte(offset)
   local found = redis.pcall('HMGET', run, 'k', 'h', 'c', slot)
   local have, kept, kids, held = found[1], found[2], found[3], found[4]
-  local function bind()
-    if not KEYS[3] then return 0 end
-    local first, rest = from, tag
-    if id ~= sub(tag, 1, 8) then first, rest = from + 64, tag .. id end
-    local called, bound = {}, {}
-    for one = 1, n do
-      local name = sub(names, one * 8 - 7, one * 8)
-      called[one] = name
-      bound[2 * one - 1], bound[2 * one] = name, char(first + one - 1) .. rest
-    end
-    return bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, called, bound) and 16 or 0
-  end
-  -- What `hang` does where the block before is there and nothing hangs below that run yet.
-  local function hang()
-    if not KEYS[6] then return '\1' end
-    local theirs, at = redis.pcall('HMGET', KEYS[6], 'h', 'k', 'c'), byte(hung) % 64
-    local begins, keys = theirs[1], theirs[2]
-    if not begins or #begins ~= 18 or not keys or theirs[3] then return '\1' end
-    local before = (at - byte(begins, 2)) * 8
-    if before < 0 or sub(keys, before + 1, before + 8) ~= above then return '\1' end
-    call('HSET', KEYS[6], 'c', char(at) .. ONCE)
-    return '\2'
-  end
   local usual = copies == '1' and not string.find(names, UNNAMED, 1, true)
 
   if usual and have == false and kept == false and held == false and from == 0 then
@@ -44,7 +21,16 @@ do
       else call('HSET', run, 'h', head, 'k', blocks, 'p', hung, slot, value) end
       call('EXPIRE', run, ttl)
       call('EXPIRE', list, ttl)
-      return hang() .. id .. char(0, n, n, n, 10 + bind(), 0)
+      -- What `hang` does where nothing hangs below that run yet. It has the block before if that is its last: a
+      -- segment ends there.
+      local above_run, made = KEYS[6], '\1'
+      if above_run then
+        local keys = redis.pcall('HGET', above_run, 'k')
+        if type(keys) == 'string' and sub(keys, -8) == above
+          and call('HSETNX', above_run, 'c', char(byte(hung) % 64) .. ONCE) == 1 then made = '\2' end
+      end
+      local all = bindings and bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, bindings) == n
+      return made .. id .. char(0, n, n, n, all and 26 or 10, 0)
     end
   elseif usual and have and kept and #kept == 18 and byte(kept) == 1 and sub(kept, 7) == sub(head, 7) then
     local at = (from - byte(kept, 2)) * 8
@@ -57,7 +43,8 @@ do
         call('HSET', list, vocabulary, called .. names)
         call('HSET', run, 'k', have .. blocks, slot, value)
         call('EXPIRE', run, ttl)
-        return '\0' .. id .. char(from, n, n, n, 8 + byte(fresh) + bind(), 0)
+        local all = bindings and bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, bindings) == n
+        return '\0' .. id .. char(from, n, n, n, byte(fresh) + (all and 24 or 8), 0)
       elseif type(called) == 'string' and sub(have, at + 1, at + n * 8) == blocks
         and sub(called, at + 1, at + n * 8) == names then
         call('HSET', run, slot, value)
