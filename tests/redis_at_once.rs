@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use kvscout::block::{Digest, Group, Name, Tier, WorkerId};
 use kvscout::index::redis::{Once, RedisIndex, RedisOptions, Turn};
-use kvscout::index::{Applied, Block, Change, Index as _, MOST_MEANINGS, Parent};
+use kvscout::index::{Applied, Block, Change, Index as _, MOST_MEANINGS, MOST_NAMES, Parent};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use redis_support::{ClusterServers, Server};
@@ -142,6 +142,26 @@ fn what_its_names_mean_already_they_mean_still() {
         assert_eq!(keys(&server, "*:v:*").len(), 1, "the other path's");
         assert_eq!(hash(&server, &keys(&server, "*:v:*")[0]).len(), 1, "the other path's");
     }
+}
+
+/// It is bound before that is known of another one, and the client remembers another block of that name.
+#[test]
+fn a_name_that_meant_a_block_which_is_gone_is_a_parent_where_it_is_now() {
+    let server = Server::start();
+    let (index, other) = (scene(&server, options()), client(&server, options()));
+    assign(&server, &other, B);
+    let named = |name: u64, digest: u64| Block { name: Name(name), digest: Some(Digest(digest)) };
+    store_all(&server, &index, A, &[named(1001, 5)], Parent::Root);
+    assign(&server, &other, A);
+    let gone = Change::Remove { group: Group(0), tier: Tier::Gpu, names: &[Name(1001)] };
+    assert_eq!(server.block_on(other.apply(A, &[gone])).unwrap().removed, 1);
+    store_all(&server, &other, B, &[named(1104, 8)], Parent::Root);
+    let name = |at| if at == 40 { 1104 } else { 1001 + at };
+    let path: Vec<Block> = (0..64).map(|at| named(name(at), 100 + at)).collect();
+    store_all(&server, &index, A, &path, Parent::Root);
+    store_all(&server, &other, B, &[named(3000, 5)], Parent::Root);
+    store_all(&server, &index, A, &[named(4000, 9)], Parent::Block(Name(1001)));
+    assert_eq!(leading(&server, &index, &[named(1001, 100), named(4000, 9)]), [(1, 2)]);
 }
 
 #[test]
@@ -353,5 +373,19 @@ fn a_stretch_that_is_refused_from_the_middle_on_leaves_no_name_behind() {
     let meanings = MOST_MEANINGS as u64;
     let mut steps: Vec<_> = (0..meanings).map(|n| (A, path(n, 64), Parent::Root, true)).collect();
     steps.push((B, path(meanings, 150), Parent::Root, true));
+    alike(&steps).unwrap();
+}
+
+/// The block that may have no further name is known last, and by then some of the names behind it are bound: up to those
+/// of which one means something else.
+#[test]
+fn behind_a_block_that_has_all_its_names_none_is_left_bound() {
+    let named = |name: u64, digest: u64| Block { name: Name(name), digest: Some(Digest(digest)) };
+    let root = |blocks: Vec<Block>| (A, blocks, Parent::Root, true);
+    let mut steps: Vec<_> =
+        (0..MOST_NAMES as u64).map(|n| root(vec![named(2000 + n, 7)])).collect();
+    steps.push(root(vec![named(1104, 8)]));
+    let path = (0..128).map(|at| named(1000 + at, if at == 0 { 7 } else { at + 100 }));
+    steps.push((B, path.collect(), Parent::Root, true));
     alike(&steps).unwrap();
 }

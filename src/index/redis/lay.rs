@@ -208,7 +208,8 @@ impl RedisIndex {
                 .map(|n| (names[n].0, names[n].1, bound.status[n] != b'3'))
                 .collect();
             let after = beyond.iter().filter(|(at, _)| told.full.is_some_and(|full| *at > full));
-            back.extend(after.map(|&(at, place)| (stretch.blocks[at].name, place, false)));
+            // Some may be bound: those before one that means something else.
+            back.extend(after.map(|&(at, place)| (stretch.blocks[at].name, place, true)));
             self.unname(stretch.vocabulary, &back).await?;
             self.untake(stretch, &told.parts, stored).await?;
         }
@@ -396,9 +397,14 @@ impl RedisIndex {
         for (&(at, place), status) in told.unbound.iter().zip(status) {
             let Some(&link) = stored.get(at) else { break };
             let name = stretch.blocks[at].name;
+            let remembered = local.names.get(stretch.vocabulary, name);
             match status {
                 b'1' => local.names.put(stretch.vocabulary, name, Spot { place, link }),
                 b'2' => local.names.forget(stretch.vocabulary, name),
+                // It means this, and perhaps no longer what is remembered.
+                b'0' if remembered.is_some_and(|spot| spot.place != place) => {
+                    local.names.forget(stretch.vocabulary, name);
+                }
                 _ => {}
             }
         }

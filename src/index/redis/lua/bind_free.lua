@@ -1,7 +1,7 @@
--- Binds names that mean nothing yet, in a group where nothing waits, up to one that means something. `key`, `unplaced`
--- and `waiting` are the KEYS of `bind`; `bindings` has names with their places, all places as long as the first.
--- Answers how many it bound. Most go by 32 through locals: each call costs, each value that a table takes on the way, and
--- each argument of a call beyond the 32nd.
+-- Binds names that mean nothing yet, in a group where nothing waits: 32 at a time, as long as none of these means
+-- anything. `key`, `unplaced` and `waiting` are the KEYS of `bind`; `bindings` has names with their places, all places as
+-- long as the first. Answers how many it bound. They go through locals, as each call costs, each value that a table takes
+-- on the way, and each argument of a call beyond the 32nd.
 local function bind_free(key, unplaced, waiting, ttl, bindings)
   local call, pcall, values = redis.call, redis.pcall, struct.unpack
   if call('EXISTS', unplaced, waiting) > 0 then return 0 end
