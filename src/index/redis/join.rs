@@ -2,6 +2,7 @@
 
 use super::chain::{ChainKey, Link, first};
 use super::lay::{Piece, Stretch, Told, head, names};
+use super::run::once;
 use super::{Batch, RedisIndex, script};
 use crate::block::Name;
 
@@ -71,16 +72,11 @@ impl RedisIndex {
         piece: &Piece,
         links: &[Link],
     ) {
-        let value = [
-            &stretch.stamps.at(piece.from)[..],
-            &[0, (piece.to - piece.from) as u8],
-            &1_u32.to_le_bytes(),
-        ];
         let args: [&[u8]; 4] = [
             &head(stretch, piece, links),
             &proof(chain, stretch, piece, links),
             &stretch.slot.to_le_bytes(),
-            &value.concat(),
+            &once(&stretch.stamps.at(piece.from), (piece.to - piece.from) as u8),
         ];
         let key = self.keys.run(&piece.tag, &piece.begin);
         let named = self.keys.names(&piece.tag, &piece.begin);

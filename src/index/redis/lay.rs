@@ -507,9 +507,9 @@ impl RedisIndex {
         let mut keys: Vec<&[u8]> = vec![&key, &named, &meanings, &unplaced, &waiting];
         let above = above_run.map(|above| self.keys.run(&above.tag, &above.run));
         keys.extend(above.as_deref());
-        let named = stretch.blocks[piece.from..piece.to].iter().zip(piece.offset as u8..);
+        let blocks = stretch.blocks[piece.from..piece.to].iter().zip(piece.offset as u8..);
         let place = |offset| Place { tag: piece.tag, run: piece.begin, offset };
-        let bindings = bindings(named.map(|(block, offset)| (block.name, place(offset)))).concat();
+        let bindings = bindings(blocks.map(|(block, at)| (block.name, place(at)))).concat();
         batch.script_across(&script::STORE, &keys, &[&args[..], &[&bindings]].concat());
     }
 

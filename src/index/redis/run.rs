@@ -5,6 +5,7 @@ use redis::Value;
 use super::chain::{Key, Rest, SEGMENT};
 use super::place::Place;
 use super::reply;
+use super::store::Stamp;
 use crate::error::Error;
 
 /// A stretch of a chain within one segment, and who holds what of it.
@@ -111,6 +112,15 @@ pub(super) fn holds(value: &[u8], offset: u8) -> bool {
     stretches.any(|s| (s[0]..s[1]).contains(&offset))
 }
 
+/// What a run that begins its segment says of a holder of one copy of each block up to an offset.
+pub(super) fn once(stamp: &Stamp, to: u8) -> [u8; STAMP + 6] {
+    let mut value = [0; STAMP + 6];
+    value[..STAMP].copy_from_slice(stamp);
+    value[STAMP + 1] = to;
+    value[STAMP + 2] = 1;
+    value
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,5 +135,12 @@ mod tests {
         let run = Run::read(b"r", fields).unwrap().unwrap();
         assert_eq!(run.equal(0, [[7; 8]; 3].into_iter()), 0);
         assert_eq!(run.equal(5, [[7; 8]; 3].into_iter()), 7);
+    }
+
+    #[test]
+    fn who_holds_blocks_once_holds_those_and_no_further_one() {
+        let value = once(&[9; 12], 40);
+        assert_eq!(value, *b"\t\t\t\t\t\t\t\t\t\t\t\t\x00\x28\x01\x00\x00\x00");
+        assert_eq!([0, 39, 40].map(|offset| holds(&value, offset)), [true, true, false]);
     }
 }

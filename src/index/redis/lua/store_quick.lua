@@ -29,7 +29,7 @@ do
         if type(keys) == 'string' and sub(keys, -8) == above
           and call('HSETNX', above_run, 'c', char(byte(hung) % 64) .. ONCE) == 1 then made = '\2' end
       end
-      local all = bindings and bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, bindings) == n
+      local all = bindings and select(2, bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, bindings))
       return made .. id .. char(0, n, n, n, all and 26 or 10, 0)
     end
   elseif usual and have and kept and #kept == 18 and byte(kept) == 1 and sub(kept, 7) == sub(head, 7) then
@@ -43,7 +43,7 @@ do
         call('HSET', list, vocabulary, called .. names)
         call('HSET', run, 'k', have .. blocks, slot, value)
         call('EXPIRE', run, ttl)
-        local all = bindings and bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, bindings) == n
+        local all = bindings and select(2, bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, bindings))
         return '\0' .. id .. char(from, n, n, n, byte(fresh) + (all and 24 or 8), 0)
       elseif type(called) == 'string' and sub(have, at + 1, at + n * 8) == blocks
         and sub(called, at + 1, at + n * 8) == names then
