@@ -95,10 +95,6 @@ def places(tag):
     return [bytes([offset]) + tag for offset in range(BLOCKS)]
 
 
-def bindings(names, tag):
-    return b"".join(name + place for name, place in zip(names, places(tag)))
-
-
 def bucket(name):
     return b"v:{7.0}:%d" % (int.from_bytes(name, "little") % 16384)
 
@@ -112,7 +108,8 @@ def names_of(server):
     bind = server.call(b"SCRIPT", b"LOAD", BIND)
     rows = zip(NAMES, TAGS)
     fresh("one script for a batch, one hash (kvscout)", (
-        [[b"EVALSHA", bind, b"3", b"v:{7.0}", b"u:{7.0}", b"c:{7.0}", b"16", b"86400", bindings(names, tag)]]
+        [[b"EVALSHA", bind, b"3", b"v:{7.0}", b"u:{7.0}", b"c:{7.0}", b"16", b"86400",
+          b"\x80" + tag, b"".join(names), bytes(range(BLOCKS))]]
         for names, tag in rows))
     fresh("HSETNX for each name, 16,384 small hashes", (
         [[b"HSETNX", bucket(name), name, place] for name, place in batch] for batch in pairs))
@@ -171,12 +168,11 @@ def segments(worker, sha, at_once=False):
         run = run_of(tag, keys)
         head = head_of(at)
         hung = b"" if at % 16 == 0 else b"\x3f" + TAGS[at - 1]
-        used, bound = [b"r:" + run, b"n:" + run], []
+        used = [b"r:" + run, b"n:" + run]
         if at_once:
-            bound = [bindings(names, tag)]
             used += [b"v:{7.0}", b"u:{7.0}", b"c:{7.0}"] + ([b"r:" + run_of(TAGS[at - 1], KEYS[at - 1])] if hung else [])
         yield [[b"EVALSHA", sha, b"%d" % len(used), *used, keys[:8], b"\0", KEYS[at - 1][-8:], keys, b"".join(names),
-                struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag, proof_of(keys), *bound]]
+                struct.pack("<I", 7), slot, struct.pack(">QI", at + 1, 0), b"1", head, b"86400", hung, b"64", tag, proof_of(keys)]]
 
 
 def hangs(sha):

@@ -99,6 +99,7 @@ fn a_batch_that_came_in_one_round_trip_adds_nothing_when_it_is_repeated() {
     assert!(matches!(once(), Once::Applied(_)));
     removes(&server, A, 1..150);
     assert_eq!(keys(&server, "*:r:*").len(), 1, "one copy of each, and the other path");
+    assert_eq!(hash(&server, &keys(&server, "*:v:*")[0]).len(), 1, "the other path's");
 }
 
 /// The client remembers the run, so that nobody has read it before it is stored below.
@@ -267,11 +268,17 @@ fn hash(server: &Server, key: &str) -> Fields {
 fn lies(server: &Server) -> BTreeSet<(String, Fields)> {
     let mut all = BTreeSet::new();
     let mut meanings: BTreeMap<String, Fields> = BTreeMap::new();
-    for key in keys(server, "*:[rnv]:*") {
-        let fields = hash(server, &key);
+    let found = keys(server, "*:[rnv]:*").into_iter();
+    let hashes: BTreeMap<String, Fields> =
+        found.map(|key| (key.clone(), hash(server, &key))).collect();
+    for (key, fields) in hashes.clone() {
         let kind = key.split(':').nth(3).unwrap().to_owned();
         if kind == "v" {
-            meanings.entry(kind).or_default().extend(fields);
+            let places = |(name, list): (Vec<u8>, Vec<u8>)| {
+                let list = said(&hashes, &name, &list);
+                (name, list)
+            };
+            meanings.entry(kind).or_default().extend(fields.into_iter().map(places));
             continue;
         }
         let mut fixed = Fields::new();
@@ -294,6 +301,45 @@ fn lies(server: &Server) -> BTreeSet<(String, Fields)> {
     }
     all.extend(meanings);
     all
+}
+
+/// The places of a list, each by itself: a run that is meant without an offset stands for those of its blocks that
+/// have the name and that the list does not say.
+fn said(hashes: &BTreeMap<String, Fields>, name: &[u8], mut list: &[u8]) -> Vec<u8> {
+    let mut meanings: Vec<&[u8]> = Vec::new();
+    while let Some(start) = list.first() {
+        let (one, rest) = list.split_at(if start & 64 == 0 { 13 } else { 21 });
+        meanings.push(one);
+        list = rest;
+    }
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let mut places = Vec::new();
+    for meaning in &meanings {
+        let (start, run) = (meaning[0], &meaning[1..]);
+        if start < 128 {
+            places.extend_from_slice(meaning);
+            continue;
+        }
+        let key = if start & 64 == 0 { &run[..8] } else { &run[12..] };
+        let key = format!("{{{}}}:{}", hex(&run[..12]), hex(key));
+        let of = |kind| {
+            let end = format!(":{kind}:{key}");
+            hashes.iter().find_map(|(key, fields)| key.ends_with(&end).then_some(fields))
+        };
+        let (Some(fields), Some(named)) = (of("r"), of("n")) else { continue };
+        let first = fields[&b"h"[..]][1];
+        for (field, names) in named {
+            let offsets: Vec<u8> = match field.len() {
+                4 => names.chunks(8).zip(first..).filter(|n| n.0 == name).map(|n| n.1).collect(),
+                5 => names.chunks(9).filter(|n| &n[1..] == name).map(|n| n[0]).collect(),
+                _ => continue,
+            };
+            let place = |offset| [&[start - 128 + offset][..], run].concat();
+            let named = offsets.into_iter().map(place);
+            places.extend(named.filter(|place| !meanings.contains(&&place[..])).flatten());
+        }
+    }
+    places
 }
 
 /// What hangs below a run, whoever came first.

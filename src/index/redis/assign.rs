@@ -14,6 +14,9 @@ use crate::block::{Name, WorkerId};
 use crate::error::Error;
 use crate::index::Home;
 
+/// How many names are looked for at once.
+const SOME: usize = 512;
+
 impl RedisIndex {
     pub(super) async fn settle_in(&self, worker: WorkerId, home: Home) -> Result<(), Error> {
         let owner = self.options.owner.as_deref().unwrap_or_default();
@@ -111,9 +114,11 @@ impl RedisIndex {
         let (mut names, mut waiters) = (Vec::new(), Vec::new());
         for group in 0..groups {
             let key = self.keys.meanings(old.vocabulary, group);
-            for (name, found) in self.entries(&key).await? {
-                let places = Place::list(&found).ok_or_else(|| damaged(&key, "list of places"))?;
-                names.push((name, places, key.clone()));
+            let all: Vec<Name> = self.entries(&key).await?.into_keys().collect();
+            for some in all.chunks(SOME) {
+                let (places, _) = self.places(old.vocabulary, some).await?;
+                let some = some.iter().zip(places);
+                names.extend(some.map(|(&name, places)| (name, places, key.clone())));
             }
             let key = self.keys.unplaced(old.vocabulary, group);
             let found = self.entries(&key).await?;

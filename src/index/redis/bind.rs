@@ -1,7 +1,9 @@
 //! Names that get meanings, and lose them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use super::called::Called;
+use super::chain::{Key, Tag};
 use super::meaning::{by_group, group, name_bytes};
 use super::place::Place;
 use super::reply::{bytes, damaged, int, list, value};
@@ -79,7 +81,7 @@ impl RedisIndex {
                 let bindings = bindings(of.iter().map(|&n| names[n]));
                 let ttl = self.ttl();
                 let mut args: Vec<&[u8]> = vec![most.as_bytes(), &ttl];
-                args.extend(bindings.iter().map(Vec::as_slice));
+                args.extend(bindings.iter().flatten().map(Vec::as_slice));
                 batch.script(&script::BIND, &[&key, &unplaced, &waiting], &args);
                 order.push((key, of));
             }
@@ -138,75 +140,98 @@ impl RedisIndex {
 
     /// Names do not mean blocks that went. Who stored such a block again meanwhile found the name
     /// bound; so whatever came back is bound again.
-    pub(super) async fn unbind(&self, bindings: Vec<(u32, Name, Place)>) -> Result<(), Error> {
-        if bindings.is_empty() {
-            return Ok(());
-        }
-        let count = self.opened().await?.groups;
-        let mut groups: BTreeMap<(u32, u32), Vec<Vec<u8>>> = BTreeMap::new();
-        for (vocabulary, name, place) in &bindings {
-            let bindings = groups.entry((*vocabulary, group(*name, count))).or_default();
-            bindings.extend([name_bytes(*name).to_vec(), place.bytes()]);
-            self.local.lock().names.forget(*vocabulary, *name);
-        }
+    pub(super) async fn unbind(&self, mut bindings: Vec<(u32, Name, Place)>) -> Result<(), Error> {
         let names: HashSet<(u32, Name)> = bindings.iter().map(|&(v, name, _)| (v, name)).collect();
-        self.local.lock().last.retain(|_, last| !names.contains(&(last.vocabulary, last.name)));
-        let mut batch = Batch::new();
-        for ((vocabulary, group), pairs) in &groups {
-            let args: Vec<&[u8]> = pairs.iter().map(Vec::as_slice).collect();
-            batch.script(&script::UNBIND, &[&self.keys.meanings(*vocabulary, *group)], &args);
+        {
+            let mut local = self.local.lock();
+            names.iter().for_each(|&(vocabulary, name)| local.names.forget(vocabulary, name));
+            local.last.retain(|_, last| !names.contains(&(last.vocabulary, last.name)));
         }
-        for (reply, &(vocabulary, group)) in self.send(batch).await?.zip(groups.keys()) {
-            value(&self.keys.meanings(vocabulary, group), reply)?;
-        }
-        let runs = self.runs(bindings.iter().map(|(.., p)| (p.tag, p.run))).await?;
-        for (vocabulary, name, place) in &bindings {
-            let run = runs.get(&(place.tag, place.run));
-            if run.is_some_and(|run| usize::from(place.offset) < run.end()) {
-                self.bind_if_named(*vocabulary, *name, place).await?;
-            }
+        while !bindings.is_empty() {
+            let still = self.take_meanings(&bindings).await?;
+            bindings = self.bind_again(bindings, &still).await?;
         }
         Ok(())
     }
 
-    /// Binds a name again if the run says that its block has it.
-    async fn bind_if_named(&self, vocabulary: u32, name: Name, place: &Place) -> Result<(), Error> {
-        let run = self.keys.run(&place.tag, &place.run);
-        let key = self.keys.names(&place.tag, &place.run);
-        let field = vocabulary.to_le_bytes();
-        let more = [&field[..], b"+"].concat();
-        let mut batch = Batch::reading();
-        batch.push(&run, command("HGET", &[&run, b"h"]));
-        batch.push(&key, command("HGET", &[&key, &field]));
-        batch.push(&key, command("HGET", &[&key, &more]));
-        let mut replies = self.send(batch).await?;
-        let head = bytes(&run, value(&run, next(&mut replies))?)?;
-        let names = bytes(&key, value(&key, next(&mut replies))?)?;
-        let more = bytes(&key, value(&key, next(&mut replies))?)?;
-        let start = usize::from(head.get(1).copied().unwrap_or(u8::MAX));
-        let at = usize::from(place.offset).checked_sub(start).map(|offset| offset * 8);
-        let name_is = |bytes: &[u8]| bytes == &name_bytes(name)[..];
-        let first = at.and_then(|at| names.get(at..at + 8)).is_some_and(name_is);
-        let further = |one: &[u8]| one[0] == place.offset && name_is(&one[1..]);
-        if first || more.chunks_exact(9).any(further) {
-            self.bind_one(vocabulary, name, place).await?;
+    /// For each name whether it still means the block's run.
+    async fn take_meanings(&self, bindings: &[(u32, Name, Place)]) -> Result<Vec<bool>, Error> {
+        let count = self.opened().await?.groups;
+        let mut groups: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
+        for (n, (vocabulary, name, _)) in bindings.iter().enumerate() {
+            groups.entry((*vocabulary, group(*name, count))).or_default().push(n);
         }
-        Ok(())
+        let mut batch = Batch::new();
+        for ((vocabulary, group), of) in &groups {
+            let pair = |&n: &usize| [name_bytes(bindings[n].1).to_vec(), bindings[n].2.bytes()];
+            let pairs: Vec<[Vec<u8>; 2]> = of.iter().map(pair).collect();
+            let args: Vec<&[u8]> = pairs.iter().flatten().map(Vec::as_slice).collect();
+            batch.script(&script::UNBIND, &[&self.keys.meanings(*vocabulary, *group)], &args);
+        }
+        let mut still = vec![false; bindings.len()];
+        for (reply, ((vocabulary, group), of)) in self.send(batch).await?.zip(groups) {
+            let key = self.keys.meanings(vocabulary, group);
+            let answer = bytes(&key, value(&key, reply)?)?;
+            if answer.len() != of.len() {
+                return Err(damaged(&key, "answer"));
+            }
+            of.into_iter().zip(answer).for_each(|(n, one)| still[n] = one == b'1');
+        }
+        Ok(still)
+    }
+
+    /// Binds again what runs say that their blocks are called. Gives the names that mean a run where no block is called so.
+    async fn bind_again(
+        &self,
+        bindings: Vec<(u32, Name, Place)>,
+        still: &[bool],
+    ) -> Result<Vec<(u32, Name, Place)>, Error> {
+        let runs: BTreeSet<(u32, Tag, Key)> =
+            bindings.iter().map(|(vocabulary, _, at)| (*vocabulary, at.tag, at.run)).collect();
+        let (mut batch, mut keys) = (Batch::reading(), Vec::with_capacity(runs.len()));
+        for (vocabulary, tag, run) in &runs {
+            let key = self.keys.run(tag, run);
+            batch.push(&key, command("HGET", &[&key, b"h"]));
+            let named = Called::ask(&mut batch, &self.keys, *vocabulary, (tag, run));
+            keys.push((key, named));
+        }
+        let (mut replies, mut called) = (self.send(batch).await?, BTreeMap::new());
+        for ((vocabulary, tag, run), (key, named)) in runs.into_iter().zip(keys) {
+            let head = bytes(&key, value(&key, next(&mut replies))?)?;
+            let names = value(&named, next(&mut replies))?;
+            if let Some(&start) = head.get(1) {
+                let names = Called::read(&named, (tag, run), start, names)?;
+                called.insert((vocabulary, tag, run), names);
+            }
+        }
+        let mut stale = Vec::new();
+        for ((vocabulary, name, at), still) in bindings.into_iter().zip(still) {
+            let called = called.get(&(vocabulary, at.tag, at.run));
+            let places: Vec<Place> = called.into_iter().flat_map(|c| c.places(name)).collect();
+            if *still && places.is_empty() {
+                stale.push((vocabulary, name, at));
+            } else if !still {
+                for place in &places {
+                    self.bind_one(vocabulary, name, place).await?;
+                }
+            }
+        }
+        Ok(stale)
     }
 }
 
-/// Names, each with its place, in strings with places of one length.
-pub(super) fn bindings(names: impl Iterator<Item = (Name, Place)>) -> Vec<Vec<u8>> {
-    let mut strings: Vec<(usize, Vec<u8>)> = Vec::new();
+/// Names, run by run: the run as a meaning, their blocks' names, and their offsets.
+fn bindings(names: impl Iterator<Item = (Name, Place)>) -> Vec<[Vec<u8>; 3]> {
+    let mut runs: Vec<[Vec<u8>; 3]> = Vec::new();
     for (name, place) in names {
-        let place = place.bytes();
-        if strings.last().is_none_or(|(length, _)| *length != place.len()) {
-            strings.push((place.len(), Vec::new()));
+        let run = place.in_run().bytes();
+        if runs.last().is_none_or(|[last, ..]| *last != run) {
+            runs.push([run, Vec::new(), Vec::new()]);
         }
-        if let Some((_, string)) = strings.last_mut() {
-            string.extend(name_bytes(name));
-            string.extend(place);
+        if let Some([_, names, offsets]) = runs.last_mut() {
+            names.extend(name_bytes(name));
+            offsets.push(place.offset);
         }
     }
-    strings.into_iter().map(|(_, string)| string).collect()
+    runs
 }

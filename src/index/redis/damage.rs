@@ -3,11 +3,12 @@
 use redis::Value;
 
 use super::bind::Bound;
+use super::called::Called;
 use super::chain::{Link, SEGMENT, TAG, Tag, first};
 use super::lay::{Piece, Told};
 use super::local::{Table, Texts};
 use super::meaning::{Runs, spot};
-use super::place::Place;
+use super::place::{Meaning, Place};
 use super::read::walk;
 use super::remove::Taken;
 use super::run::{Run, holds};
@@ -29,7 +30,7 @@ pub fn read(bytes: &[u8]) {
     let (mut input, mut runs, mut texts) = (Input(bytes), Vec::new(), Texts::default());
     while let Some(kind) = input.byte() {
         let value = input.value(0);
-        match kind % 8 {
+        match kind % 9 {
             0 => runs.extend(checked(Run::read(KEY, value)).flatten()),
             1 => drop(checked(Space::read(KEY, value))),
             2 => {
@@ -48,7 +49,8 @@ pub fn read(bytes: &[u8]) {
                 assert!(taken.is_none_or(|taken| taken.hits.len() <= bytes.len()));
             }
             6 => told(value),
-            _ => bound(value),
+            7 => bound(value),
+            _ => called(value),
         }
     }
     along(runs);
@@ -65,13 +67,24 @@ fn string(value: Value) -> Option<Vec<u8>> {
 /// A list that is one gives the same places again, and a holder's field can be asked for any offset.
 fn places(value: Value) {
     let Some(bytes) = string(value) else { return };
-    if let Some(places) = Place::list(&bytes) {
-        let again: Vec<u8> = places.iter().flat_map(Place::bytes).collect();
+    if let Some(meanings) = Meaning::list(&bytes) {
+        let again: Vec<u8> = meanings.iter().flat_map(Meaning::bytes).collect();
         assert!(again.len() <= bytes.len());
-        assert_eq!(Place::list(&again), Some(places));
+        assert_eq!(Meaning::list(&again), Some(meanings));
+    }
+    if let Some(place) = Place::read(&bytes) {
+        assert!(usize::from(place.offset) < SEGMENT);
     }
     let held = (0..=u8::MAX).filter(|&offset| holds(&bytes, offset)).count();
     assert!(held == 0 || bytes.len() > 12);
+}
+
+/// No block beyond the segment has a name.
+fn called(value: Value) {
+    let Some(called) = checked(Called::read(KEY, ([3; TAG], [3; 8]), 10, value)) else { return };
+    for name in [0, 1, u64::MAX] {
+        assert!(called.places(Name(name)).all(|at| (10..SEGMENT).contains(&at.offset.into())));
+    }
 }
 
 fn waiter(value: Value) {
@@ -116,10 +129,12 @@ fn along(runs: Vec<Run>) {
         for key in keys.take(SEGMENT - links.len().min(SEGMENT)) {
             links.push(Link { depth: links.len() + 1, tag, rest: run.rest, key });
         }
+        let end = run.start + (0..2 * SEGMENT).filter(|&offset| run.key(offset).is_some()).count();
+        assert!(end <= SEGMENT);
         for offset in 0..=u8::MAX {
             let place = Place { tag, run: first(&tag), offset };
             let has = spot(run, place).is_some();
-            assert_eq!(has, (run.start..run.end()).contains(&offset.into()));
+            assert_eq!(has, (run.start..end).contains(&offset.into()));
         }
     }
     let Some(begin) = links.first().copied() else { return };

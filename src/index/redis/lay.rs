@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use super::bind::bindings;
+use super::called::{Called, resolved};
 use super::chain::{ChainKey, Key, Link, SEGMENT, Tag, first, shape_bytes};
 use super::join::{Way, proof};
 use super::local::{Dead, Opened};
 use super::meaning::{group, name_bytes};
-use super::place::{Place, Spot};
+use super::place::{Meaning, Place, Spot};
 use super::read::present;
 use super::reply::{bytes, damaged, int, list, value};
 use super::run::holds;
@@ -90,7 +90,7 @@ pub(super) struct Told {
     /// The first block that has all the names it may have.
     full: Option<usize>,
     above_held: bool,
-    /// What the last block's name meant, where that was asked.
+    /// What the last block's name meant, where that was asked and was nothing of another run.
     meant: Option<Vec<Place>>,
     /// The server took no script that touches several slots.
     apart: bool,
@@ -140,10 +140,14 @@ impl Told {
                 self.full = Some(self.full.map_or(named(last), |full| full.min(named(last))));
             }
             let at = |at: usize| (at, Place { offset: offset + (at - from) as u8, ..place });
-            match flags & 24 {
-                0 => self.unbound.extend(names.iter().map(named).map(at)),
-                8 => self.unbound.extend((from..to).map(at)),
-                _ => self.bound.extend((from..to).map(at)),
+            if flags & 8 != 0 {
+                self.unbound.extend((from..to).map(at));
+            } else {
+                self.unbound.extend(names.iter().map(named).map(at));
+            }
+            if flags & 16 != 0 {
+                let unbound = |n: &usize| names.iter().any(|name| named(name) == *n);
+                self.bound.extend((from..to).filter(|n| !unbound(n)).map(at));
             }
             if flags & 2 != 0 && run != piece.begin {
                 self.joined.push([&piece.tag[..], &run].concat());
@@ -303,15 +307,14 @@ impl RedisIndex {
             }
             batch.push(key, ask);
         }
-        let meanings = match self.unsure(stretch, ways) {
-            Some(name) => {
-                let group = group(name, opened.groups);
-                let key = self.keys.meanings(stretch.vocabulary, group);
-                batch.push(&key, command("HGET", &[&key, &name_bytes(name)]));
-                Some(key)
-            }
-            None => None,
-        };
+        let meanings = self.unsure(stretch, ways).zip(pieces.last()).map(|(name, piece)| {
+            let group = group(name, opened.groups);
+            let key = self.keys.meanings(stretch.vocabulary, group);
+            batch.push(&key, command("HGET", &[&key, &name_bytes(name)]));
+            let run = (&piece.tag, &piece.begin);
+            let named = Called::ask(&mut batch, &self.keys, stretch.vocabulary, run);
+            (name, (piece.tag, piece.begin), key, named)
+        });
         let mut replies = self.send(batch).await?;
         for (key, piece, way) in sent {
             let reply = next(&mut replies);
@@ -353,11 +356,19 @@ impl RedisIndex {
         let (made, entries) = (std::mem::take(&mut told.made), std::mem::take(&mut told.entries));
         self.local.lock().changed(stretch.space, made, entries);
         // Where its server is away, whoever needs it asks again: the blocks are stored.
-        if let Some(key) = &meanings
-            && let Some(reply) = present(next(&mut replies))
-        {
-            let places = Place::list(&bytes(key, value(key, reply)?)?);
-            told.meant = Some(places.ok_or_else(|| damaged(key, "list of places"))?);
+        if let Some((name, run, key, named)) = meanings {
+            let (meant, called) = (present(next(&mut replies)), next(&mut replies));
+            if let Some(reply) = meant {
+                let meant = Meaning::list(&bytes(&key, value(&key, reply)?)?);
+                let meant = meant.ok_or_else(|| damaged(&key, "list of places"))?;
+                // It is joined, so its run is the segment's first.
+                let called = Called::read(&named, run, 0, value(&named, called)?)?;
+                let is_own = |meaning: &Meaning| meaning.run() == run;
+                told.meant = meant
+                    .iter()
+                    .all(is_own)
+                    .then(|| resolved(&meant, name, |of| (*of == run).then_some(&called)));
+            }
         }
         Ok(())
     }
@@ -507,10 +518,7 @@ impl RedisIndex {
         let mut keys: Vec<&[u8]> = vec![&key, &named, &meanings, &unplaced, &waiting];
         let above = above_run.map(|above| self.keys.run(&above.tag, &above.run));
         keys.extend(above.as_deref());
-        let blocks = stretch.blocks[piece.from..piece.to].iter().zip(piece.offset as u8..);
-        let place = |offset| Place { tag: piece.tag, run: piece.begin, offset };
-        let bindings = bindings(blocks.map(|(block, at)| (block.name, place(at)))).concat();
-        batch.script_across(&script::STORE, &keys, &[&args[..], &[&bindings]].concat());
+        batch.script_across(&script::STORE, &keys, &args);
     }
 
     /// Takes back what was stored of a stretch from block `from` on.

@@ -1,13 +1,14 @@
 //! What names mean.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use redis::Value;
 
+use super::called::{Called, resolved};
 use super::chain::{Key, Link, SEGMENT, Tag, shape_bytes};
 use super::link::Fault;
 use super::local::Member;
-use super::place::{Place, Spot};
+use super::place::{Meaning, Place, Spot};
 use super::read::present;
 use super::reply::{bytes, damaged, list, value};
 use super::run::Run;
@@ -53,12 +54,12 @@ pub(super) type Runs = HashMap<(Tag, Key), Run>;
 type Reply = Result<Value, Fault>;
 
 impl RedisIndex {
-    /// All places that each name means, in the order in which they were bound.
-    pub(super) async fn places(
+    /// What each name means, as it lies in the store.
+    pub(super) async fn meanings(
         &self,
         vocabulary: u32,
         names: &[Name],
-    ) -> Result<Vec<Vec<Place>>, Error> {
+    ) -> Result<Vec<Vec<Meaning>>, Error> {
         let groups = self.opened().await?.groups;
         let (mut batch, mut keys) = (Batch::reading(), Vec::new());
         for (group, of) in by_group(names.iter().copied(), groups) {
@@ -70,15 +71,51 @@ impl RedisIndex {
             batch.push(&key, ask);
             keys.push((key, of));
         }
-        let (mut replies, mut places) = (self.send(batch).await?, vec![Vec::new(); names.len()]);
+        let (mut replies, mut meanings) = (self.send(batch).await?, vec![Vec::new(); names.len()]);
         for (key, of) in keys {
             let found = list(&key, value(&key, next(&mut replies))?)?;
             for (at, one) in of.into_iter().zip(found) {
-                let found = Place::list(&bytes(&key, one)?);
-                places[at] = found.ok_or_else(|| damaged(&key, "list of places"))?;
+                let found = Meaning::list(&bytes(&key, one)?);
+                meanings[at] = found.ok_or_else(|| damaged(&key, "list of places"))?;
             }
         }
-        Ok(places)
+        Ok(meanings)
+    }
+
+    /// All blocks that each name means, in the order in which they were bound, and the runs of these as far as they
+    /// are there.
+    pub(super) async fn places(
+        &self,
+        vocabulary: u32,
+        names: &[Name],
+    ) -> Result<(Vec<Vec<Place>>, Runs), Error> {
+        let meanings = self.meanings(vocabulary, names).await?;
+        // Each run, and whether to ask what its blocks are called.
+        let mut wanted: BTreeMap<(Tag, Key), bool> = BTreeMap::new();
+        for meaning in meanings.iter().flatten() {
+            *wanted.entry(meaning.run()).or_default() |= matches!(meaning, Meaning::In(..));
+        }
+        let (mut batch, mut keys) = (Batch::reading(), Vec::with_capacity(wanted.len()));
+        for ((tag, run), &asks) in &wanted {
+            let key = self.keys.run(tag, run);
+            batch.push(&key, command("HGETALL", &[&key]));
+            let ask = || Called::ask(&mut batch, &self.keys, vocabulary, (tag, run));
+            keys.push((key, asks.then(ask)));
+        }
+        let (mut replies, mut runs) = (self.send(batch).await?, Runs::new());
+        let mut called: HashMap<(Tag, Key), Called> = HashMap::new();
+        for (at, (key, named)) in wanted.into_keys().zip(keys) {
+            let run = Run::read(&key, value(&key, next(&mut replies))?)?;
+            let names = named.map(|key| value(&key, next(&mut replies)).map(|reply| (key, reply)));
+            let Some(run) = run else { continue };
+            if let Some((key, reply)) = names.transpose()? {
+                called.insert(at, Called::read(&key, at, run.start as u8, reply)?);
+            }
+            runs.insert(at, run);
+        }
+        let all = meanings.iter().zip(names);
+        let places = all.map(|(meanings, &name)| resolved(meanings, name, |run| called.get(run)));
+        Ok((places.collect(), runs))
     }
 
     /// The runs of these places, as far as they are there.
@@ -127,11 +164,8 @@ impl RedisIndex {
         name: Name,
         fit: Fit,
     ) -> Result<(Option<Spot>, usize), Error> {
-        let places = self.places(member.vocabulary, &[name]).await?.pop().unwrap_or_default();
-        if places.is_empty() {
-            return Ok((None, 0));
-        }
-        let runs = self.runs(places.iter().map(|p| (p.tag, p.run))).await?;
+        let (mut places, runs) = self.places(member.vocabulary, &[name]).await?;
+        let places = places.pop().unwrap_or_default();
         let above = match fit {
             Fit::Content(..) => {
                 self.runs(runs.values().filter_map(|r| r.above).map(|p| (p.tag, p.run))).await?

@@ -9,6 +9,7 @@
 
 mod assign;
 mod bind;
+mod called;
 mod chain;
 #[cfg(feature = "conformance")]
 pub mod damage;

@@ -49,7 +49,10 @@ impl Taken {
             lost: int(key, lost)?,
             blocks: int(key, blocks)?,
             unbound: unbound.collect::<Option<_>>().ok_or_else(bad)?,
-            above: Place::list(&above).ok_or_else(bad)?.first().copied(),
+            above: match above.is_empty() {
+                true => None,
+                false => Some(Place::read(&above).ok_or_else(bad)?),
+            },
         })
     }
 }
@@ -73,7 +76,7 @@ impl RedisIndex {
         let strange: Vec<usize> = (0..names.len()).filter(|&n| known[n].is_none()).collect();
         let asked: Vec<Name> = strange.iter().map(|&n| names[n]).collect();
         if !asked.is_empty() {
-            let found = self.places(member.vocabulary, &asked).await?;
+            let (found, _) = self.places(member.vocabulary, &asked).await?;
             for (n, places) in strange.into_iter().zip(found) {
                 known[n] = Some(places).filter(|places| places.len() == 1).map(|p| p[0]);
             }
@@ -126,7 +129,8 @@ impl RedisIndex {
         stamp: Stamp,
         tried: Option<Place>,
     ) -> Result<bool, Error> {
-        let places = self.places(member.vocabulary, &[name]).await?.pop().unwrap_or_default();
+        let (mut places, _) = self.places(member.vocabulary, &[name]).await?;
+        let places = places.pop().unwrap_or_default();
         if places.len() != 1 || tried != Some(places[0]) {
             self.local.lock().names.forget(member.vocabulary, name);
         }

@@ -57,8 +57,7 @@ impl Run {
                     }
                 }
                 (b"p", place) => {
-                    let places = Place::list(place).ok_or_else(|| bad("place"))?;
-                    run.above = places.first().copied();
+                    run.above = Some(Place::read(place).ok_or_else(|| bad("place"))?);
                 }
                 (&[a, b, c, d], _) => run.holders.push((u32::from_le_bytes([a, b, c, d]), value)),
                 _ => return Err(bad("run")),
@@ -70,11 +69,6 @@ impl Run {
             return Err(bad("run"));
         }
         Ok(Some(run))
-    }
-
-    /// One past the offset of its last block.
-    pub(super) fn end(&self) -> usize {
-        self.start + self.keys.len() / 8
     }
 
     /// The block at an offset of the segment.

@@ -157,7 +157,7 @@ impl RedisIndex {
         if let Some(hook) = hook.filter(|_| before.is_none()) {
             ready = !self.wait_for(member.vocabulary, name, hook.1, b"add").await?.is_empty();
         }
-        ready |= !self.places(member.vocabulary, &[name]).await?.concat().is_empty();
+        ready |= !self.meanings(member.vocabulary, &[name]).await?.concat().is_empty();
         Ok(ready)
     }
 

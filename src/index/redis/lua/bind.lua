@@ -1,6 +1,6 @@
 -- Binds names of one group of a vocabulary, no two alike. KEYS: what the group's names mean, its unplaced blocks,
--- and who waits. ARGV: how many meanings a name may have, 0 for any number; ttl; then strings of names, each with its
--- place, and places of one length in each string. The first `free` names are bound by now.
+-- and who waits. ARGV: how many meanings a name may have, 0 for any number; ttl; then for each run what says that it is
+-- meant, its blocks' names, and their offsets. The first `free` names are bound by now.
 -- Answers one digit for each name: 0 bound before, 1 first meaning, 2 a further one, 3 refused; then, for those
 -- that somebody waits for, the number, the unplaced block, and the names that wait.
 return guarded(function()
@@ -13,7 +13,7 @@ return guarded(function()
       local next, count = 1, 0
       result = '2'
       while next <= #list do
-        local length = byte(list, next) < 64 and 13 or 21
+        local length = length_of(list, next)
         if sub(list, next, next + length - 1) == where then result = '0' end
         next, count = next + length, count + 1
       end
@@ -28,12 +28,11 @@ return guarded(function()
       end
     end
   end
-  for at = 3, #ARGV do
-    local bindings = ARGV[at]
-    local length = byte(bindings, 9) < 64 and 21 or 29
-    for from = 1, #bindings, length do
+  for at = 3, #ARGV, 3 do
+    local within, names, offsets = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+    for n = 1, #offsets do
       if #status < free then status[#status + 1] = '1'
-      else bind(sub(bindings, from, from + 7), sub(bindings, from + 8, from + length - 1)) end
+      else bind(sub(names, n * 8 - 7, n * 8), char(byte(within) - 128 + byte(offsets, n)) .. sub(within, 2)) end
     end
   end
   call('EXPIRE', key, ARGV[2])

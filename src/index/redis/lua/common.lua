@@ -30,6 +30,9 @@ local function place(tag, id, offset)
   return char(offset + 64) .. tag .. id
 end
 
+-- How long what begins there in a list of meanings is.
+local function length_of(list, at) return byte(list, at) % 128 < 64 and 13 or 21 end
+
 local function run_of(place)
   if byte(place) < 64 then return sub(place, 2, 9) end
   return sub(place, 14, 21)
