@@ -267,6 +267,33 @@ fn a_run_whose_names_are_gone_gets_them_again_with_whoever_follows() {
     assert_eq!(leading(&server, &index, &blocks(PATH)), []);
 }
 
+/// A server may throw a run away and keep what its blocks were called: that is of blocks which are gone.
+#[test]
+fn a_run_that_is_made_anew_beside_names_that_outlived_it_begins_without_them() {
+    for nameless in [false, true] {
+        let (server, index, other) = scene();
+        let run = keys(&server, "*:r:*").into_iter().find(|run| {
+            let fields: Vec<Vec<u8>> =
+                redis::cmd("HVALS").arg(run).query(&mut server.raw()).unwrap();
+            fields.iter().any(|value| value.len() == 64 * 8)
+        });
+        let _: () = redis::cmd("DEL").arg(run.unwrap()).query(&mut server.raw()).unwrap();
+        let mut changed = [blocks(1..2), blocks(2002..2065)].concat();
+        if nameless {
+            // What has a block without a name is stored the long way.
+            changed[63].name = Name(0);
+        }
+        at_root(&server, &other, A, &changed);
+        follow(&server, &index, &blocks(PATH));
+        assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 1), (2, 64)], "{nameless}");
+        assert_eq!(leading(&server, &other, &changed), [(1, 64), (2, 1)], "{nameless}");
+        // No block of the new run has a name of the old one.
+        let fresh = who_knows_both(&server);
+        assert_eq!(take(&server, &fresh, A, &blocks(2..65)), 0);
+        assert_eq!(leading(&server, &other, &changed), [(1, 64), (2, 1)], "{nameless}");
+    }
+}
+
 #[test]
 fn a_run_that_went_on_under_other_names_has_no_proof_of_those_before() {
     let (server, index, other) = scene();

@@ -74,6 +74,12 @@ return guarded(function()
     done = to
   end
 
+  -- What a run is called that was lost while its names were not is not what this one is.
+  local function make(key, list, ...)
+    if call('HLEN', list) > 0 then call('DEL', list) end
+    call('HSET', key, ...)
+  end
+
   if have then
     local begins, kept = start_of(key, found[2])
     start = begins
@@ -84,8 +90,8 @@ return guarded(function()
     local at = (offset - 1 - start) * 8
     if not have or at < 0 or sub(have, at + 1, at + 8) ~= above then return '' end
   elseif not have then
-    if hung == '' then call('HSET', key, 'h', head, 'k', blocks)
-    else call('HSET', key, 'h', head, 'k', blocks, 'p', hung) end
+    if hung == '' then make(key, KEYS[2], 'h', head, 'k', blocks)
+    else make(key, KEYS[2], 'h', head, 'k', blocks, 'p', hung) end
     created = '\1'
     part(n, n)
     return created .. table.concat(parts)
@@ -118,7 +124,7 @@ return guarded(function()
       kid(key, offset + done - 1, 1)
       local above = place(tag, id, offset + done - 1)
       key, id, start = runs .. hex(child), child, offset + done
-      call('HSET', key, 'h', sub(head, 1, 1) .. char(start) .. sub(head, 3), 'k',
+      make(key, named .. hex(child), 'h', sub(head, 1, 1) .. char(start) .. sub(head, 3), 'k',
         sub(blocks, done * 8 + 1), 'p', above)
       part(n, n - done)
       return created .. table.concat(parts)
