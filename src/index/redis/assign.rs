@@ -116,7 +116,7 @@ impl RedisIndex {
             let key = self.keys.meanings(old.vocabulary, group);
             let all: Vec<Name> = self.entries(&key).await?.into_keys().collect();
             for some in all.chunks(SOME) {
-                let (places, _) = self.places(old.vocabulary, some).await?;
+                let places = self.places(old.vocabulary, some).await?;
                 let some = some.iter().zip(places);
                 names.extend(some.map(|(&name, places)| (name, places, key.clone())));
             }
@@ -175,6 +175,8 @@ impl RedisIndex {
         batch.push(&run, command("HGET", &[&run, b"h"]));
         let head = bytes(&run, value(&run, next(&mut self.send(batch).await?))?)?;
         let Some(&start) = head.get(1) else { return Ok(Vec::new()) };
+        // First, as the name beside the run says what is to be moved if this is done again.
+        let waiting = self.bind_one(new.vocabulary, name, place, false).await?;
         let (start, offset) = (start.to_string(), place.offset.to_string());
         let args: [&[u8]; 5] = [
             &old.to_le_bytes(),
@@ -186,6 +188,6 @@ impl RedisIndex {
         let mut batch = Batch::new();
         batch.script(&script::RENAME, &[&key], &args);
         value(&key, next(&mut self.send(batch).await?))?;
-        self.bind_one(new.vocabulary, name, place).await
+        Ok(waiting)
     }
 }

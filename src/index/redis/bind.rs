@@ -1,13 +1,11 @@
 //! Names that get meanings, and lose them.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use super::called::Called;
-use super::chain::{Key, Tag};
 use super::meaning::{by_group, group, name_bytes};
 use super::place::Place;
 use super::reply::{bytes, damaged, int, list, value};
-use super::{Batch, RedisIndex, command, next, script};
+use super::{Batch, RedisIndex, next, script};
 use crate::block::Name;
 use crate::error::Error;
 
@@ -20,13 +18,23 @@ pub(super) struct Bound {
     pub(super) waiting: Vec<(usize, Name)>,
 }
 
+/// A name that does not mean a block any more.
+#[derive(Debug)]
+pub(super) struct Unbound {
+    pub(super) vocabulary: u32,
+    pub(super) name: Name,
+    pub(super) place: Place,
+    /// The offsets of the other blocks that the run calls so.
+    pub(super) others: Vec<u8>,
+}
+
 impl Bound {
     /// From the script's answer about some of the names.
     pub(super) fn read(
         &mut self,
         key: &[u8],
         of: &[usize],
-        names: &[(Name, Place)],
+        names: &[(Name, Place, bool)],
         reply: redis::Value,
     ) -> Result<(), Error> {
         let bad = || damaged(key, "answer");
@@ -60,18 +68,19 @@ impl Bound {
 const AT_ONCE: usize = 512;
 
 impl RedisIndex {
-    /// Binds names, no two alike. `batch` is sent with it; `others` gets the replies to what was in it.
+    /// Binds names, no two alike; the last of each says whether it may be bound by now. `batch` is sent with it; `others`
+    /// gets the replies to what was in it.
     pub(super) async fn bind(
         &self,
         mut batch: Batch,
         mut others: impl FnMut(Result<redis::Value, super::link::Fault>) -> Result<(), Error>,
         vocabulary: u32,
-        names: &[(Name, Place)],
+        names: &[(Name, Place, bool)],
         most: usize,
     ) -> Result<Bound, Error> {
         let count = self.opened().await?.groups;
         let mut bound = Bound { status: vec![b'0'; names.len()], ..Bound::default() };
-        let groups = by_group(names.iter().map(|(name, _)| *name), count);
+        let groups = by_group(names.iter().map(|(name, ..)| *name), count);
         let (first, most, mut order) = (batch.len(), most.to_string(), Vec::new());
         for (group, of) in &groups {
             for of in of.chunks(AT_ONCE) {
@@ -97,15 +106,17 @@ impl RedisIndex {
         Ok(bound)
     }
 
-    /// Binds one name without limit; gives the names that wait for it.
+    /// Binds one name without limit, perhaps `again`; gives the names that wait for it.
     pub(super) async fn bind_one(
         &self,
         vocabulary: u32,
         name: Name,
         place: &Place,
+        again: bool,
     ) -> Result<Vec<Name>, Error> {
         let none = |_| Ok(());
-        let bound = self.bind(Batch::new(), none, vocabulary, &[(name, *place)], 0).await?;
+        let names = [(name, *place, again)];
+        let bound = self.bind(Batch::new(), none, vocabulary, &names, 0).await?;
         self.local.lock().names.forget(vocabulary, name);
         Ok(bound.waiting.into_iter().map(|(_, name)| name).collect())
     }
@@ -130,105 +141,69 @@ impl RedisIndex {
             ];
             batch.script(&script::UNNAME, &[&key], &args);
         }
-        let key = self.keys.meta();
-        for reply in self.send(batch).await? {
-            value(&key, reply)?;
+        let (key, mut replies) = (self.keys.meta(), self.send(batch).await?);
+        let mut unbound = Vec::new();
+        for &(name, place, bound) in names {
+            let others = match runs.contains_key(&(place.tag, place.run)) {
+                true => bytes(&key, value(&key, next(&mut replies))?)?,
+                false => Vec::new(),
+            };
+            if bound {
+                unbound.push(Unbound { vocabulary, name, place, others });
+            }
         }
-        let bound = names.iter().filter(|(.., bound)| *bound);
-        self.unbind(bound.map(|(name, place, _)| (vocabulary, *name, *place)).collect()).await
+        self.unbind(unbound).await
     }
 
-    /// Names do not mean blocks that went. Who stored such a block again meanwhile found the name
+    /// Names do not mean blocks that went. Who stored such a block again meanwhile may have found the name
     /// bound; so whatever came back is bound again.
-    pub(super) async fn unbind(&self, mut bindings: Vec<(u32, Name, Place)>) -> Result<(), Error> {
-        let names: HashSet<(u32, Name)> = bindings.iter().map(|&(v, name, _)| (v, name)).collect();
+    pub(super) async fn unbind(&self, bindings: Vec<Unbound>) -> Result<(), Error> {
+        let count = self.opened().await?.groups;
+        let (mut groups, mut runs) = (BTreeMap::<_, Vec<Vec<u8>>>::new(), BTreeMap::new());
+        let names: HashSet<(u32, Name)> = bindings.iter().map(|b| (b.vocabulary, b.name)).collect();
         {
             let mut local = self.local.lock();
             names.iter().for_each(|&(vocabulary, name)| local.names.forget(vocabulary, name));
             local.last.retain(|_, last| !names.contains(&(last.vocabulary, last.name)));
         }
-        while !bindings.is_empty() {
-            let still = self.take_meanings(&bindings).await?;
-            bindings = self.bind_again(bindings, &still).await?;
-        }
-        Ok(())
-    }
-
-    /// For each name whether it still means the block's run.
-    async fn take_meanings(&self, bindings: &[(u32, Name, Place)]) -> Result<Vec<bool>, Error> {
-        let count = self.opened().await?.groups;
-        let mut groups: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
-        for (n, (vocabulary, name, _)) in bindings.iter().enumerate() {
-            groups.entry((*vocabulary, group(*name, count))).or_default().push(n);
+        for Unbound { vocabulary, name, place, others } in bindings {
+            let args = groups.entry((vocabulary, group(name, count))).or_default();
+            args.extend([name_bytes(name).to_vec(), place.bytes(), others]);
+            let of: &mut BTreeMap<_, Vec<Name>> = runs.entry(vocabulary).or_default();
+            of.entry((place.tag, place.run)).or_default().push(name);
         }
         let mut batch = Batch::new();
-        for ((vocabulary, group), of) in &groups {
-            let pair = |&n: &usize| [name_bytes(bindings[n].1).to_vec(), bindings[n].2.bytes()];
-            let pairs: Vec<[Vec<u8>; 2]> = of.iter().map(pair).collect();
-            let args: Vec<&[u8]> = pairs.iter().flatten().map(Vec::as_slice).collect();
+        for ((vocabulary, group), args) in &groups {
+            let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
             batch.script(&script::UNBIND, &[&self.keys.meanings(*vocabulary, *group)], &args);
         }
-        let mut still = vec![false; bindings.len()];
-        for (reply, ((vocabulary, group), of)) in self.send(batch).await?.zip(groups) {
-            let key = self.keys.meanings(vocabulary, group);
-            let answer = bytes(&key, value(&key, reply)?)?;
-            if answer.len() != of.len() {
-                return Err(damaged(&key, "answer"));
-            }
-            of.into_iter().zip(answer).for_each(|(n, one)| still[n] = one == b'1');
+        for (reply, &(vocabulary, group)) in self.send(batch).await?.zip(groups.keys()) {
+            value(&self.keys.meanings(vocabulary, group), reply)?;
         }
-        Ok(still)
-    }
-
-    /// Binds again what runs say that their blocks are called. Gives the names that mean a run where no block is called so.
-    async fn bind_again(
-        &self,
-        bindings: Vec<(u32, Name, Place)>,
-        still: &[bool],
-    ) -> Result<Vec<(u32, Name, Place)>, Error> {
-        let runs: BTreeSet<(u32, Tag, Key)> =
-            bindings.iter().map(|(vocabulary, _, at)| (*vocabulary, at.tag, at.run)).collect();
-        let (mut batch, mut keys) = (Batch::reading(), Vec::with_capacity(runs.len()));
-        for (vocabulary, tag, run) in &runs {
-            let key = self.keys.run(tag, run);
-            batch.push(&key, command("HGET", &[&key, b"h"]));
-            let named = Called::ask(&mut batch, &self.keys, *vocabulary, (tag, run));
-            keys.push((key, named));
-        }
-        let (mut replies, mut called) = (self.send(batch).await?, BTreeMap::new());
-        for ((vocabulary, tag, run), (key, named)) in runs.into_iter().zip(keys) {
-            let head = bytes(&key, value(&key, next(&mut replies))?)?;
-            let names = value(&named, next(&mut replies))?;
-            if let Some(&start) = head.get(1) {
-                let names = Called::read(&named, (tag, run), start, names)?;
-                called.insert((vocabulary, tag, run), names);
-            }
-        }
-        let mut stale = Vec::new();
-        for ((vocabulary, name, at), still) in bindings.into_iter().zip(still) {
-            let called = called.get(&(vocabulary, at.tag, at.run));
-            let places: Vec<Place> = called.into_iter().flat_map(|c| c.places(name)).collect();
-            if *still && places.is_empty() {
-                stale.push((vocabulary, name, at));
-            } else if !still {
-                for place in &places {
-                    self.bind_one(vocabulary, name, place).await?;
+        for (vocabulary, runs) in runs {
+            let called = self.called(vocabulary, runs.keys().copied().collect()).await?;
+            for (run, names) in runs {
+                for name in names {
+                    let places = called.get(&run).into_iter().flat_map(|c| c.places(name));
+                    for place in places.collect::<Vec<_>>() {
+                        self.bind_one(vocabulary, name, &place, true).await?;
+                    }
                 }
             }
         }
-        Ok(stale)
+        Ok(())
     }
 }
 
-/// Names, run by run: the run as a meaning, their blocks' names, and their offsets.
-fn bindings(names: impl Iterator<Item = (Name, Place)>) -> Vec<[Vec<u8>; 3]> {
-    let mut runs: Vec<[Vec<u8>; 3]> = Vec::new();
-    for (name, place) in names {
-        let run = place.in_run().bytes();
-        if runs.last().is_none_or(|[last, ..]| *last != run) {
-            runs.push([run, Vec::new(), Vec::new()]);
+/// Names, run by run: the run as a meaning, its blocks' names, their offsets, and whether they may be bound by now.
+fn bindings(names: impl Iterator<Item = (Name, Place, bool)>) -> Vec<[Vec<u8>; 4]> {
+    let mut runs: Vec<[Vec<u8>; 4]> = Vec::new();
+    for (name, place, again) in names {
+        let (run, again) = (place.in_run().bytes(), vec![b'0' + u8::from(again)]);
+        if runs.last().is_none_or(|[last, .., before]| (last, before) != (&run, &again)) {
+            runs.push([run, Vec::new(), Vec::new(), again]);
         }
-        if let Some([_, names, offsets]) = runs.last_mut() {
+        if let Some([_, names, offsets, _]) = runs.last_mut() {
             names.extend(name_bytes(name));
             offsets.push(place.offset);
         }

@@ -112,7 +112,7 @@ fn told(value: Value) {
 
 fn bound(value: Value) {
     let place = Place { tag: [3; TAG], run: [3; 8], offset: 0 };
-    let names = [1, 2, 3].map(|n| (Name(n), place));
+    let names = [1, 2, 3].map(|n| (Name(n), place, false));
     let mut bound = Bound { status: vec![b'0'; 3], ..Bound::default() };
     if checked(bound.read(KEY, &[0, 2], &names, value)).is_some() {
         assert!(bound.waiting.iter().all(|(n, _)| [0, 2].contains(n)));

@@ -1,5 +1,6 @@
 //! Stretches of blocks that become resident: laid into runs, segment by segment.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::called::{Called, resolved};
@@ -79,6 +80,8 @@ pub(super) struct Told {
     created: Vec<(usize, Tag, Key)>,
     /// Numbers of the blocks whose names are new to their runs.
     pub(super) unbound: Vec<(usize, Place)>,
+    /// Blocks that this very change had stored before: their names may be bound.
+    repeated: Vec<Range<usize>>,
     /// Numbers of the blocks whose names got their first meaning with that.
     pub(super) bound: Vec<(usize, Place)>,
     /// Runs that the slot holds something of since now, but for those in which the pieces begin.
@@ -140,6 +143,9 @@ impl Told {
                 self.full = Some(self.full.map_or(named(last), |full| full.min(named(last))));
             }
             let at = |at: usize| (at, Place { offset: offset + (at - from) as u8, ..place });
+            if flags & 1 != 0 {
+                self.repeated.push(from..to);
+            }
             if flags & 8 != 0 {
                 self.unbound.extend((from..to).map(at));
             } else {
@@ -196,8 +202,12 @@ impl RedisIndex {
         // A block that has all the names it may have is refused, and so is what comes after it.
         let beyond = told.unbound.partition_point(|(at, _)| told.full.is_none_or(|f| *at < f));
         let beyond = told.unbound.split_off(beyond);
-        let names: Vec<(Name, Place)> =
-            told.unbound.iter().map(|&(at, place)| (stretch.blocks[at].name, place)).collect();
+        let again = |at: &usize| told.repeated.iter().any(|part| part.contains(at));
+        let names: Vec<(Name, Place, bool)> = told
+            .unbound
+            .iter()
+            .map(|(at, place)| (stretch.blocks[*at].name, *place, again(at)))
+            .collect();
         let batch = self.joints(stretch, &pieces, &told);
         let held = self.keys.held(stretch.space, stretch.slot);
         let check = |reply| value(&held, reply).map(drop);
@@ -357,10 +367,10 @@ impl RedisIndex {
         self.local.lock().changed(stretch.space, made, entries);
         // Where its server is away, whoever needs it asks again: the blocks are stored.
         if let Some((name, run, key, named)) = meanings {
-            let (meant, called) = (present(next(&mut replies)), next(&mut replies));
-            if let Some(reply) = meant {
+            let (meant, called) = (present(next(&mut replies)), present(next(&mut replies)));
+            if let (Some(reply), Some(called)) = (meant, called) {
                 let meant = Meaning::list(&bytes(&key, value(&key, reply)?)?);
-                let meant = meant.ok_or_else(|| damaged(&key, "list of places"))?;
+                let meant = meant.ok_or_else(|| damaged(&key, "list of meanings"))?;
                 // It is joined, so its run is the segment's first.
                 let called = Called::read(&named, run, 0, value(&named, called)?)?;
                 let is_own = |meaning: &Meaning| meaning.run() == run;

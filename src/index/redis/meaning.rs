@@ -1,6 +1,6 @@
 //! What names mean.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use redis::Value;
 
@@ -76,15 +76,29 @@ impl RedisIndex {
             let found = list(&key, value(&key, next(&mut replies))?)?;
             for (at, one) in of.into_iter().zip(found) {
                 let found = Meaning::list(&bytes(&key, one)?);
-                meanings[at] = found.ok_or_else(|| damaged(&key, "list of places"))?;
+                meanings[at] = found.ok_or_else(|| damaged(&key, "list of meanings"))?;
             }
         }
         Ok(meanings)
     }
 
-    /// All blocks that each name means, in the order in which they were bound, and the runs of these as far as they
-    /// are there.
+    /// All blocks that each name means, in the order in which they were bound.
     pub(super) async fn places(
+        &self,
+        vocabulary: u32,
+        names: &[Name],
+    ) -> Result<Vec<Vec<Place>>, Error> {
+        let meanings = self.meanings(vocabulary, names).await?;
+        let whole = meanings.iter().flatten().filter(|meaning| meaning.is_run());
+        let asked: BTreeSet<(Tag, Key)> = whole.map(Meaning::run).collect();
+        let called = self.called(vocabulary, asked).await?;
+        let all = meanings.iter().zip(names);
+        let places = all.map(|(meanings, &name)| resolved(meanings, name, |run| called.get(run)));
+        Ok(places.collect())
+    }
+
+    /// The same, and the runs of these blocks as far as they are there.
+    pub(super) async fn placed(
         &self,
         vocabulary: u32,
         names: &[Name],
@@ -93,7 +107,7 @@ impl RedisIndex {
         // Each run, and whether to ask what its blocks are called.
         let mut wanted: BTreeMap<(Tag, Key), bool> = BTreeMap::new();
         for meaning in meanings.iter().flatten() {
-            *wanted.entry(meaning.run()).or_default() |= matches!(meaning, Meaning::In(..));
+            *wanted.entry(meaning.run()).or_default() |= meaning.is_run();
         }
         let (mut batch, mut keys) = (Batch::reading(), Vec::with_capacity(wanted.len()));
         for ((tag, run), &asks) in &wanted {
@@ -116,6 +130,34 @@ impl RedisIndex {
         let all = meanings.iter().zip(names);
         let places = all.map(|(meanings, &name)| resolved(meanings, name, |run| called.get(run)));
         Ok((places.collect(), runs))
+    }
+
+    /// What the blocks of these runs are called, as far as they are there.
+    pub(super) async fn called(
+        &self,
+        vocabulary: u32,
+        runs: BTreeSet<(Tag, Key)>,
+    ) -> Result<HashMap<(Tag, Key), Called>, Error> {
+        let (mut batch, mut keys) = (Batch::reading(), Vec::with_capacity(runs.len()));
+        for (tag, run) in &runs {
+            let key = self.keys.run(tag, run);
+            batch.push(&key, command("HGET", &[&key, b"h"]));
+            let named = Called::ask(&mut batch, &self.keys, vocabulary, (tag, run));
+            keys.push((key, named));
+        }
+        let (mut replies, mut called) = (self.send(batch).await?, HashMap::new());
+        for (at, (key, named)) in runs.into_iter().zip(keys) {
+            let head = bytes(&key, value(&key, next(&mut replies))?)?;
+            let names = value(&named, next(&mut replies))?;
+            match head[..] {
+                [] => {}
+                [1, start, ..] if usize::from(start) < SEGMENT => {
+                    called.insert(at, Called::read(&named, at, start, names)?);
+                }
+                _ => return Err(damaged(&key, "header of a run")),
+            }
+        }
+        Ok(called)
     }
 
     /// The runs of these places, as far as they are there.
@@ -164,7 +206,7 @@ impl RedisIndex {
         name: Name,
         fit: Fit,
     ) -> Result<(Option<Spot>, usize), Error> {
-        let (mut places, runs) = self.places(member.vocabulary, &[name]).await?;
+        let (mut places, runs) = self.placed(member.vocabulary, &[name]).await?;
         let places = places.pop().unwrap_or_default();
         let above = match fit {
             Fit::Content(..) => {

@@ -1,6 +1,6 @@
 //! Where a block is in the store, and what a name means.
 
-use super::chain::{Key, Link, SEGMENT, TAG, Tag, first};
+use super::chain::{Key, Link, TAG, Tag, first};
 
 /// A block's place: an offset of its segment, and the run that it lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,7 +76,6 @@ impl Meaning {
                 0 => (first(&tag), OWN),
                 _ => (bytes.get(OWN..OWN + 8)?.try_into().ok()?, OWN + 8),
             };
-            debug_assert!(usize::from(offset) < SEGMENT);
             meanings.push(match (start & IN, offset) {
                 (0, _) => Meaning::At(Place { tag, run, offset }),
                 (_, 0) => Meaning::In(tag, run),
@@ -85,6 +84,11 @@ impl Meaning {
             bytes = &bytes[length..];
         }
         Some(meanings)
+    }
+
+    /// Whether it is a whole run.
+    pub(super) fn is_run(&self) -> bool {
+        matches!(self, Meaning::In(..))
     }
 
     /// The run that it lies in.

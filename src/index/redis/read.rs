@@ -353,7 +353,7 @@ impl RedisIndex {
         gathering: &mut Gathering<'_>,
     ) -> Result<(), Error> {
         let asked: Vec<Name> = names.iter().map(|(_, name)| *name).collect();
-        let (places, runs) = self.places(vocabulary, &asked).await?;
+        let (places, runs) = self.placed(vocabulary, &asked).await?;
         let mut path = gathering.named.remove(&vocabulary).unwrap_or_default();
         let shape = shape_bytes(gathering.query.shape);
         let mut places = places.iter();

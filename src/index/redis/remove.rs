@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use redis::Value;
 
-use super::chain::{Key, Tag};
+use super::bind::Unbound;
+use super::chain::{Key, SEGMENT, Tag};
 use super::local::Member;
 use super::place::Place;
 use super::reply::{bytes, damaged, int, list, value};
@@ -23,8 +24,8 @@ pub(super) struct Taken {
     pub(super) gone: bool,
     lost: i64,
     blocks: i64,
-    /// Bindings of blocks that went: vocabulary, name, place.
-    unbound: Vec<(u32, Name, Place)>,
+    /// What blocks that went were called.
+    unbound: Vec<Unbound>,
     /// A block of another segment below which a run went.
     above: Option<Place>,
 }
@@ -36,25 +37,41 @@ impl Taken {
         let parts = list(key, reply)?;
         let [lost, blocks, cut, above, hits]: [Value; 5] = parts.try_into().map_err(|_| bad())?;
         let (cut, above, hits) = (bytes(key, cut)?, bytes(key, above)?, bytes(key, hits)?);
-        let unbound = cut.chunks(21).map(|one| {
-            let (run, rest) = one.split_at_checked(8)?;
-            let &[offset, a, b, c, d, ref name @ ..] = rest else { return None };
-            let run: Key = run.try_into().ok()?;
-            let name = Name(u64::from_le_bytes(name.try_into().ok()?));
-            Some((u32::from_le_bytes([a, b, c, d]), name, Place { tag: *tag, run, offset }))
-        });
+        let (mut unbound, mut cut) = (Vec::new(), &cut[..]);
+        while !cut.is_empty() {
+            let (one, rest) = unbound_of(tag, cut).ok_or_else(bad)?;
+            unbound.push(one);
+            cut = rest;
+        }
         Ok(Taken {
             hits: hits.iter().filter(|&&hit| hit != b'g').map(|&hit| hit == b'1').collect(),
             gone: hits.last() == Some(&b'g'),
             lost: int(key, lost)?,
             blocks: int(key, blocks)?,
-            unbound: unbound.collect::<Option<_>>().ok_or_else(bad)?,
+            unbound,
             above: match above.is_empty() {
                 true => None,
                 false => Some(Place::read(&above).ok_or_else(bad)?),
             },
         })
     }
+}
+
+/// The first of a list: run, offset, vocabulary, name, how many blocks of the run are called so still, and their offsets.
+fn unbound_of<'a>(tag: &Tag, cut: &'a [u8]) -> Option<(Unbound, &'a [u8])> {
+    let (run, rest) = cut.split_first_chunk()?;
+    let (&[offset, vocabulary @ ..], rest) = rest.split_first_chunk::<5>()?;
+    let (name, rest) = rest.split_first_chunk()?;
+    let (&count, rest) = rest.split_first()?;
+    let (others, rest) = rest.split_at_checked(count.into())?;
+    let one = Unbound {
+        vocabulary: u32::from_le_bytes(vocabulary),
+        name: Name(u64::from_le_bytes(*name)),
+        place: Place { tag: *tag, run: *run, offset },
+        others: others.to_vec(),
+    };
+    let fits = |offset: &u8| usize::from(*offset) < SEGMENT;
+    (fits(&offset) && others.iter().all(fits)).then_some((one, rest))
 }
 
 impl RedisIndex {
@@ -76,7 +93,7 @@ impl RedisIndex {
         let strange: Vec<usize> = (0..names.len()).filter(|&n| known[n].is_none()).collect();
         let asked: Vec<Name> = strange.iter().map(|&n| names[n]).collect();
         if !asked.is_empty() {
-            let (found, _) = self.places(member.vocabulary, &asked).await?;
+            let found = self.places(member.vocabulary, &asked).await?;
             for (n, places) in strange.into_iter().zip(found) {
                 known[n] = Some(places).filter(|places| places.len() == 1).map(|p| p[0]);
             }
@@ -129,8 +146,7 @@ impl RedisIndex {
         stamp: Stamp,
         tried: Option<Place>,
     ) -> Result<bool, Error> {
-        let (mut places, _) = self.places(member.vocabulary, &[name]).await?;
-        let places = places.pop().unwrap_or_default();
+        let places = self.places(member.vocabulary, &[name]).await?.pop().unwrap_or_default();
         if places.len() != 1 || tried != Some(places[0]) {
             self.local.lock().names.forget(member.vocabulary, name);
         }

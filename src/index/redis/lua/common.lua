@@ -114,9 +114,23 @@ local function kid(key, offset, more)
   if #parts == 0 then call('HDEL', key, 'c') else call('HSET', key, 'c', table.concat(parts)) end
 end
 
+-- The offsets of the blocks that have a name, by what stands beside a run that begins at `start`.
+local function called_so(start, names, more, name)
+  local offsets, at = {}, nil
+  if name ~= UNNAMED then at = string.find(names, name, 1, true) end
+  while at do
+    if at % 8 == 1 then offsets[#offsets + 1] = char(start + (at - 1) / 8) end
+    at = string.find(names, name, at + 1, true)
+  end
+  for at = 1, #more, 9 do
+    if sub(more, at + 1, at + 8) == name then offsets[#offsets + 1] = sub(more, at, at) end
+  end
+  return table.concat(offsets)
+end
+
 -- Takes away the end of a run that nobody holds and nothing hangs below, and then of the run that it
--- hangs on. `out` collects the blocks that went, their names, and the place in another segment that
--- the last of these runs hung on.
+-- hangs on. `out` collects the blocks that went, with each name the offsets of the run's other blocks that are called
+-- so, and the place in another segment that the last of these runs hung on.
 local function trim(runs, named, tag, id, out)
   while true do
     local key, names = runs .. hex(id), named .. hex(id)
@@ -135,29 +149,33 @@ local function trim(runs, named, tag, id, out)
     if keep * 8 >= #blocks then return end
     out.blocks = out.blocks + #blocks / 8 - keep
     fields = call('HGETALL', names)
+    local gone, kept = {}, {}
     for at = 1, #fields, 2 do
       local field, value = fields[at], fields[at + 1]
       if #field == 4 then
         if #value % 8 ~= 0 then damaged(names) end
         for name = keep * 8 + 1, #value, 8 do
           local called = sub(value, name, name + 7)
-          if called ~= UNNAMED then
-            out[#out + 1] = id .. char(start + (name - 1) / 8) .. field .. called
-          end
+          if called ~= UNNAMED then gone[#gone + 1] = {char(start + (name - 1) / 8), field, called} end
         end
-        if #value > keep * 8 then call('HSET', names, field, sub(value, 1, keep * 8)) end
+        kept[field] = sub(value, 1, keep * 8)
+        if #value > keep * 8 then call('HSET', names, field, kept[field]) end
       elseif field == 'j' then call('HDEL', names, 'j')
       else
         if #field ~= 5 or #value % 9 ~= 0 then damaged(names) end
-        local kept = {}
+        local further = {}
         for also = 1, #value, 9 do
           if byte(value, also) >= start + keep then
-            out[#out + 1] = id .. sub(value, also, also) .. sub(field, 1, 4) .. sub(value, also + 1, also + 8)
-          else kept[#kept + 1] = sub(value, also, also + 8) end
+            gone[#gone + 1] = {sub(value, also, also), sub(field, 1, 4), sub(value, also + 1, also + 8)}
+          else further[#further + 1] = sub(value, also, also + 8) end
         end
-        if #kept == 0 then call('HDEL', names, field)
-        else call('HSET', names, field, table.concat(kept)) end
+        kept[field] = table.concat(further)
+        if #further == 0 then call('HDEL', names, field) else call('HSET', names, field, kept[field]) end
       end
+    end
+    for _, one in ipairs(gone) do
+      local others = called_so(start, kept[one[2]] or '', kept[one[2] .. '+'] or '', one[3])
+      out[#out + 1] = id .. one[1] .. one[2] .. one[3] .. char(#others) .. others
     end
     if keep > 0 then
       call('HSET', key, 'k', sub(blocks, 1, keep * 8))

@@ -21,7 +21,7 @@ return guarded(function()
     if not all and not zero and sub(value, at + 1, at + #want) == want then return '' end
     if #value <= at and not zero then
       call('HSET', list, vocabulary, value .. string.rep('\0', at - #value) .. want)
-      if value == '' then call('EXPIRE', list, ttl) end
+      call('EXPIRE', list, ttl)
       for block = from, to - 1 do unbound[#unbound + 1] = char(block) end
       return table.concat(unbound)
     end

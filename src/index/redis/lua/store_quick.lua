@@ -48,6 +48,7 @@ do
         call('HSET', list, vocabulary, called .. names)
         call('HSET', run, 'k', have .. blocks, slot, value)
         call('EXPIRE', run, ttl)
+        call('EXPIRE', list, ttl)
         return '\0' .. id .. char(from, n, n, n) .. named(byte(fresh))
       elseif type(called) == 'string' and sub(have, at + 1, at + n * 8) == blocks
         and sub(called, at + 1, at + n * 8) == names then

@@ -1,4 +1,5 @@
--- A name that was refused is not one of the block's. KEYS[1]: the names of its run.
+-- A name that was refused is not one of the block's. KEYS[1]: the names of its run. Answers the offsets of the run's
+-- blocks that are called so still.
 return guarded(function()
   call('HDEL', KEYS[1], 'j')
   local vocabulary, start, offset, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -15,5 +16,5 @@ return guarded(function()
   if also ~= '' then
     if #kept == 0 then call('HDEL', KEYS[1], more) else call('HSET', KEYS[1], more, table.concat(kept)) end
   end
-  return 0
+  return called_so(start, call('HGET', KEYS[1], vocabulary) or '', table.concat(kept), name)
 end)
