@@ -109,7 +109,7 @@ def names_of(server):
     rows = zip(NAMES, TAGS)
     fresh("one script for a batch, one hash (kvscout)", (
         [[b"EVALSHA", bind, b"3", b"v:{7.0}", b"u:{7.0}", b"c:{7.0}", b"16", b"86400",
-          b"\x80" + tag, b"".join(names), bytes(range(BLOCKS))]]
+          b"\x80" + tag, b"".join(names), bytes(range(BLOCKS)), b"0"]]
         for names, tag in rows))
     fresh("HSETNX for each name, 16,384 small hashes", (
         [[b"HSETNX", bucket(name), name, place] for name, place in batch] for batch in pairs))

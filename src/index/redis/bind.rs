@@ -18,16 +18,6 @@ pub(super) struct Bound {
     pub(super) waiting: Vec<(usize, Name)>,
 }
 
-/// A name that does not mean a block any more.
-#[derive(Debug)]
-pub(super) struct Unbound {
-    pub(super) vocabulary: u32,
-    pub(super) name: Name,
-    pub(super) place: Place,
-    /// The offsets of the other blocks that the run calls so.
-    pub(super) others: Vec<u8>,
-}
-
 impl Bound {
     /// From the script's answer about some of the names.
     pub(super) fn read(
@@ -62,6 +52,16 @@ impl Bound {
         }
         Ok(())
     }
+}
+
+/// A name that does not mean a block any more.
+#[derive(Debug)]
+pub(super) struct Unbound {
+    pub(super) vocabulary: u32,
+    pub(super) name: Name,
+    pub(super) place: Place,
+    /// The offsets of the other blocks that the run calls so.
+    pub(super) others: Vec<u8>,
 }
 
 /// How many names one script binds at most: no other client waits for longer.

@@ -1,6 +1,6 @@
 //! What names mean.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use redis::Value;
 
@@ -92,9 +92,7 @@ impl RedisIndex {
         let whole = meanings.iter().flatten().filter(|meaning| meaning.is_run());
         let asked: BTreeSet<(Tag, Key)> = whole.map(Meaning::run).collect();
         let called = self.called(vocabulary, asked).await?;
-        let all = meanings.iter().zip(names);
-        let places = all.map(|(meanings, &name)| resolved(meanings, name, |run| called.get(run)));
-        Ok(places.collect())
+        Ok(all_resolved(&meanings, names, &called))
     }
 
     /// The same, and the runs of these blocks as far as they are there.
@@ -104,32 +102,25 @@ impl RedisIndex {
         names: &[Name],
     ) -> Result<(Vec<Vec<Place>>, Runs), Error> {
         let meanings = self.meanings(vocabulary, names).await?;
-        // Each run, and whether to ask what its blocks are called.
-        let mut wanted: BTreeMap<(Tag, Key), bool> = BTreeMap::new();
-        for meaning in meanings.iter().flatten() {
-            *wanted.entry(meaning.run()).or_default() |= meaning.is_run();
-        }
+        let wanted: BTreeSet<(Tag, Key)> = meanings.iter().flatten().map(Meaning::run).collect();
         let (mut batch, mut keys) = (Batch::reading(), Vec::with_capacity(wanted.len()));
-        for ((tag, run), &asks) in &wanted {
+        for (tag, run) in &wanted {
             let key = self.keys.run(tag, run);
             batch.push(&key, command("HGETALL", &[&key]));
-            let ask = || Called::ask(&mut batch, &self.keys, vocabulary, (tag, run));
-            keys.push((key, asks.then(ask)));
+            let named = Called::ask(&mut batch, &self.keys, vocabulary, (tag, run));
+            keys.push((key, named));
         }
         let (mut replies, mut runs) = (self.send(batch).await?, Runs::new());
-        let mut called: HashMap<(Tag, Key), Called> = HashMap::new();
-        for (at, (key, named)) in wanted.into_keys().zip(keys) {
+        let mut called = HashMap::new();
+        for (at, (key, named)) in wanted.into_iter().zip(keys) {
             let run = Run::read(&key, value(&key, next(&mut replies))?)?;
-            let names = named.map(|key| value(&key, next(&mut replies)).map(|reply| (key, reply)));
-            let Some(run) = run else { continue };
-            if let Some((key, reply)) = names.transpose()? {
-                called.insert(at, Called::read(&key, at, run.start as u8, reply)?);
+            let names = value(&named, next(&mut replies))?;
+            if let Some(run) = run {
+                called.insert(at, Called::read(&named, at, run.start as u8, names)?);
+                runs.insert(at, run);
             }
-            runs.insert(at, run);
         }
-        let all = meanings.iter().zip(names);
-        let places = all.map(|(meanings, &name)| resolved(meanings, name, |run| called.get(run)));
-        Ok((places.collect(), runs))
+        Ok((all_resolved(&meanings, names, &called), runs))
     }
 
     /// What the blocks of these runs are called, as far as they are there.
@@ -272,6 +263,15 @@ impl RedisIndex {
         let meaning = self.meaning(member, &own, name, Fit::Shape(shape)).await?.0;
         Ok(meaning.or(last.map(|last| last.spot)))
     }
+}
+
+fn all_resolved(
+    meanings: &[Vec<Meaning>],
+    names: &[Name],
+    called: &HashMap<(Tag, Key), Called>,
+) -> Vec<Vec<Place>> {
+    let all = meanings.iter().zip(names);
+    all.map(|(meanings, &name)| resolved(meanings, name, |run| called.get(run))).collect()
 }
 
 /// A block of a run; `None` if the run has none at this place.
