@@ -10,6 +10,7 @@ use foldhash::fast::RandomState;
 
 use super::chain::{ChainKey, Key, Tag};
 use super::join::Way;
+use super::names::Names;
 use super::place::{Place, Spot};
 use crate::block::{Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
@@ -192,35 +193,6 @@ fn lost_meanwhile() -> Error {
     Error::new(ErrorKind::Unavailable, text)
 }
 
-/// Names that mean one block, as far as this client has seen; what it forgets is read again.
-#[derive(Debug)]
-pub(super) struct Names(Recent<(u32, Name), Spot>);
-
-impl Default for Names {
-    /// Some 90 bytes each; seven eighths of a power of two, to which a table grows.
-    fn default() -> Names {
-        Names(Recent::new(7 << 14))
-    }
-}
-
-impl Names {
-    pub(super) fn get(&self, vocabulary: u32, name: Name) -> Option<Spot> {
-        self.0.get(&(vocabulary, name))
-    }
-
-    pub(super) fn put(&mut self, vocabulary: u32, name: Name, spot: Spot) {
-        self.0.put((vocabulary, name), spot);
-    }
-
-    pub(super) fn forget(&mut self, vocabulary: u32, name: Name) {
-        self.0.forget(&(vocabulary, name));
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Names::default();
-    }
-}
-
 /// The last blocks of pieces that this client stored, by vocabulary, segment and key: how the next worker
 /// probably gets its copies, which it joins where the whole piece lies in the segment's first run.
 #[derive(Debug)]
@@ -278,11 +250,6 @@ impl<K: Eq + Hash, V: Copy> Recent<K, V> {
             self.young.reserve(self.most - self.young.len());
         }
         self.young.insert(key, value);
-    }
-
-    fn forget(&mut self, key: &K) {
-        self.young.remove(key);
-        self.old.remove(key);
     }
 }
 
@@ -356,15 +323,13 @@ mod tests {
 
     #[test]
     fn what_was_put_in_lately_is_known_and_never_more_than_two_generations() {
-        let mut recent: Recent<(u32, Name), u64> = Recent::new(100);
+        let mut recent: Recent<u64, u64> = Recent::new(100);
         for n in 0..1000 {
-            recent.put((1, Name(n)), n);
+            recent.put(n, n);
             let first = n.saturating_sub(99);
-            assert!((first..=n).all(|n| recent.get(&(1, Name(n))) == Some(n)));
+            assert!((first..=n).all(|n| recent.get(&n) == Some(n)));
             assert!(recent.young.len() <= 100 && recent.old.len() <= 100);
         }
-        assert_eq!(recent.get(&(1, Name(0))), None);
-        recent.forget(&(1, Name(950)));
-        assert_eq!((recent.get(&(1, Name(950))), recent.get(&(2, Name(999)))), (None, None));
+        assert_eq!(recent.get(&0), None);
     }
 }

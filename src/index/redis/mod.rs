@@ -19,6 +19,7 @@ mod lay;
 mod link;
 mod local;
 mod meaning;
+mod names;
 mod notes;
 mod open;
 mod place;
