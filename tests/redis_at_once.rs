@@ -176,6 +176,30 @@ fn who_waits_for_one_of_its_names_is_placed() {
     assert_eq!(server.block_on(index.stats()).unwrap().unplaced, 0);
 }
 
+/// A block without a known parent waits for its own name, and the others for that of their parent: two keys.
+#[test]
+fn what_waits_by_one_key_alone_is_seen_as_well() {
+    let server = Server::start();
+    let index = scene(&server, options());
+    let waits = |kind: &str| keys(&server, &format!("*:{kind}:*")).len();
+    assert_eq!(store_all(&server, &index, A, &blocks(41..42), Parent::Unknown).unplaced, 1);
+    assert_eq!((waits("u"), waits("c")), (1, 0));
+    assert!(calls(&server, &index, 1..65) > 1);
+    assert_eq!(server.block_on(index.stats()).unwrap().unplaced, 0);
+    removes(&server, A, 41..42);
+    assert_eq!(leading(&server, &index, &blocks(1..65)), [(1, 64)], "a second copy of block 41");
+
+    store_all(&server, &index, A, &blocks(2041..2051), parent(&(2041..2051)));
+    for key in keys(&server, "*:u:*") {
+        let _: () = redis::cmd("DEL").arg(key).query(&mut server.raw()).unwrap();
+    }
+    assert_eq!((waits("u"), waits("c")), (0, 1));
+    let before = index.counters().calls;
+    store_all(&server, &index, A, &blocks(2001..2041), Parent::Root);
+    assert!(index.counters().calls - before > 1);
+    assert_eq!(leading(&server, &index, &blocks(2001..2065)), [(1, 40)]);
+}
+
 #[test]
 fn who_comes_second_below_a_block_is_known_there_as_well() {
     let server = Server::start();

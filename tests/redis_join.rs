@@ -277,13 +277,22 @@ fn a_run_that_is_made_anew_beside_names_that_outlived_it_begins_without_them() {
                 redis::cmd("HVALS").arg(run).query(&mut server.raw()).unwrap();
             fields.iter().any(|value| value.len() == 64 * 8)
         });
-        let _: () = redis::cmd("DEL").arg(run.unwrap()).query(&mut server.raw()).unwrap();
+        let run = run.unwrap();
+        let _: () = redis::cmd("DEL").arg(&run).query(&mut server.raw()).unwrap();
+        // As of another vocabulary: nothing overwrites it.
+        let (names, other_field) = (run.replacen(":r:", ":n:", 1), 999_u32.to_le_bytes());
+        let outlived =
+            redis::cmd("HSET").arg(&names).arg(&other_field).arg(&[7_u8; 512][..]).to_owned();
+        let _: () = outlived.query(&mut server.raw()).unwrap();
         let mut changed = [blocks(1..2), blocks(2002..2065)].concat();
         if nameless {
             // What has a block without a name is stored the long way.
             changed[63].name = Name(0);
         }
         at_root(&server, &other, A, &changed);
+        let is_kept: bool =
+            redis::cmd("HEXISTS").arg(&names).arg(&other_field).query(&mut server.raw()).unwrap();
+        assert!(!is_kept, "{nameless}");
         follow(&server, &index, &blocks(PATH));
         assert_eq!(leading(&server, &other, &blocks(PATH)), [(1, 1), (2, 64)], "{nameless}");
         assert_eq!(leading(&server, &other, &changed), [(1, 64), (2, 1)], "{nameless}");

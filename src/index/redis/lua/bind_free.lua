@@ -1,11 +1,11 @@
 -- Binds names of blocks of one run that mean nothing yet, in a group where nothing waits: 32 at a time, as long as none
--- of these means anything. `key`, `unplaced` and `waiting` are the KEYS of `bind`; all get one meaning, the run `within`;
--- `some` is 0 where it is known that `unplaced` and `waiting` are not there. Answers how many it bound, and whether that
--- is all. They go through locals, as each call costs, each value that a table takes on the way, and each argument of a
--- call beyond the 32nd.
-local function bind_free(key, unplaced, waiting, ttl, within, names, some)
+-- of these means anything. `key`, `unplaced` and `waiting` are the KEYS of `bind`; all get one meaning, the run `within`.
+-- `waits` is 0 where the caller knows that `unplaced` and `waiting` are not there, else nil. Answers how many it bound, and
+-- whether that is all. They go through locals, as each call costs, each value that a table takes on the way, and each
+-- argument of a call beyond the 32nd.
+local function bind_free(key, unplaced, waiting, ttl, within, names, waits)
   local call, pcall, values, w = redis.call, redis.pcall, struct.unpack, within
-  if (some or call('EXISTS', unplaced, waiting)) > 0 then return 0, false end
+  if (waits or call('EXISTS', unplaced, waiting)) > 0 then return 0, false end
   local n, done, many = #names / 8, 0, 'c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8'
   while done + 32 <= n do
     local a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, q, A, B, C, D, E, F, G, H, I, J, K, L, M, O, P, Q

@@ -10,15 +10,15 @@ do
   local UNNAMED, ONCE = '\0\0\0\0\0\0\0\0', '\1\0\0\0'
   local n, from = #blocks / 8, byte(offset)
   -- The end of the answer about blocks whose names are new: these are bound if all KEYS are there.
-  local function named(flags, some)
+  local function named(flags, waits)
     if not KEYS[3] then return char(flags + 8, 0) end
     local within = id == sub(tag, 1, 8) and char(128) .. tag or char(192) .. tag .. id
     local unbound = {}
-    for at = bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, within, names, some), n - 1 do unbound[#unbound + 1] = char(at) end
+    for at = bind_free(KEYS[3], KEYS[4], KEYS[5], ttl, within, names, waits), n - 1 do unbound[#unbound + 1] = char(at) end
     return char(flags + 16, #unbound) .. table.concat(unbound)
   end
   local usual = copies == '1' and not string.find(names, UNNAMED, 1, true)
-  -- Nearly always nothing is there, and nothing waits.
+  -- Where a segment is new, none of these is there, and nearly always nothing waits.
   local some = usual and from == 0 and call('EXISTS', run, list, KEYS[4] or list, KEYS[5] or list)
   local found = some == 0 and {} or redis.pcall('HMGET', run, 'k', 'h', 'c', slot)
   local have, kept, kids, held = found[1], found[2], found[3], found[4]
@@ -38,7 +38,7 @@ do
       if type(keys) == 'string' and sub(keys, -8) == above
         and call('HSETNX', above_run, 'c', char(byte(hung) % 64) .. ONCE) == 1 then made = '\2' end
     end
-    return made .. id .. char(0, n, n, n) .. named(2, some)
+    return made .. id .. char(0, n, n, n) .. named(2, some == 0 and 0 or nil)
   elseif usual and have and kept and #kept == 18 and byte(kept) == 1 and sub(kept, 7) == sub(head, 7) then
     local at = (from - byte(kept, 2)) * 8
     local follows = at >= 0 and #have % 8 == 0 and #have / 8 + byte(kept, 2) <= 64 and (from == 0 or at > 0 and sub(have, at - 7, at) == above)
