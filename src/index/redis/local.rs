@@ -2,16 +2,14 @@
 //! table of who is who as of a generation.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use foldhash::fast::RandomState;
 
 use super::chain::{ChainKey, Key, Tag};
 use super::join::Way;
 use super::names::Names;
 use super::place::{Place, Spot};
+use super::recent::Recent;
 use crate::block::{Group, Name, SpaceId, Tier, VocabularyId, WorkerId};
 use crate::error::{Error, ErrorKind};
 use crate::index::Home;
@@ -223,36 +221,6 @@ impl Ends {
     }
 }
 
-/// What was put in lately, in two generations of at most so many.
-#[derive(Debug)]
-struct Recent<K, V> {
-    young: HashMap<K, V, RandomState>,
-    old: HashMap<K, V, RandomState>,
-    most: usize,
-}
-
-impl<K: Eq + Hash, V: Copy> Recent<K, V> {
-    fn new(most: usize) -> Recent<K, V> {
-        Recent { young: HashMap::default(), old: HashMap::default(), most }
-    }
-
-    fn get(&self, key: &K) -> Option<V> {
-        self.young.get(key).or_else(|| self.old.get(key)).copied()
-    }
-
-    fn put(&mut self, key: K, value: V) {
-        if self.young.len() >= self.most {
-            std::mem::swap(&mut self.young, &mut self.old);
-            self.young.clear();
-        }
-        // Who fills a sixteenth fills the rest, and each doubling on the way would move all of it.
-        if self.young.len() == self.young.capacity() && self.young.len() > self.most / 16 {
-            self.young.reserve(self.most - self.young.len());
-        }
-        self.young.insert(key, value);
-    }
-}
-
 /// What local numbers are called in the store.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
@@ -314,22 +282,5 @@ impl Texts {
     /// What a worker is called, if it was named or met.
     pub(super) fn known(&self, id: WorkerId) -> Option<&str> {
         self.workers.get(&id).map(String::as_str)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_put_in_lately_is_known_and_never_more_than_two_generations() {
-        let mut recent: Recent<u64, u64> = Recent::new(100);
-        for n in 0..1000 {
-            recent.put(n, n);
-            let first = n.saturating_sub(99);
-            assert!((first..=n).all(|n| recent.get(&n) == Some(n)));
-            assert!(recent.young.len() <= 100 && recent.old.len() <= 100);
-        }
-        assert_eq!(recent.get(&0), None);
     }
 }

@@ -24,6 +24,7 @@ mod notes;
 mod open;
 mod place;
 mod read;
+mod recent;
 mod remove;
 mod replica;
 mod reply;

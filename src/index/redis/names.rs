@@ -1,48 +1,29 @@
 //! What names mean, as far as a client remembers.
 
-use std::collections::HashMap;
-use std::mem;
-
-use foldhash::fast::RandomState;
-
 use super::chain::{Key, Link, Rest, Tag};
 use super::place::{Place, Spot};
+use super::recent::Recent;
 use crate::block::Name;
 
-/// Names that mean one block, as far as this client has seen; what it forgets is read again. Some 40 bytes each, and up to
-/// 85 where each block lies in another run than the one before. Much of what a store costs a client is to wait for the
-/// table's memory, which is met at random places, so its entries are small.
+/// Names that mean one block, as far as this client has seen; what it forgets is read again. Much of what a store costs a
+/// client is to wait for the memory of this table, which is met at random places: so what blocks of one run have in
+/// common is not in it.
 #[derive(Debug)]
 pub(super) struct Names {
-    young: Generation,
-    old: Generation,
-    most: usize,
-}
-
-impl Default for Names {
-    /// Seven eighths of a power of two, to which a table grows.
-    fn default() -> Names {
-        Names::new(7 << 14)
-    }
-}
-
-/// What was put in lately, up to so many times. A name that is forgotten or put in again keeps its block until all go.
-#[derive(Debug, Default)]
-struct Generation {
-    /// Which of the blocks.
-    at: HashMap<u64, u32, RandomState>,
-    blocks: Vec<Block>,
-    runs: Vec<Run>,
+    blocks: Recent<u64, Block>,
+    runs: Recent<u32, Run>,
+    /// The run that was put in last, and its number.
+    last: Option<Run>,
+    number: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Block {
-    key: Key,
     run: u32,
+    key: Key,
     offset: u8,
 }
 
-/// What blocks of one run have in common that were put in one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     vocabulary: u32,
@@ -53,80 +34,53 @@ struct Run {
     above: usize,
 }
 
-impl Names {
-    fn new(most: usize) -> Names {
-        Names { young: Generation::default(), old: Generation::default(), most }
-    }
-
-    pub(super) fn get(&self, vocabulary: u32, name: Name) -> Option<Spot> {
-        let at = mixed(vocabulary, name);
-        // Whoever took its place in the younger one came later than what the older one has.
-        let (of, block) = match self.young.at.get(&at) {
-            Some(&block) => (&self.young, block),
-            None => (&self.old, *self.old.at.get(&at)?),
-        };
-        of.spot(vocabulary, block)
-    }
-
-    pub(super) fn put(&mut self, vocabulary: u32, name: Name, spot: Spot) {
-        if self.young.blocks.len() >= self.most {
-            mem::swap(&mut self.young, &mut self.old);
-            self.young.clear();
-        }
-        self.young.put(vocabulary, name, spot, self.most);
-    }
-
-    pub(super) fn forget(&mut self, vocabulary: u32, name: Name) {
-        let at = mixed(vocabulary, name);
-        self.young.at.remove(&at);
-        self.old.at.remove(&at);
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Names::new(self.most);
+impl Default for Names {
+    /// Seven eighths of a power of two, to which a table grows.
+    fn default() -> Names {
+        Names::new(7 << 14)
     }
 }
 
-impl Generation {
-    fn spot(&self, vocabulary: u32, block: u32) -> Option<Spot> {
-        let block = self.blocks[block as usize];
-        let of = self.runs[block.run as usize];
-        (of.vocabulary == vocabulary).then(|| Spot {
-            place: Place { tag: of.tag, run: of.run, offset: block.offset },
-            link: Link {
-                depth: of.above + usize::from(block.offset) + 1,
-                tag: of.tag,
-                rest: of.rest,
-                key: block.key,
-            },
+impl Names {
+    fn new(most: usize) -> Names {
+        Names { blocks: Recent::new(most), runs: Recent::new(most), last: None, number: 0 }
+    }
+
+    pub(super) fn get(&self, vocabulary: u32, name: Name) -> Option<Spot> {
+        let Block { run, key, offset } = self.blocks.get(&mixed(vocabulary, name))?;
+        let of = self.runs.get(&run).filter(|of| of.vocabulary == vocabulary)?;
+        let depth = of.above + usize::from(offset) + 1;
+        Some(Spot {
+            place: Place { tag: of.tag, run: of.run, offset },
+            link: Link { depth, tag: of.tag, rest: of.rest, key },
         })
     }
 
-    fn put(&mut self, vocabulary: u32, name: Name, spot: Spot, most: usize) {
-        let Spot { place, link } = spot;
-        let above = link.depth - 1 - usize::from(place.offset);
-        let of = Run { vocabulary, tag: link.tag, rest: link.rest, run: place.run, above };
-        if self.runs.last() != Some(&of) {
-            self.runs.push(of);
+    pub(super) fn put(&mut self, vocabulary: u32, name: Name, spot: Spot) {
+        let Spot { place: Place { tag, run, offset }, link } = spot;
+        let above = link.depth - 1 - usize::from(offset);
+        let of = Run { vocabulary, tag, rest: link.rest, run, above };
+        if self.last != Some(of) {
+            // Whatever had a number that comes again is long forgotten.
+            self.number = self.number.wrapping_add(1);
+            self.runs.put(self.number, of);
+            self.last = Some(of);
         }
-        // Who fills a sixteenth fills the rest, and each doubling of the table on the way would move all of it.
-        if self.at.len() == self.at.capacity() && self.at.len() > most / 16 {
-            self.at.reserve(most - self.at.len());
-        }
-        self.at.insert(mixed(vocabulary, name), self.blocks.len() as u32);
-        let run = self.runs.len() as u32 - 1;
-        self.blocks.push(Block { key: link.key, run, offset: place.offset });
+        let block = Block { run: self.number, key: link.key, offset };
+        self.blocks.put(mixed(vocabulary, name), block);
     }
 
-    fn clear(&mut self) {
-        self.at.clear();
-        self.blocks.clear();
-        self.runs.clear();
+    pub(super) fn forget(&mut self, vocabulary: u32, name: Name) {
+        self.blocks.forget(&mixed(vocabulary, name));
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Names::default();
     }
 }
 
 /// A name and its vocabulary in one number. Two that have the same take each other's place, and each is known from the
-/// other by its vocabulary.
+/// other by its run's vocabulary.
 fn mixed(vocabulary: u32, name: Name) -> u64 {
     name.0 ^ u64::from(vocabulary).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
@@ -144,23 +98,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_in_lately_is_known_and_never_more_than_two_generations() {
-        let mut names = Names::new(100);
-        for n in 0..1000 {
-            names.put(1, Name(n), spot(n));
-            let first = n.saturating_sub(99);
-            assert!((first..=n).all(|n| names.get(1, Name(n)) == Some(spot(n))));
-            for some in [&names.young, &names.old] {
-                assert!(some.at.len() <= 100 && some.blocks.len() <= 100 && some.runs.len() <= 100);
+    fn what_was_put_in_lately_is_known_whether_its_run_is_that_of_the_one_before_or_not() {
+        for apart in [1, 8] {
+            let mut names = Names::new(100);
+            for n in (0..1000).map(|n| n * apart) {
+                names.put(1, Name(n), spot(n));
+                let first = n.saturating_sub(99 * apart);
+                let mut lately = (first..=n).step_by(apart as usize);
+                assert!(lately.all(|n| names.get(1, Name(n)) == Some(spot(n))), "{apart}");
             }
+            assert_eq!(names.get(1, Name(0)), None);
+            names.forget(1, Name(999 * apart));
+            assert_eq!(names.get(1, Name(999 * apart)), None);
         }
-        assert_eq!((names.get(1, Name(0)), names.get(2, Name(999))), (None, None));
-        let gone = [850, 950].map(|n| {
-            assert_eq!(names.get(1, Name(n)), Some(spot(n)));
-            names.forget(1, Name(n));
-            names.get(1, Name(n))
-        });
-        assert_eq!(gone, [None, None], "of either generation");
+    }
+
+    /// What is of another run by then, or of none, is not taken for what it was.
+    #[test]
+    fn a_run_that_is_forgotten_before_its_names_takes_them_along() {
+        let mut names = Names::new(4);
+        names.put(1, Name(0), spot(0));
+        // Runs come and names stay the same, so that the runs' generations end sooner.
+        (1..20).for_each(|n| names.put(1, Name(1), spot(8 * n)));
+        assert_eq!((names.get(1, Name(0)), names.get(1, Name(1))), (None, Some(spot(152))));
     }
 
     #[test]

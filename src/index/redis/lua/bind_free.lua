@@ -6,7 +6,7 @@
 local function bind_free(key, unplaced, waiting, ttl, within, names, waits)
   local call, pcall, values, w = redis.call, redis.pcall, struct.unpack, within
   if (waits or call('EXISTS', unplaced, waiting)) > 0 then return 0, false end
-  local n, done, many = #names / 8, 0, 'c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8c8'
+  local n, done, many = #names / 8, 0, string.rep('c8', 32)
   while done + 32 <= n do
     local a, b, c, d, e, f, g, h, i, j, k, l, m, o, p, q, A, B, C, D, E, F, G, H, I, J, K, L, M, O, P, Q
       = values(many, names, done * 8 + 1)
