@@ -61,8 +61,11 @@ impl Names {
         let above = link.depth - 1 - usize::from(offset);
         let of = Run { vocabulary, tag, rest: link.rest, run, above };
         if self.last != Some(of) {
-            // Whatever had a number that comes again is long forgotten.
-            self.number = self.number.wrapping_add(1);
+            // A number never means two runs: some name may still have it.
+            if self.number == u32::MAX {
+                self.clear();
+            }
+            self.number += 1;
             self.runs.put(self.number, of);
             self.last = Some(of);
         }
@@ -121,6 +124,15 @@ mod tests {
         // Runs come and names stay the same, so that the runs' generations end sooner.
         (1..20).for_each(|n| names.put(1, Name(1), spot(8 * n)));
         assert_eq!((names.get(1, Name(0)), names.get(1, Name(1))), (None, Some(spot(152))));
+    }
+
+    #[test]
+    fn where_the_numbers_of_runs_end_all_is_forgotten_before_one_comes_again() {
+        let mut names = Names::new(100);
+        names.put(1, Name(0), spot(0));
+        names.number = u32::MAX;
+        names.put(1, Name(70), spot(70));
+        assert_eq!((names.get(1, Name(0)), names.get(1, Name(70))), (None, Some(spot(70))));
     }
 
     #[test]
